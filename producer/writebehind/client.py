@@ -1,0 +1,288 @@
+"""``WriteBehind``: what an application calls."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+from redis import Redis
+from redis.exceptions import OutOfMemoryError, ResponseError
+
+from .batch import Batch
+from .directory import TableDirectory
+from .entry import Entry, read_entry, row_decoder
+from .errors import FlushTimeout, InvalidWrite, OutcomeUnknown, QueueFull
+from .identity import cache_key
+from .keys import DEFAULT_QUEUE, QueueKeys
+from .message import Id, Op, Write, encode_row, field_name, make_write
+from .receipt import Receipt, pauses
+from .script import Argument, Script
+from .session import SessionPool
+from .translate import redis_errors_as_ours
+
+Loader = Callable[[Any], Mapping[str, Any] | None]
+
+_ENQUEUE = Script("writebehind", "enqueue")
+_BEGIN_FILL = Script("writebehind", "begin_fill")
+_END_FILL = Script("writebehind", "end_fill")
+_INVALIDATE = Script("writebehind", "invalidate")
+
+
+class WriteBehind:
+    """Writes rows to Redis; a worker brings them to Postgres. Thread-safe, and safe to fork.
+
+    Args:
+        client: a redis-py client that does not decode responses.
+        ttl: how long a row stays cached once it is durable, in seconds.
+        queue: name of the list; the worker's ``--queue`` must be the same.
+        prefix: put before every cache key.
+        version: of the rows' shape; part of every cache key, so that another shape is never read.
+        max_queue_length: writes pending at which :class:`QueueFull` is raised.
+        max_message_bytes: largest message, in bytes of JSON.
+        negative_ttl: how long it is remembered that a row does not exist, in seconds.
+        fill_timeout: how long one reader may take to load a row before another may, in seconds.
+        parse_float: makes a number with a fraction out of its text (``Decimal`` keeps all digits).
+    """
+
+    def __init__(
+        self,
+        client: Redis,
+        *,
+        ttl: int = 3600,
+        queue: str = DEFAULT_QUEUE,
+        prefix: str = "",
+        version: str | int | None = None,
+        max_queue_length: int = 1_000_000,
+        max_message_bytes: int = 1 << 20,
+        negative_ttl: int = 5,
+        fill_timeout: float = 5.0,
+        parse_float: Callable[[str], Any] = float,
+    ) -> None:
+        for name, value in (("ttl", ttl), ("negative_ttl", negative_ttl)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a positive number of whole seconds, not {value!r}")
+        if fill_timeout < 0.001:
+            raise ValueError(f"fill_timeout must be at least a millisecond, not {fill_timeout!r}")
+        if client.get_encoder().decode_responses:
+            raise ValueError("the Redis client must be made with decode_responses=False")
+        self.redis = client
+        self.keys = QueueKeys(queue)
+        self.ttl, self.negative_ttl, self.fill_timeout = ttl, negative_ttl, fill_timeout
+        self.max_queue_length, self.max_message_bytes = max_queue_length, max_message_bytes
+        self._prefix = prefix + (f"v{version}:" if version is not None else "")
+        self._row = row_decoder(parse_float)
+        self._directory = TableDirectory(client, self.keys)
+        self._sessions = SessionPool()
+
+    @classmethod
+    def from_url(
+        cls,
+        url: str,
+        *,
+        ttl: int = 3600,
+        queue: str = DEFAULT_QUEUE,
+        prefix: str = "",
+        version: str | int | None = None,
+        max_queue_length: int = 1_000_000,
+        max_message_bytes: int = 1 << 20,
+        negative_ttl: int = 5,
+        fill_timeout: float = 5.0,
+        parse_float: Callable[[str], Any] = float,
+        **redis_options: Any,
+    ) -> WriteBehind:
+        """Connects to ``redis://``, ``rediss://`` or ``unix://``.
+
+        ``redis_options`` go to ``redis.Redis.from_url``: pooling, timeouts, TLS, retries. Both timeouts are
+        5 s unless given here or in the URL. The other arguments are those of the class.
+        """
+        options = {"socket_timeout": 5.0, "socket_connect_timeout": 5.0, **redis_options}
+        return cls(
+            Redis.from_url(url, **options),
+            ttl=ttl,
+            queue=queue,
+            prefix=prefix,
+            version=version,
+            max_queue_length=max_queue_length,
+            max_message_bytes=max_message_bytes,
+            negative_ttl=negative_ttl,
+            fill_timeout=fill_timeout,
+            parse_float=parse_float,
+        )
+
+    def close(self) -> None:
+        """Closes the Redis connections."""
+        self.redis.close()
+
+    def __enter__(self) -> WriteBehind:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Writing. Each raises InvalidWrite, QueueFull, RedisFull, RedisRefused or RedisUnavailable.
+
+    def put(self, table: str, id: Id, data: Mapping[str, Any]) -> Receipt:
+        """The row exists and these columns have these values. Columns not given stay as they are.
+
+        ``data`` is the row as the application sees it: until its TTL, ``get`` answers with just that.
+        """
+        return self._write("put", table, id, data)
+
+    def patch(self, table: str, id: Id, data: Mapping[str, Any]) -> Receipt:
+        """Changes columns of a row that exists; if it does not, the write is rejected."""
+        return self._write("patch", table, id, data)
+
+    def increment(self, table: str, id: Id, data: Mapping[str, Any]) -> Receipt:
+        """Adds to numeric columns (null counts as 0); inserts the row with the deltas if it is missing."""
+        return self._write("increment", table, id, data)
+
+    def delete(self, table: str, id: Id) -> Receipt:
+        """The row does not exist any more; it is no error if it never did."""
+        return self._write("delete", table, id, None)
+
+    def batch(self) -> Batch:
+        """``with wb.batch() as batch:`` many writes in one round trip, all accepted or none."""
+        return Batch(self._send)
+
+    def _write(self, op: Op, table: str, id: Id, data: Mapping[str, Any] | None) -> Receipt:
+        return self._send([make_write(op, table, id, data)])[0]
+
+    def _send(self, writes: Sequence[Write]) -> list[Receipt]:
+        keys = [self.keys.queue, self.keys.clock, self.keys.producers]
+        arguments: list[Argument] = []
+        for write in writes:
+            entry = self._cache_key(write.table, write.key)
+            message = write.message(entry, self.ttl)
+            if len(message) > self.max_message_bytes:
+                raise InvalidWrite(
+                    f"{write.table}: the message has {len(message)} bytes, at most "
+                    f"{self.max_message_bytes} are allowed (max_message_bytes)"
+                )
+            keys.append(entry)
+            arguments += (write.op, message, len(write.columns), *write.cache_fields())
+        seq, generation = self._enqueue(keys, arguments)
+        return [Receipt(self.redis, self.keys, generation, seq + i) for i in range(len(writes))]
+
+    def _enqueue(self, keys: list[str], arguments: list[Argument]) -> tuple[int, int]:
+        with redis_errors_as_ours("write"), self._sessions.borrow() as session:
+            head: list[Argument] = [session.id, session.counter, self.max_queue_length]
+            first, second = (*_ENQUEUE(self.redis, keys, head + arguments), b"")[:2]
+        if first == b"full":
+            raise QueueFull(self.keys.queue, int(second), self.max_queue_length)
+        if first == b"stale":
+            raise OutcomeUnknown("write: a later call of the same session has overtaken this one")
+        return int(first), int(second)
+
+    def _cache_key(self, table: str, key: str | Mapping[str, str]) -> str:
+        return cache_key(self._prefix, self._directory.find(table), key)
+
+    # Reading.
+
+    def get(
+        self, table: str, id: Id, load: Loader | None = None, *, timeout: float = 5.0
+    ) -> dict[str, Any] | None:
+        """The row as last written, or ``None`` if it does not exist.
+
+        Args:
+            load: called with ``id`` on a miss; reads the row from the primary. One reader loads, the others
+                wait for it. Without it only the cache is asked, and ``None`` also means "not cached".
+            timeout: longest wait, in seconds, for a write that the cache cannot show yet.
+
+        Values are as JSON has them: a date or a uuid comes back as text, whether cached or just loaded.
+
+        Raises:
+            FlushTimeout: the row has a pending write that the cache cannot show, and it was not committed
+                in time; to answer would be to go back to an older row.
+        """
+        where = self._cache_key(table, make_write("delete", table, id, None).key)
+        deadline = time.monotonic() + timeout
+        entry = self._look(where)
+        if load is None:
+            return self._row(entry.columns) if entry.state == "row" else None
+        for pause in pauses():
+            if entry.state == "absent":
+                token = secrets.token_hex(8)
+                entry = self._begin_fill(where, token)
+                if entry.state == "absent":
+                    return self._fill(where, token, table, id, load)
+            if entry.state == "row":
+                return self._row(entry.columns)
+            if entry.state == "gone":
+                return None
+            if entry.state != "filling":
+                break
+            time.sleep(pause)
+            entry = self._look(where)
+        if entry.state == "marker":
+            self._await_applied(table, entry.seq, deadline)
+        return self._loaded(table, load(id))[0]
+
+    def invalidate(self, table: str, id: Id) -> bool:
+        """Removes a row from the cache, so that the next ``get`` loads it.
+
+        Returns ``False``, and removes nothing, while a write to it is pending: the cache is then newer than
+        Postgres.
+        """
+        where = self._cache_key(table, make_write("delete", table, id, None).key)
+        with redis_errors_as_ours("invalidate"):
+            return bool(_INVALIDATE(self.redis, [where], []))
+
+    def _look(self, where: str) -> Entry:
+        with redis_errors_as_ours("get"):
+            try:
+                return read_entry(cast(dict[bytes, bytes], self.redis.hgetall(where)))
+            except ResponseError as error:
+                if str(error).startswith("WRONGTYPE"):
+                    return Entry("foreign", {})
+                raise
+
+    def _begin_fill(self, where: str, token: str) -> Entry:
+        with redis_errors_as_ours("get"):
+            try:
+                reply = _BEGIN_FILL(self.redis, [where], [token, int(self.fill_timeout * 1000)])
+            except OutOfMemoryError:  # a full Redis still answers reads: load, and cache nothing
+                return Entry("foreign", {})
+        fields = reply if isinstance(reply, dict) else dict(zip(*[iter(reply)] * 2, strict=True))
+        return read_entry(fields)
+
+    def _fill(self, where: str, token: str, table: str, id: Id, load: Loader) -> dict[str, Any] | None:
+        outcome: tuple[str, int, list[str | bytes]] = ("abandon", 1, [])
+        try:
+            row, columns = self._loaded(table, load(id))
+            if row is None:
+                outcome = ("negative", self.negative_ttl, [])
+            else:
+                fields = [item for c, v in columns.items() for item in (field_name(c), v)]
+                outcome = ("row", self.ttl, fields)
+            return row
+        finally:
+            self._end_fill(where, token, outcome)
+
+    def _end_fill(self, where: str, token: str, outcome: tuple[str, int, list[str | bytes]]) -> None:
+        kind, ttl, fields = outcome
+        with redis_errors_as_ours("get"), contextlib.suppress(OutOfMemoryError):
+            # where Redis is full, the token runs out by itself
+            _END_FILL(self.redis, [where], [token, kind, ttl, *fields])
+
+    def _loaded(
+        self, table: str, loaded: Mapping[str, Any] | None
+    ) -> tuple[dict[str, Any] | None, dict[str, bytes]]:
+        if loaded is None:
+            return None, {}
+        columns = encode_row(table, loaded)
+        return self._row(columns), columns
+
+    def _await_applied(self, table: str, seq: int, deadline: float) -> None:
+        for pause in pauses():
+            with redis_errors_as_ours("get"):
+                applied = self.redis.get(self.keys.applied)
+            if int(applied or 0) >= seq:
+                return
+            if time.monotonic() + pause > deadline:
+                raise FlushTimeout(
+                    f"{table}: write {seq} to this row is not committed yet, and the cache cannot show it"
+                )
+            time.sleep(pause)

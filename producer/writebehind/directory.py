@@ -1,0 +1,39 @@
+"""What the worker has published of the tables: by it a producer makes canonical cache keys."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+from redis import Redis
+
+from .identity import TableKey
+from .keys import QueueKeys
+from .translate import redis_errors_as_ours
+
+UNKNOWN_FOR_S = 5.0
+"""How long a table that was not published is taken as unknown before we look again."""
+
+
+class TableDirectory:
+    """Looks a table up in ``{q}:tables``, once a process."""
+
+    def __init__(self, client: Redis, keys: QueueKeys) -> None:
+        self._client, self._field = client, keys.tables
+        self._known: dict[str, TableKey] = {}
+        self._unknown_until: dict[str, float] = {}
+
+    def find(self, table: str) -> TableKey:
+        """The table's canonical name and key columns; as it was spelt where nothing is published."""
+        known = self._known.get(table)
+        if known is not None:
+            return known
+        if self._unknown_until.get(table, 0.0) > time.monotonic():
+            return TableKey(table)
+        with redis_errors_as_ours(f"table {table}"):
+            raw = self._client.hget(self._field, table)
+        if raw is None:
+            self._unknown_until[table] = time.monotonic() + UNKNOWN_FOR_S
+            return TableKey(table)
+        found = self._known[table] = msgspec.json.decode(raw, type=TableKey)
+        return found

@@ -1,0 +1,69 @@
+"""The names of a queue's keys in Redis. One hash tag, so that they share a cluster slot; none has a TTL."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+DEFAULT_QUEUE = "db:write:queue"
+
+
+@dataclass(frozen=True, slots=True)
+class QueueKeys:
+    """Redis keys of one queue. ``queue`` itself is the list that producers LPUSH to."""
+
+    queue: str = DEFAULT_QUEUE
+
+    def _own(self, name: str) -> str:
+        # `q` and `{q}:x` share a slot; where q has a hash tag of its own, `q:x` does.
+        tag = self.queue if re.search(r"\{[^}]+\}", self.queue) else "{" + self.queue + "}"
+        return f"{tag}:{name}"
+
+    @property
+    def inflight(self) -> str:
+        """List: ids of the frozen batches, oldest first."""
+        return self._own("inflight")
+
+    def processing(self, batch: int) -> str:
+        """List: one frozen batch, oldest item first."""
+        return self._own(f"processing:{batch}")
+
+    @property
+    def lease(self) -> str:
+        """String ``token|expiry in ms of server time|owner``."""
+        return self._own("lease")
+
+    @property
+    def epoch(self) -> str:
+        """String: fencing epoch of the owner, given out by Postgres."""
+        return self._own("epoch")
+
+    @property
+    def clock(self) -> str:
+        """Hash: ``seq`` last given out, ``generation`` of this Redis history."""
+        return self._own("clock")
+
+    @property
+    def producers(self) -> str:
+        """Hash: producer session → ``counter:first seq``, so that a re-sent call takes effect once."""
+        return self._own("producers")
+
+    @property
+    def applied(self) -> str:
+        """String: last seq known committed in Postgres."""
+        return self._own("applied")
+
+    @property
+    def acked(self) -> str:
+        """String: id of the last batch acknowledged."""
+        return self._own("acked")
+
+    @property
+    def rejected(self) -> str:
+        """Sorted set, bounded: ``seq`` → JSON reason of writes that became dead letters."""
+        return self._own("rejected")
+
+    @property
+    def tables(self) -> str:
+        """Hash: table as a message may name it → JSON of its name and key columns, for cache keys."""
+        return self._own("tables")

@@ -1,0 +1,166 @@
+"""A write as a message: what the wire format carries and what the cache shows. No I/O.
+
+Values keep their JSON text from here to Postgres, so that numerics, big integers and JSON are exact.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import enum
+import math
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any, Literal
+from uuid import UUID
+
+import msgspec
+
+from .errors import InvalidWrite
+from .identity import scalar_text
+
+Op = Literal["put", "patch", "increment", "delete"]
+Id = str | int | UUID | Decimal | dt.date | Mapping[str, Any]
+
+_encoder = msgspec.json.Encoder(decimal_format="number")
+_AS_THEY_ARE = frozenset({str, int, bool, type(None), UUID, dt.date, dt.datetime, dt.time})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Write:
+    """One validated write: ``columns`` maps column → JSON text, ``key`` is the id's text or texts."""
+
+    op: Op
+    table: str
+    id_json: bytes
+    key: str | dict[str, str]
+    columns: dict[str, bytes]
+
+    def message(self, cache_key: str, ttl_s: int) -> bytes:
+        """The queue item, but for ``seq``: the script that accepts it puts that in front."""
+        parts = [b'{"table":', encode(self.table), b',"id":', self.id_json]
+        if self.op != "put":
+            parts += (b',"op":"', self.op.encode(), b'"')
+        if self.op != "delete":
+            body = b",".join(encode(c) + b":" + v for c, v in self.columns.items())
+            parts += (b',"data":{', body, b"}")
+        parts += (b',"key":', encode(cache_key), b',"ttl":', str(ttl_s).encode(), b"}")
+        return b"".join(parts)
+
+    def cache_fields(self) -> list[str | bytes]:
+        """Column, JSON text, column, ... as the cache entry holds them."""
+        return [item for c, v in self.columns.items() for item in (field_name(c), v)]
+
+
+def field_name(column: str) -> str:
+    """The hash field of a column: our own fields begin with ``@``, so a column's ``@`` is doubled."""
+    return "@" + column if column.startswith("@") else column
+
+
+def encode(value: object) -> bytes:
+    """JSON text of a value that :func:`plain` has passed."""
+    return _encoder.encode(value)
+
+
+def plain(value: Any) -> Any:
+    """The value, with what JSON lacks written as Postgres reads it. Raises ``ValueError``."""
+    if type(value) in _AS_THEY_ARE:
+        return value
+    if isinstance(value, enum.Enum):
+        return plain(value.value)
+    if isinstance(value, float | Decimal):
+        if not math.isfinite(value):
+            raise ValueError(f"{value} is no JSON number")
+        return value
+    if isinstance(value, Mapping):
+        return {_member(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(v) for v in value]
+    if isinstance(value, bytes | bytearray | memoryview):
+        return "\\x" + bytes(value).hex()
+    if isinstance(value, dt.timedelta):
+        return f"{value.days} days {value.seconds}.{value.microseconds:06d} seconds"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, msgspec.Struct):
+        return {name: plain(getattr(value, name)) for name in value.__struct_fields__}
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, UUID):
+        return str(value)
+    if isinstance(value, dt.datetime | dt.date | dt.time):
+        return value.isoformat()
+    raise ValueError(f"a {type(value).__name__} has no JSON form")
+
+
+def _member(name: Any) -> str:
+    if isinstance(name, str):
+        return name
+    if isinstance(name, int) and not isinstance(name, bool):
+        return str(name)
+    raise ValueError(f"a {type(name).__name__} cannot name a member of a JSON object")
+
+
+def make_write(op: Op, table: str, id: Id, data: Mapping[str, Any] | None) -> Write:
+    """Validates the arguments of a write.
+
+    Raises:
+        InvalidWrite: no table, an empty id, a value that JSON cannot carry, an increment that is no number.
+    """
+    if not isinstance(table, str) or not table or "\0" in table:
+        raise InvalidWrite(f"table must be a non-empty string without NUL, not {table!r}")
+    id_json, key = _identity(table, id)
+    columns: dict[str, bytes] = {}
+    if op != "delete":
+        if not isinstance(data, Mapping):
+            raise InvalidWrite(f"{table}: data must map column → value, not {type(data).__name__}")
+        if op != "put" and not data:
+            raise InvalidWrite(f"{table}: {op} needs at least one column")
+        columns = {c: _column(op, table, c, v) for c, v in data.items()}
+    return Write(op, table, id_json, key, columns)
+
+
+def encode_row(table: str, row: Mapping[str, Any]) -> dict[str, bytes]:
+    """Column → JSON text of a loaded row. Raises :class:`InvalidWrite` for a value JSON cannot carry."""
+    return {c: _column("put", table, c, v) for c, v in row.items()}
+
+
+def _column(op: Op, table: str, column: Any, value: Any) -> bytes:
+    if not isinstance(column, str) or not column:
+        raise InvalidWrite(f"{table}: a column's name must be a non-empty string, not {column!r}")
+    if op == "increment" and (isinstance(value, bool) or not isinstance(value, int | float | Decimal)):
+        raise InvalidWrite(f"{table}.{column}: an increment must be a number, not {value!r}")
+    return _json(f"{table}.{column}", value)
+
+
+def _json(where: str, value: Any) -> bytes:
+    try:
+        return encode(plain(value))
+    except RecursionError:
+        raise InvalidWrite(f"{where}: nested too deep, or in itself") from None
+    except (ValueError, TypeError, OverflowError, msgspec.MsgspecError) as error:
+        raise InvalidWrite(f"{where}: {error}") from error
+
+
+def _identity(table: str, id: Id) -> tuple[bytes, str | dict[str, str]]:
+    if isinstance(id, Mapping):
+        if not id:
+            raise InvalidWrite(f"{table}: the id is empty")
+        texts = {_key_column(table, c): _key_text(f"{table}.{c}", v) for c, v in id.items()}
+        return _json(table, id), texts
+    return _json(f"{table}: id", id), _key_text(f"{table}: id", id)
+
+
+def _key_column(table: str, column: Any) -> str:
+    if not isinstance(column, str) or not column:
+        raise InvalidWrite(f"{table}: a key column's name must be a non-empty string: {column!r}")
+    return column
+
+
+def _key_text(where: str, value: Any) -> str:
+    text = scalar_text(_json(where, value))
+    if text is None or text == "":
+        raise InvalidWrite(f"{where}: a key must be a non-empty scalar, not {value!r}")
+    return text

@@ -1,0 +1,33 @@
+"""Lua scripts: read from the package once, sent by hash, in full where the server has not seen them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any, Protocol
+
+from redis.exceptions import NoScriptError
+
+Argument = str | bytes | int
+
+
+class Client(Protocol):
+    """What a script needs of redis-py's client."""
+
+    def execute_command(self, *args: Any, **options: Any) -> Any: ...
+
+
+class Script:
+    """One Lua script of a package's ``lua`` folder."""
+
+    def __init__(self, package: str, name: str) -> None:
+        self.source = resources.files(package).joinpath("lua", f"{name}.lua").read_bytes()
+        self.sha = hashlib.sha1(self.source, usedforsecurity=False).hexdigest()
+
+    def __call__(self, client: Client, keys: Sequence[str], args: Sequence[Argument]) -> Any:
+        """Runs it and returns Redis' reply. NOSCRIPT means that nothing was run: then it is sent whole."""
+        try:
+            return client.execute_command("EVALSHA", self.sha, len(keys), *keys, *args)
+        except NoScriptError:
+            return client.execute_command("EVAL", self.source, len(keys), *keys, *args)

@@ -1,0 +1,42 @@
+-- The worker's own schema: the ledger that makes each batch take effect once, and the dead letters.
+-- Idempotent; `writebehind init` applies it. It touches nothing outside the schema `writebehind`.
+
+CREATE SCHEMA IF NOT EXISTS writebehind;
+
+-- One row a queue. It is updated in the same transaction as the rows of a batch: whoever reads it knows
+-- what has been committed, and the row lock plus the epoch let one owner commit at a time.
+CREATE TABLE IF NOT EXISTS writebehind.ledger (
+    queue               text PRIMARY KEY,
+    epoch               bigint NOT NULL DEFAULT 0,          -- fencing epoch: raised by each new owner
+    recent_batches      bigint[] NOT NULL DEFAULT '{}',     -- ids of the last committed batches, oldest first
+    applied_seq         bigint NOT NULL DEFAULT 0,          -- highest seq committed
+    generations         bigint[] NOT NULL DEFAULT '{}',     -- Redis histories served, the current one last
+    redis_run_id        text,                               -- the Redis process that the owner talks to
+    rollback_seq        bigint NOT NULL DEFAULT 0,          -- after Redis went back: items up to this seq ...
+    rollback_items      bigint NOT NULL DEFAULT 0,          -- ... among the next so many have been applied before
+    owner               text,                               -- host:pid of the worker
+    owner_pid           integer,                            -- its backend here, so that a stalled one can be ended
+    owner_backend_start timestamptz,
+    updated_at          timestamptz NOT NULL DEFAULT now()
+);
+
+-- Writes that could not be applied, as they were received, and why.
+CREATE TABLE IF NOT EXISTS writebehind.dead_letters (
+    id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    queue         text NOT NULL,
+    batch         bigint NOT NULL,                          -- the frozen batch it came in
+    position      integer NOT NULL,                         -- its place in that batch, oldest 0
+    kind          text NOT NULL DEFAULT 'rejected' CHECK (kind IN ('rejected', 'rollback')),
+    seq           bigint,
+    body          bytea NOT NULL,                           -- the original bytes
+    table_name    text,                                     -- schema.table where it is known
+    key           text,                                     -- canonical primary key, as a JSON array
+    cache_key     text,
+    sqlstate      text,
+    reason        text NOT NULL,
+    created_at    timestamptz NOT NULL DEFAULT now(),
+    superseded_at timestamptz                               -- a later write of the same key has been applied
+);
+CREATE INDEX IF NOT EXISTS dead_letters_batch ON writebehind.dead_letters (queue, batch);
+CREATE INDEX IF NOT EXISTS dead_letters_open ON writebehind.dead_letters (queue, table_name, key)
+    WHERE superseded_at IS NULL;

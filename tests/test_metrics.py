@@ -1,0 +1,109 @@
+"""The worker's metrics: their names, their bounds, and the cost of the lag histogram."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from prometheus_client import generate_latest
+
+from writebehind_worker.metrics import LAG_BUCKETS_S, Metrics
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(f"writebehind_{name}", labels)
+
+
+def test_counters_count(metrics: Metrics) -> None:
+    metrics.flushed("users", "applied", 3)
+    metrics.flushed("users", "applied", 2)
+    metrics.flushed("users", "rejected", 1)
+    metrics.rows_written("users", 4)
+    metrics.retried("postgres_down")
+    metrics.dead_lettered("23505", 2)
+    metrics.dead_lettered(None, 1)
+    metrics.rollback_detected("redis")
+    assert value(metrics, "writes_total", table="users", outcome="applied") == 5
+    assert value(metrics, "writes_total", table="users", outcome="rejected") == 1
+    assert value(metrics, "rows_total", table="users") == 4
+    assert value(metrics, "retries_total", reason="postgres_down") == 1
+    assert value(metrics, "dead_lettered_total", sqlstate="23505") == 2
+    assert value(metrics, "dead_lettered_total", sqlstate="none") == 1
+    assert value(metrics, "rollbacks_total", server="redis") == 1
+    assert value(metrics, "rollbacks_total", server="postgres") == 0
+
+
+def test_gauges_show_the_last_value(metrics: Metrics) -> None:
+    metrics.queue_is(10, 5, 2, 1.5)
+    metrics.lease_is(True)
+    metrics.redis_is(True)
+    metrics.postgres_is(False)
+    metrics.dead_letters_are(7)
+    assert value(metrics, "queue_length") == 10
+    assert value(metrics, "frozen_items") == 5
+    assert value(metrics, "frozen_batches") == 2
+    assert value(metrics, "oldest_age_seconds") == 1.5
+    assert value(metrics, "lease_held") == 1
+    assert value(metrics, "redis_up") == 1
+    assert value(metrics, "postgres_up") == 0
+    assert value(metrics, "dead_letters_open") == 7
+    metrics.queue_is(0, 0, 0, None)
+    assert value(metrics, "oldest_age_seconds") == 0
+
+
+def test_a_batch_is_observed_by_size_and_time(metrics: Metrics) -> None:
+    metrics.batch(4000, 0.02)
+    assert value(metrics, "batch_size_bucket", le="2500.0") == 0
+    assert value(metrics, "batch_size_bucket", le="5000.0") == 1
+    assert value(metrics, "flush_seconds_bucket", le="0.025") == 1
+
+
+def test_lag_counts_each_write_as_observing_it_alone_would(metrics: Metrics) -> None:
+    commit_us, source = 1_800_000_000_000_000, random.Random(1)
+    for _ in range(3):
+        lags = [round(10 ** source.uniform(2, 9)) for _ in range(1000)] + [1_000, 300_000_000, 0]
+        metrics.lag(commit_us, [commit_us - lag for lag in lags])
+        commit_us += 1_000_000
+    source = random.Random(1)
+    every = [round(10 ** source.uniform(2, 9)) for _ in range(3000)] + [1_000, 300_000_000, 0] * 3
+    for bound in LAG_BUCKETS_S:
+        expected = sum(lag <= bound * 1e6 for lag in every)
+        assert value(metrics, "write_lag_seconds_bucket", le=str(float(bound))) == expected
+    assert value(metrics, "write_lag_seconds_bucket", le="+Inf") == len(every)
+    assert value(metrics, "write_lag_seconds_count") == len(every)
+    assert value(metrics, "write_lag_seconds_sum") == pytest.approx(sum(every) / 1e6)
+
+
+def test_a_clock_that_runs_ahead_counts_as_no_lag(metrics: Metrics) -> None:
+    metrics.lag(1_000_000, [1_500_000, 900_000])
+    assert value(metrics, "write_lag_seconds_bucket", le="0.001") == 1
+    assert value(metrics, "write_lag_seconds_sum") == pytest.approx(0.1)
+
+
+def test_no_writes_no_lag(metrics: Metrics) -> None:
+    metrics.lag(1_000_000, [])
+    assert value(metrics, "write_lag_seconds_count") == 0
+
+
+def test_tables_beyond_the_bound_are_counted_together(metrics: Metrics) -> None:
+    for n in range(250):
+        metrics.flushed(f"t{n}", "applied", 1)
+        metrics.rows_written(f"t{n}", 1)
+    metrics.flushed("t0", "applied", 1)
+    assert value(metrics, "writes_total", table="t0", outcome="applied") == 2
+    assert value(metrics, "writes_total", table="t249", outcome="applied") is None
+    assert value(metrics, "writes_total", table="other", outcome="applied") == 50
+    assert value(metrics, "rows_total", table="other") == 50
+
+
+def test_the_whole_registry_is_rendered(metrics: Metrics) -> None:
+    metrics.lag(2, [1])
+    text = generate_latest(metrics.registry).decode()
+    assert "# TYPE writebehind_write_lag_seconds histogram" in text
+    assert 'writebehind_write_lag_seconds_bucket{le="0.001"} 1.0' in text
+    assert all(name.startswith("writebehind_") for name in text.splitlines() if not name.startswith("#"))

@@ -1,0 +1,1 @@
+"""The worker: brings the writes of a Redis queue to Postgres."""

@@ -1,0 +1,274 @@
+"""What the worker knows of the tables it writes to, read from Postgres' catalog."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Literal
+
+import msgspec
+import psycopg
+
+from writebehind.identity import KeyKind, TableKey
+
+NumberKind = Literal["int", "numeric", "float"]
+
+_INT_BITS = {"int2": 16, "int4": 32, "int8": 64}
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column. ``bits`` of an integer, ``scale`` of a numeric that declares one."""
+
+    name: str
+    type: str  # as SQL names it, with its modifier
+    is_generated: bool
+    is_domain: bool
+    number: NumberKind | None
+    bits: int = 0
+    scale: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyColumn:
+    """One column of the primary key; ``collation`` is quoted, ``None`` for the default."""
+
+    name: str
+    type: str
+    kind: KeyKind
+    collation: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table. Compared by identity of the catalog entry; ``name`` is how messages best spell it."""
+
+    oid: int
+    schema: str
+    relation: str
+    name: str
+    columns: dict[str, Column]
+    key: tuple[KeyColumn, ...]
+    upsert: bool  # whether INSERT ... ON CONFLICT (key) DO UPDATE does what an UPDATE would
+    upsert_needs: frozenset[str]  # and if so, which columns must be given for that
+    checked: frozenset[str]  # columns under a CHECK constraint or of a domain type
+    rank: int  # parents before children: greater than that of every table it references
+    cascades: frozenset[int]  # tables whose rows a delete here may remove or change
+
+    @property
+    def full_name(self) -> str:
+        """``schema.table``, for people."""
+        return f"{self.schema}.{self.relation}"
+
+    @property
+    def sql(self) -> str:
+        """Quoted, with its schema."""
+        return f"{quoted(self.schema)}.{quoted(self.relation)}"
+
+    @property
+    def identity(self) -> TableKey:
+        """What producers need for cache keys."""
+        return TableKey(self.name, tuple((c.name, c.kind) for c in self.key))
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """``tables`` maps each name that a message may use to its table."""
+
+    tables: dict[str, Table]
+
+    def find(self, name: str) -> Table | None:
+        """The table that a message names, ``table`` or ``schema.table``; names are as in the catalog."""
+        return self.tables.get(name)
+
+
+def quoted(identifier: str) -> str:
+    """An SQL identifier: the only way by which a name gets into a statement."""
+    return '"' + identifier.replace('"', '""') + '"'
+
+
+class _ColumnRow(msgspec.Struct):
+    number: int
+    name: str
+    type: str
+    type_oid: int
+    type_name: str
+    type_type: str
+    typmod: int
+    not_null: bool
+    has_default: bool
+    generated: bool
+    collation: str | None
+    deterministic: bool
+
+
+class _ForeignKeyRow(msgspec.Struct):
+    parent: int
+    on_delete: str
+
+
+class _TableRow(msgspec.Struct):
+    oid: int
+    schema: str
+    name: str
+    visible: bool
+    row_security: bool
+    columns: list[_ColumnRow] | None
+    primary_key: list[int] | None
+    key_deferrable: bool
+    checked: list[int]
+    unique: list[int]
+    insert_triggers: bool
+    foreign_keys: list[_ForeignKeyRow]
+
+
+@dataclass(frozen=True, slots=True)
+class _Domain:
+    base: int
+    typmod: int
+    name: str
+    kind: str
+    constrained: bool
+
+
+def _sql(name: str) -> str:
+    return resources.files(__package__).joinpath("sql", f"{name}.sql").read_text()
+
+
+def load_catalog(conn: psycopg.Connection[Any], allowed: tuple[str, ...] = ()) -> Catalog:
+    """Reads the catalog; ``allowed`` names the only tables that messages may write to (empty: all)."""
+    rows = [msgspec.json.decode(r[0], type=_TableRow) for r in conn.execute(_sql("catalog"))]
+    domains = {r[0]: _Domain(*r[1:]) for r in conn.execute(_sql("domains"))}
+    ranks, cascades = _ranks(rows), _cascades(rows)
+    tables: dict[str, Table] = {}
+    # A visible table's bare name wins over another's `schema.table` of the same spelling.
+    for row in sorted(rows, key=lambda r: not r.visible):
+        table = _table(row, domains, ranks[row.oid], cascades[row.oid])
+        if row.visible:
+            tables[row.name] = table
+        tables.setdefault(table.full_name, table)
+    if allowed:
+        permitted = {tables[name].oid for name in allowed if name in tables}
+        tables = {name: t for name, t in tables.items() if t.oid in permitted}
+    return Catalog(tables)
+
+
+def _table(row: _TableRow, domains: dict[int, _Domain], rank: int, cascades: frozenset[int]) -> Table:
+    columns = row.columns or []
+    by_number = {c.number: c for c in columns}
+    made = {c.name: _column(c, domains) for c in columns}
+    key = tuple(_key_column(by_number[n], domains) for n in row.primary_key or ())
+    upsert = not (row.key_deferrable or row.insert_triggers or row.row_security) and bool(key)
+    return Table(
+        oid=row.oid,
+        schema=row.schema,
+        relation=row.name,
+        name=row.name if row.visible else f"{row.schema}.{row.name}",
+        columns=made,
+        key=key,
+        upsert=upsert,
+        upsert_needs=_upsert_needs(row, by_number, domains),
+        checked=frozenset(by_number[n].name for n in row.checked if n in by_number)
+        | {c.name for c in made.values() if c.is_domain},
+        rank=rank,
+        cascades=cascades,
+    )
+
+
+def _upsert_needs(
+    row: _TableRow, by_number: dict[int, _ColumnRow], domains: dict[int, _Domain]
+) -> frozenset[str]:
+    """Columns without which the row proposed to INSERT could fail where an UPDATE would not.
+
+    Postgres checks NOT NULL, domains, CHECK and other unique constraints on the proposed row before, or
+    without, looking for a conflict on the key.
+    """
+    watched = {*row.checked, *row.unique}
+    writable = {n for n, c in by_number.items() if not c.generated}
+    if not watched <= writable:  # an expression (0) or a generated column: it may depend on any column
+        return frozenset(by_number[n].name for n in writable)
+    for number in writable:
+        column = by_number[number]
+        domain = domains.get(column.type_oid)
+        must = column.not_null or (domain is not None and domain.constrained)
+        if must and not column.has_default:
+            watched.add(number)
+    return frozenset(by_number[n].name for n in watched)
+
+
+def _base(column: _ColumnRow, domains: dict[int, _Domain]) -> tuple[str, str, int]:
+    """(type name, kind of type, modifier) beneath domains."""
+    name, kind, typmod, oid = column.type_name, column.type_type, column.typmod, column.type_oid
+    while oid in domains:
+        domain = domains[oid]
+        name, kind, oid = domain.name, domain.kind, domain.base
+        typmod = domain.typmod if domain.typmod != -1 else typmod
+    return name, kind, typmod
+
+
+def _column(row: _ColumnRow, domains: dict[int, _Domain]) -> Column:
+    name, _, typmod = _base(row, domains)
+    number: NumberKind | None = None
+    scale = None
+    if name in _INT_BITS:
+        number = "int"
+    elif name == "numeric":
+        number = "numeric"
+        if typmod != -1:
+            scale = (((typmod - 4) & 0x7FF) ^ 1024) - 1024  # 11 bits, signed
+    elif name in ("float4", "float8"):
+        number = "float"
+    is_domain = row.type_oid in domains
+    return Column(row.name, row.type, row.generated, is_domain, number, _INT_BITS.get(name, 0), scale)
+
+
+def _key_column(row: _ColumnRow, domains: dict[int, _Domain]) -> KeyColumn:
+    name, type_kind, _ = _base(row, domains)
+    kind: KeyKind = "other"
+    if name in _INT_BITS:
+        kind = "int"
+    elif name == "uuid":
+        kind = "uuid"
+    elif name == "bool":
+        kind = "bool"
+    elif type_kind == "e" or (name in ("text", "varchar") and row.deterministic):
+        kind = "text"
+    return KeyColumn(row.name, row.type, kind, row.collation)
+
+
+def _ranks(rows: list[_TableRow]) -> dict[int, int]:
+    """Depth in the graph of foreign keys, parents lower; an edge that closes a cycle is passed over."""
+    parents = {r.oid: sorted({k.parent for k in r.foreign_keys} - {r.oid}) for r in rows}
+    ranks: dict[int, int] = {}
+    for root in parents:
+        path, stack = set[int](), [(root, False)]
+        while stack:
+            oid, done = stack.pop()
+            if done:
+                path.discard(oid)
+                ranks[oid] = 1 + max((ranks.get(p, 0) for p in parents.get(oid, ())), default=0)
+            elif oid not in ranks and oid not in path:
+                path.add(oid)
+                stack.append((oid, True))
+                stack += [(p, False) for p in parents.get(oid, ()) if p not in path]
+    return ranks
+
+
+def _cascades(rows: list[_TableRow]) -> dict[int, frozenset[int]]:
+    """For each table those that a delete from it may reach: CASCADE, SET NULL (n), SET DEFAULT (d)."""
+    children: dict[int, set[int]] = {r.oid: set() for r in rows}
+    for row in rows:
+        for fk in row.foreign_keys:
+            if fk.on_delete in "cnd" and fk.parent in children:
+                children[fk.parent].add(row.oid)
+    reached: dict[int, frozenset[int]] = {}
+    for oid, direct in children.items():
+        found: set[int] = set()
+        todo = list(direct)
+        while todo:
+            child = todo.pop()
+            if child not in found:
+                found.add(child)
+                todo += children[child]
+        reached[oid] = frozenset(found)
+    return reached

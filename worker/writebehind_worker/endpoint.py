@@ -1,0 +1,125 @@
+"""HTTP for Prometheus and for whoever restarts or routes: /metrics, /healthz, /readyz."""
+
+from __future__ import annotations
+
+import json
+import socket
+import socketserver
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from .errors import FatalError
+from .metrics import Metrics
+from .state import WorkerState
+
+_Page = tuple[int, str, bytes]  # status, content type, body
+
+
+class Endpoint:
+    """Serves on threads of its own. Starting and stopping twice is harmless.
+
+    Port 0 takes any free one, see `port`; the worker's configuration means "none" by 0 and makes no
+    endpoint then.
+    """
+
+    def __init__(self, host: str, port: int, metrics: Metrics, state: WorkerState) -> None:
+        self._address = (host, port)
+        self._pages: dict[str, Callable[[], _Page]] = {
+            "/metrics": lambda: (200, CONTENT_TYPE_LATEST, generate_latest(metrics.registry)),
+            "/healthz": lambda: _verdict(*state.health()),
+            "/readyz": lambda: _verdict(*state.readiness()),
+        }
+        self._server: HTTPServer | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def port(self) -> int:
+        """The port served on, or the one asked for while stopped."""
+        return self._server.server_port if self._server else self._address[1]
+
+    def start(self) -> None:
+        """Raises `FatalError` if the address cannot be served on."""
+        if self._server is not None:
+            return
+        host, port = self._address
+        try:
+            self._server = _Server(self._address, _handler(self._pages))
+        except OSError as error:
+            raise FatalError(
+                f"the metrics endpoint cannot listen on {host}:{port}: {error.strerror or error}",
+                "choose another --metrics-port or --metrics-host, or --metrics-port 0 for none",
+            ) from error
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.1,), name="endpoint", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        server, thread = self._server, self._thread
+        self._server = self._thread = None
+        if server is not None and thread is not None:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False  # a client that hangs must not hold up the stop
+    allow_reuse_port = False  # a second worker on this port has to be told
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        super().__init__(address, handler)
+
+    def server_bind(self) -> None:
+        # HTTPServer would look up its own name, which takes seconds where DNS does not answer.
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is no event."""
+
+
+def _verdict(ok: bool, facts: dict[str, Any]) -> _Page:
+    return 200 if ok else 503, "application/json", json.dumps(facts).encode() + b"\n"
+
+
+def _handler(pages: dict[str, Callable[[], _Page]]) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        server_version = "writebehind"
+        sys_version = ""
+        timeout = 10  # seconds for a client to send its request
+
+        def parse_request(self) -> bool:
+            valid = super().parse_request()
+            if valid and self.command not in {"GET", "HEAD"}:
+                self._answer(405, "text/plain", b"only GET and HEAD\n")
+                return False
+            return valid
+
+        def do_GET(self) -> None:
+            page = pages.get(self.path.partition("?")[0])
+            self._answer(*(page() if page else (404, "text/plain", b"not found\n")))
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def _answer(self, status: int, content_type: str, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
+            if status == 405:
+                self.send_header("Allow", "GET, HEAD")
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """A probe every second is not worth a line."""
+
+    return Handler

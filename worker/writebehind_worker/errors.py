@@ -1,0 +1,81 @@
+"""Everything the worker raises.
+
+WorkerError
+ ├─ FatalError          the operator has to change something; the process ends with code 2
+ │   ├─ ConfigError     an option is wrong
+ │   ├─ LedgerMissing   the ledger's tables are not in the database
+ │   ├─ UnsafeRedis     Redis may evict the queue
+ │   └─ UnsupportedRedis  it is too old
+ ├─ OwnershipLost       Redis or Postgres says that the queue is not ours (any more): begin again
+ ├─ LedgerRefused       Postgres refuses the ledger itself: wait, and say what to grant or fix
+ ├─ HeldByLock          one write waits for a lock that somebody else holds: wait, and name it
+ └─ BreakerTripped      every write to a table is refused alike: wait until it is mended
+"""
+
+from __future__ import annotations
+
+
+class WorkerError(Exception):
+    """Base class of all errors of the worker."""
+
+
+class FatalError(WorkerError):
+    """Waiting or retrying cannot help. ``hint`` says what the operator should do."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class ConfigError(FatalError):
+    """An option has a value that is not allowed, or the file names an option that does not exist."""
+
+
+class LedgerMissing(FatalError):
+    """The tables of `schema.sql` are missing in ``database``."""
+
+    def __init__(self, database: str) -> None:
+        super().__init__(
+            f"the ledger's tables are missing in the database {database!r}",
+            "run `writebehind init` with the same --postgres-url",
+        )
+
+
+class UnsafeRedis(FatalError):
+    """Redis evicts keys that have no TTL, the queue among them: accepted writes would vanish."""
+
+    def __init__(self, policy: str, where: str) -> None:
+        super().__init__(
+            f"Redis at {where} has maxmemory-policy {policy}: when full it evicts the queue itself",
+            "set maxmemory-policy to noeviction or volatile-ttl, "
+            "or accept the loss of writes with --allow-eviction",
+        )
+
+
+class UnsupportedRedis(FatalError):
+    """The scripts need Redis 7: only there can they be told to run when it is full."""
+
+    def __init__(self, where: str, version: str) -> None:
+        super().__init__(
+            f"Redis at {where} is {version}; writebehind needs 7.0 or later, or Valkey", "upgrade Redis"
+        )
+
+
+class OwnershipLost(WorkerError):
+    """The lease, the epoch or the frozen batches are not what we believe: read both servers again."""
+
+
+class LedgerRefused(WorkerError):
+    """A statement on the worker's own tables was refused: a right or a column is missing."""
+
+
+class HeldByLock(WorkerError):
+    """``write`` describes, without its values, the write that waits."""
+
+    def __init__(self, write: str, reason: str) -> None:
+        super().__init__(f"{write} cannot be written: {reason}")
+        self.write = write
+
+
+class BreakerTripped(WorkerError):
+    """Nothing was committed; the batch is tried again until it passes."""

@@ -1,0 +1,160 @@
+"""One frozen batch into Postgres, in one transaction: the ledger, the writes, the dead letters."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+
+from writebehind.identity import TableKey
+
+from .apply import Application, Applied, Patience
+from .breaker import Breaker
+from .catalog import Catalog, load_catalog
+from .frozen import FrozenBatch, split_applied_before
+from .history import LedgerRow
+from .key_reader import KeyReader
+from .ledger import AlreadyApplied, Buried, Ledger
+from .metrics import Outcome
+from .postgres import milliseconds, roll_back
+from .received import Fault, Message
+from .resolve import Refusal, Write, names_unknown, resolve
+
+_ROLLED_BACK = Fault("", "applied before Redis went back in time; not applied again")
+_PATIENT_LOCK_TIMEOUT_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Flushed:
+    """A batch that is in Postgres: what Redis and the metrics must hear of it.
+
+    ``writes`` counts messages by (``schema.table`` or ``unknown``, outcome), ``rows`` rows by table;
+    both are empty where an earlier attempt had already been committed.
+    """
+
+    buried: Sequence[Buried]
+    writes: Mapping[tuple[str, Outcome], int] = field(default_factory=dict)
+    rows: Mapping[str, int] = field(default_factory=dict)
+
+
+class Flusher:
+    """Flushes batches as the owner of ``epoch``, over one connection."""
+
+    def __init__(
+        self,
+        conn: psycopg.Connection[Any],
+        ledger: Ledger,
+        row: LedgerRow,
+        *,
+        tables: tuple[str, ...],
+        lock_timeout_s: float,
+        statement_timeout_s: float,
+        breaker: Breaker,
+        publish: Callable[[Mapping[str, TableKey]], None],
+    ) -> None:
+        self._conn, self._ledger, self._breaker = conn, ledger, breaker
+        self._epoch = row.epoch
+        self._rollback_seq, self._rollback_items = row.rollback_seq, row.rollback_items
+        self._allowed = tables
+        self._lock_timeout_s, self._statement_timeout_s = lock_timeout_s, statement_timeout_s
+        self._keys = KeyReader(conn, statement_timeout_s)
+        self._refused_tables = ledger.tables_with_dead_letters()
+        self._publish = publish
+        self.catalog = self._read_catalog()
+
+    def flush(self, batch: FrozenBatch, patience: Patience) -> Flushed:
+        """Brings the batch to Postgres, or finds that it is there.
+
+        Raises:
+            OwnershipLost, LedgerRefused, HeldByLock, BreakerTripped: nothing was committed.
+            psycopg.Error: nothing was committed, unless the connection broke during COMMIT: the ledger knows.
+        """
+        before, messages, rollback_left = split_applied_before(
+            batch.messages, self._rollback_seq, self._rollback_items
+        )
+        if names_unknown(messages, self.catalog):
+            self.catalog = self._read_catalog()
+        writes, refusals = resolve(messages, self.catalog, self._keys)
+        try:
+            with self._transaction(patience):
+                self._ledger.record(self._epoch, batch.id, batch.applied_seq, rollback_left)
+                self._count(refusals)
+                applied = Application(self._conn, self._breaker, patience).run(writes)
+                refusals += applied.refused
+                touched = self._bury(batch.id, before, refusals, applied.written)
+        except AlreadyApplied:
+            return Flushed(self._ledger.buried(batch.id))
+        self._rollback_items = rollback_left
+        self._refused_tables |= touched
+        return _flushed(before, refusals, applied)
+
+    def _read_catalog(self) -> Catalog:
+        catalog = load_catalog(self._conn, self._allowed)
+        self._publish({name: table.identity for name, table in catalog.tables.items() if table.key})
+        return catalog
+
+    def _count(self, refusals: Sequence[Refusal]) -> None:
+        """Refusals by the catalog count for the breaker where the table is known: a column was dropped."""
+        for refusal in refusals:
+            table = self.catalog.find(refusal.message.table or "")
+            if table is not None:
+                self._breaker.refused(table.full_name, refusal.fault)
+
+    def _bury(
+        self,
+        batch: int,
+        before: Sequence[Message],
+        refusals: Sequence[Refusal],
+        written: Sequence[Write],
+    ) -> set[str]:
+        """Writes the dead letters; returns the tables that have some from now on."""
+        if before:
+            self._ledger.bury(batch, [Refusal(m, _ROLLED_BACK) for m in before], "rollback")
+        if refusals:
+            self._ledger.bury(batch, refusals, "rejected")
+        touched = {r.write.table.full_name for r in refusals if r.write is not None}
+        open_tables = self._refused_tables | touched
+        rows = {
+            (w.table.full_name, w.key_text): w.message.position
+            for w in written
+            if w.table.full_name in open_tables
+        }
+        if rows:
+            self._ledger.supersede(batch, [(t, k, position) for (t, k), position in rows.items()])
+        return touched
+
+    @contextlib.contextmanager
+    def _transaction(self, patience: Patience) -> Iterator[None]:
+        lock_s = self._lock_timeout_s
+        if patience.halve:
+            lock_s = min(lock_s, _PATIENT_LOCK_TIMEOUT_S)
+        self._conn.execute(
+            "BEGIN ISOLATION LEVEL READ COMMITTED; "
+            f"SET LOCAL lock_timeout = {milliseconds(lock_s)}; "
+            f"SET LOCAL statement_timeout = {milliseconds(self._statement_timeout_s)}"
+        )
+        try:
+            yield
+            self._conn.execute("COMMIT")
+        except BaseException:
+            roll_back(self._conn)
+            raise
+
+
+def _flushed(before: Sequence[Message], refusals: Sequence[Refusal], applied: Applied) -> Flushed:
+    counts: dict[tuple[str, Outcome], int] = {}
+    label: tuple[str, Outcome]
+    for write in applied.written:
+        label = (write.table.full_name, "applied")
+        counts[label] = counts.get(label, 0) + 1
+    for refusal in refusals:
+        label = (refusal.write.table.full_name if refusal.write else "unknown", "rejected")
+        counts[label] = counts.get(label, 0) + 1
+    if before:
+        counts[("unknown", "rollback")] = len(before)
+    buried = [Buried(m.position, "rollback", None, _ROLLED_BACK.reason) for m in before]
+    buried += [Buried(r.message.position, "rejected", r.fault.sqlstate, r.fault.reason) for r in refusals]
+    return Flushed(sorted(buried, key=lambda b: b.position), counts, applied.rows)

@@ -1,0 +1,64 @@
+"""A frozen batch: what the owner has claimed, never cut or stamped again. No I/O."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from .received import Message, receive
+
+_SEQ = re.compile(rb'\{"seq":([0-9]{1,16}),')
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenBatch:
+    """``messages`` oldest first; ``id`` is ``epoch << 32 | n``, unique in the life of the ledger."""
+
+    id: int
+    messages: Sequence[Message]
+
+    @property
+    def applied_seq(self) -> int:
+        """The highest seq in it; 0 if none has one."""
+        return max((m.seq for m in self.messages if m.seq is not None), default=0)
+
+
+def freeze(batch: int, items: Sequence[bytes], clock: int) -> FrozenBatch:
+    """Reads the items of a batch; ``clock`` is the highest seq that the queue has given out."""
+    return FrozenBatch(batch, [receive(i, item, clock) for i, item in enumerate(items)])
+
+
+def stamped_seq(item: bytes) -> int | None:
+    """The seq that our producer script put in front of an item; ``None`` for anybody else's."""
+    found = _SEQ.match(item)
+    return int(found[1]) if found else None
+
+
+def count_applied_before(items: Iterable[bytes], applied_seq: int) -> int:
+    """How many items, oldest first, have been applied before Redis went back in time.
+
+    Items up to the last one with ``seq <= applied_seq``, the raw ones among them included; the count stops
+    at the first newer one, since seqs grow along the list.
+    """
+    count = 0
+    for position, item in enumerate(items, start=1):
+        seq = stamped_seq(item)
+        if seq is None:
+            continue
+        if seq > applied_seq:
+            break
+        count = position
+    return count
+
+
+def split_applied_before(
+    messages: Sequence[Message], rollback_seq: int, rollback_items: int
+) -> tuple[Sequence[Message], Sequence[Message], int]:
+    """(applied before a rollback of Redis, to be applied, rollback items left for the next batches)."""
+    for i, message in enumerate(messages):
+        if i >= rollback_items:
+            return messages[:i], messages[i:], 0
+        if message.seq is not None and message.seq > rollback_seq:
+            return messages[:i], messages[i:], 0
+    return messages, [], rollback_items - len(messages)

@@ -1,0 +1,105 @@
+"""Beside the loop: renews the lease, samples the gauges, forgets idle producer sessions."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any, cast
+
+import redis
+from redis import Redis
+from structlog.typing import FilteringBoundLogger
+
+from writebehind.keys import QueueKeys
+from writebehind.script import Script
+
+from .frozen import stamped_seq
+from .lease import Lease
+from .metrics import Metrics
+
+_REAP = Script("writebehind_worker", "reap")
+_REAP_EVERY_S = 3600.0
+_SESSION_IDLE_S = 86_400.0
+_SAMPLE_EVERY_S = 1.0
+
+
+class Heartbeat:
+    """A thread that beats three times a lease period. ``lost`` is set when the lease is not ours any more."""
+
+    def __init__(
+        self,
+        client: Redis,
+        keys: QueueKeys,
+        lease: Lease,
+        ttl_s: float,
+        metrics: Metrics,
+        log: FilteringBoundLogger,
+    ) -> None:
+        self._client, self._keys, self._lease, self._ttl_s = client, keys, lease, ttl_s
+        self._metrics, self._log = metrics, log
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._reaped_at = time.monotonic()
+        self.lost = threading.Event()
+
+    def start(self) -> None:
+        """Starts beating."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stops; a second time is harmless."""
+        self._stop.set()
+        self._thread.join(timeout=self._ttl_s)
+
+    def _run(self) -> None:
+        period = min(self._ttl_s / 3, _SAMPLE_EVERY_S)
+        renewed = time.monotonic()
+        while not self._stop.wait(period):
+            try:
+                if not self._lease.renew():
+                    self.lost.set()
+                    return
+                renewed = time.monotonic()
+                self._sample()
+                self._reap()
+            except redis.RedisError as error:
+                self._log.debug("heartbeat failed", error=str(error))
+                if time.monotonic() - renewed > self._ttl_s:
+                    self.lost.set()
+                    return
+
+    def _sample(self) -> None:
+        with self._client.pipeline(transaction=False) as pipe:
+            pipe.llen(self._keys.queue)
+            pipe.lindex(self._keys.queue, -1)
+            pipe.lrange(self._keys.inflight, 0, -1)
+            pipe.time()
+            length, oldest, batches, (seconds, micros) = pipe.execute()
+        frozen_items = 0
+        if batches:
+            with self._client.pipeline(transaction=False) as pipe:
+                pipe.lindex(self._keys.processing(int(batches[0])), 0)
+                for batch in batches:
+                    pipe.llen(self._keys.processing(int(batch)))
+                first, *lengths = pipe.execute()
+            oldest, frozen_items = first or oldest, sum(lengths)
+        seq = stamped_seq(oldest) if oldest else None
+        age_s = 0.0 if seq is None else max(0.0, seconds + micros / 1e6 - seq / 1e6)
+        self._metrics.queue_is(length, frozen_items, len(batches), age_s)
+
+    def _reap(self) -> None:
+        """Producer sessions end without saying so; one that was idle for a day is taken as ended."""
+        if time.monotonic() - self._reaped_at < _REAP_EVERY_S:
+            return
+        self._reaped_at = time.monotonic()
+        reap_sessions(self._client, self._keys, _SESSION_IDLE_S)
+
+
+def reap_sessions(client: Redis, keys: QueueKeys, idle_s: float) -> int:
+    """Forgets the sessions whose last write is older than ``idle_s``; returns how many."""
+    cutoff_us = time.time_ns() // 1000 - int(idle_s * 1e6)
+    old: list[Any] = []
+    for session, value in client.hscan_iter(keys.producers, count=500):
+        if int(cast(bytes, value).split(b":")[1]) < cutoff_us:
+            old += (session, value)
+    return sum(int(_REAP(client, [keys.producers], old[i : i + 1000])) for i in range(0, len(old), 1000))

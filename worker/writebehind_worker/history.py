@@ -1,0 +1,65 @@
+"""Comparing what Redis holds with what the ledger says: has either gone back in time? No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerRow:
+    """The ledger of one queue, as it stands in Postgres. Columns as in schema.sql."""
+
+    epoch: int
+    recent_batches: Sequence[int]
+    applied_seq: int
+    generations: Sequence[int]
+    redis_run_id: str | None
+    rollback_seq: int
+    rollback_items: int
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What Redis held when the owner installed its epoch; ``now_us`` and ``clock_seq`` in µs."""
+
+    now_us: int
+    clock_seq: int
+    generation: int
+    applied: int
+    acked: int
+    inflight: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What a new owner has found.
+
+    ``redis_restarted``: another process answers; it may have lost writes that we never saw.
+    ``redis_is_new``: its history is unknown to the ledger, so nothing in it has been applied.
+    """
+
+    redis_restarted: bool = False
+    redis_is_new: bool = False
+    redis_went_back: bool = False
+    postgres_went_back: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        """Nothing has happened but perhaps a change of owner."""
+        return self == History()
+
+
+def compare(ledger: LedgerRow, redis: Holdings, run_id: str | None) -> History:
+    """Batches are committed and acknowledged in one order, so the last of each must be the same one."""
+    last = ledger.recent_batches[-1] if ledger.recent_batches else 0
+    committed = [b for b in redis.inflight if b in ledger.recent_batches]
+    known = committed[-1] if committed else redis.acked
+    if redis.generation not in ledger.generations:
+        return History(redis_is_new=True, postgres_went_back=known > last)
+    behind = not committed and redis.applied < ledger.applied_seq
+    return History(
+        redis_restarted=None not in (run_id, ledger.redis_run_id) and run_id != ledger.redis_run_id,
+        redis_went_back=known < last or behind or redis.generation != ledger.generations[-1],
+        postgres_went_back=known > last,
+    )

@@ -1,0 +1,47 @@
+"""The lease on a queue: who owns it, and until when."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from redis import Redis
+
+from writebehind.keys import QueueKeys
+from writebehind.script import Script
+
+_LEASE = Script("writebehind_worker", "lease")
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Another worker that holds the lease, and for how long if it does not renew it, in seconds."""
+
+    owner: str
+    left_s: float
+
+
+class Lease:
+    """``token`` is this worker's alone; ``owner`` names it for people."""
+
+    def __init__(self, client: Redis, keys: QueueKeys, token: str, owner: str, ttl_s: float) -> None:
+        self._client, self._key = client, keys.lease
+        self._token, self._owner, self._ttl_ms = token, owner, int(ttl_s * 1000)
+
+    def take(self) -> Holder | None:
+        """``None`` if the lease is ours now, else who holds it."""
+        taken, *holder = self._run("take")
+        return None if taken else Holder(holder[1].decode(), int(holder[0]) / 1000)
+
+    def renew(self) -> bool:
+        """Whether it was still ours."""
+        return bool(self._run("renew")[0])
+
+    def release(self) -> None:
+        """Lets the next worker in at once. Harmless if it is not ours."""
+        self._run("release")
+
+    def _run(self, verb: str) -> list[bytes]:
+        answer: list[bytes] = _LEASE(
+            self._client, [self._key], [verb, self._token, self._ttl_ms, self._owner]
+        )
+        return answer

@@ -1,0 +1,204 @@
+"""The ledger: one row a queue in Postgres, updated in the transaction of each batch.
+
+It gives out the epochs, fences whoever is not the owner, and tells which batches have been committed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import errors as pg_errors
+
+from .errors import LedgerMissing, LedgerRefused, OwnershipLost
+from .history import LedgerRow
+from .resolve import Refusal
+from .sqlstate import Verdict, judge
+
+RECENT = 64
+"""How many batch ids the ledger remembers; far more than can be in flight."""
+
+_COLUMNS = "epoch, recent_batches, applied_seq, generations, redis_run_id, rollback_seq, rollback_items"
+_TAKE_WAIT_MS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Buried:
+    """A dead letter of a batch, as far as Redis must hear of it. ``kind``: rejected or rollback."""
+
+    position: int
+    kind: str
+    sqlstate: str | None
+    reason: str
+
+
+class AlreadyApplied(Exception):
+    """The ledger has the batch: a COMMIT whose reply was lost, or another owner's."""
+
+
+class Ledger:
+    """The row of ``queue``, over the owner's connection (autocommit; the caller begins transactions)."""
+
+    def __init__(self, conn: psycopg.Connection[Any], queue: str) -> None:
+        self._conn, self._queue = conn, queue
+
+    def check(self) -> None:
+        """Raises :class:`LedgerMissing` or :class:`LedgerRefused` if the tables cannot be used."""
+        with self._guarded():
+            self._conn.execute("SELECT FROM writebehind.ledger LIMIT 0")
+            self._conn.execute("SELECT FROM writebehind.dead_letters LIMIT 0")
+
+    def take(self, owner: str, epoch_floor: int) -> LedgerRow:
+        """Makes us the owner under a new epoch, higher than any before and than ``epoch_floor``.
+
+        A former owner that is stalled inside its transaction holds the row: its backend is ended. Its batch
+        is still frozen in Redis, and is flushed by us.
+        """
+        with self._guarded():
+            self._conn.execute(
+                "INSERT INTO writebehind.ledger (queue) VALUES ($1) ON CONFLICT DO NOTHING", [self._queue]
+            )
+            try:
+                return self._raise_epoch(owner, epoch_floor)
+            except pg_errors.LockNotAvailable:
+                self._conn.execute("ROLLBACK")
+                self._end_stalled_owner()
+                return self._raise_epoch(owner, epoch_floor)
+
+    def _raise_epoch(self, owner: str, epoch_floor: int) -> LedgerRow:
+        self._conn.execute(f"BEGIN; SET LOCAL lock_timeout = '{_TAKE_WAIT_MS}ms'")
+        row = self._conn.execute(
+            "UPDATE writebehind.ledger SET epoch = greatest(epoch, $2) + 1, owner = $3, "
+            "owner_pid = pg_backend_pid(), owner_backend_start = "
+            "(SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()), updated_at = now() "
+            f"WHERE queue = $1 RETURNING {_COLUMNS}",
+            [self._queue, epoch_floor, owner],
+        ).fetchone()
+        self._conn.execute("COMMIT")
+        assert row is not None
+        return LedgerRow(*row)
+
+    def _end_stalled_owner(self) -> None:
+        # The start time tells its backend from a later one that was given the same pid.
+        self._conn.execute(
+            "SELECT pg_terminate_backend(l.owner_pid) FROM writebehind.ledger l JOIN pg_stat_activity a "
+            "ON a.pid = l.owner_pid AND a.backend_start = l.owner_backend_start WHERE l.queue = $1",
+            [self._queue],
+        )
+
+    def adopt(
+        self, epoch: int, generation: int, run_id: str | None, rollback_seq: int, rollback_items: int
+    ) -> None:
+        """Records the Redis history that we serve from now on, before anything is claimed from it."""
+        with self._guarded():
+            done = self._conn.execute(
+                "UPDATE writebehind.ledger SET generations = (array_remove(generations, $3) || $3)"
+                f"[greatest(1, cardinality(generations) - {RECENT - 2}):], redis_run_id = $4, "
+                "rollback_seq = $5, rollback_items = $6, updated_at = now() "
+                "WHERE queue = $1 AND epoch = $2",
+                [self._queue, epoch, generation, run_id, rollback_seq, rollback_items],
+            ).rowcount
+        if not done:
+            raise OwnershipLost("another worker has raised the epoch in the ledger")
+
+    def record(self, epoch: int, batch: int, applied_seq: int, rollback_items: int) -> None:
+        """First statement of a batch's transaction: it holds the row until the end of it.
+
+        Raises:
+            AlreadyApplied: the batch has been committed before.
+            OwnershipLost: another worker has raised the epoch.
+        """
+        with self._guarded():
+            done = self._conn.execute(
+                "UPDATE writebehind.ledger SET recent_batches = (recent_batches || $3)"
+                f"[greatest(1, cardinality(recent_batches) - {RECENT - 2}):], "
+                "applied_seq = greatest(applied_seq, $4), rollback_items = $5, updated_at = now() "
+                "WHERE queue = $1 AND epoch = $2 AND NOT $3 = ANY (recent_batches)",
+                [self._queue, epoch, batch, applied_seq, rollback_items],
+            ).rowcount
+            if done:
+                return
+            found = self._conn.execute(
+                "SELECT epoch = $2, $3 = ANY (recent_batches) FROM writebehind.ledger WHERE queue = $1",
+                [self._queue, epoch, batch],
+            ).fetchone()
+        if found is not None and found[0] and found[1]:
+            raise AlreadyApplied(batch)
+        raise OwnershipLost("another worker has raised the epoch in the ledger")
+
+    def bury(self, batch: int, refusals: Sequence[Refusal], kind: str) -> None:
+        """Writes dead letters, in the transaction of their batch."""
+        rows = [(r.message, r.write, r.fault) for r in refusals]
+        with self._guarded():
+            self._conn.execute(
+                "INSERT INTO writebehind.dead_letters (queue, batch, kind, position, seq, body, table_name, "
+                "key, cache_key, sqlstate, reason) SELECT $1, $2, $3, * FROM unnest($4::int[], $5::bigint[], "
+                "$6::bytea[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[])",
+                [
+                    self._queue,
+                    batch,
+                    kind,
+                    [m.position for m, _, _ in rows],
+                    [m.seq for m, _, _ in rows],
+                    [m.body for m, _, _ in rows],
+                    [_text(w.table.full_name if w else m.table) for m, w, _ in rows],
+                    [w.key_text if w else None for _, w, _ in rows],
+                    [_text(m.cache_key) for m, _, _ in rows],
+                    [f.sqlstate for _, _, f in rows],
+                    [_text(f.reason) for _, _, f in rows],
+                ],
+            )
+
+    def buried(self, batch: int) -> list[Buried]:
+        """The dead letters of a batch that has been committed."""
+        with self._guarded():
+            rows = self._conn.execute(
+                "SELECT position, kind, sqlstate, reason FROM writebehind.dead_letters "
+                "WHERE queue = $1 AND batch = $2 ORDER BY position",
+                [self._queue, batch],
+            ).fetchall()
+        return [Buried(*row) for row in rows]
+
+    def tables_with_dead_letters(self) -> set[str]:
+        """``schema.table`` of those with dead letters that no later write has superseded."""
+        with self._guarded():
+            rows = self._conn.execute(
+                "SELECT DISTINCT table_name FROM writebehind.dead_letters "
+                "WHERE queue = $1 AND superseded_at IS NULL AND table_name IS NOT NULL",
+                [self._queue],
+            ).fetchall()
+        return {row[0] for row in rows}
+
+    def supersede(self, batch: int, written: Sequence[tuple[str, str, int]]) -> None:
+        """Marks older dead letters of rows that have been written: (table, key, position in the batch)."""
+        with self._guarded():
+            self._conn.execute(
+                "UPDATE writebehind.dead_letters d SET superseded_at = now() "
+                "FROM unnest($3::text[], $4::text[], $5::int[]) AS w(table_name, key, position) "
+                "WHERE d.queue = $1 AND d.table_name = w.table_name AND d.key = w.key "
+                "AND d.superseded_at IS NULL AND (d.batch <> $2 OR d.position < w.position)",
+                [self._queue, batch, *(list(column) for column in zip(*written, strict=True))],
+            )
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Whatever our own tables are refused for is no fault of a write."""
+        try:
+            yield
+        except (pg_errors.UndefinedTable, pg_errors.InvalidSchemaName) as error:
+            raise LedgerMissing(self._conn.info.dbname) from error
+        except psycopg.Error as error:
+            if judge(error) is not Verdict.ROW:
+                raise
+            raise LedgerRefused(
+                f"Postgres refuses the ledger: {error.diag.message_primary or error} "
+                f"(SQLSTATE {error.sqlstate}); the role needs the schema writebehind and its tables"
+            ) from error
+
+
+def _text(value: str | None) -> str | None:
+    """Postgres' text has no NUL."""
+    return None if value is None else value.replace("\0", "\\0")

@@ -1,0 +1,25 @@
+#!lua flags=allow-oom
+-- The oldest frozen batch is in Postgres: drops it, and says so to receipts. For the owner only.
+--
+-- KEYS  1 {q}:inflight   2 {q}:lease   3 {q}:epoch   4 {q}:applied   5 {q}:acked   6 {q}:rejected
+--       7 {q}:processing:<batch>
+-- ARGV  1 token   2 epoch   3 batch id   4 highest seq in it   5 most rejections to remember
+--       then for each rejected write: seq, JSON
+-- Returns {'ok'} or {'lost', why}.
+
+local token = string.match(redis.call('GET', KEYS[2]) or '', '^([^|]*)|')
+if token ~= ARGV[1] then return {'lost', 'another worker holds the lease'} end
+if redis.call('GET', KEYS[3]) ~= ARGV[2] then return {'lost', 'the epoch has changed'} end
+if redis.call('LINDEX', KEYS[1], 0) ~= ARGV[3] then
+  return {'lost', 'the oldest frozen batch is not that of the owner'}
+end
+
+for i = 6, #ARGV, 2 do redis.call('ZADD', KEYS[6], ARGV[i], ARGV[i + 1]) end
+if #ARGV > 5 then redis.call('ZREMRANGEBYRANK', KEYS[6], 0, -(tonumber(ARGV[5]) + 1)) end
+if tonumber(ARGV[4]) > tonumber(redis.call('GET', KEYS[4]) or '0') then
+  redis.call('SET', KEYS[4], ARGV[4])
+end
+redis.call('SET', KEYS[5], ARGV[3])
+redis.call('LPOP', KEYS[1])
+redis.call('UNLINK', KEYS[7])
+return {'ok'}

@@ -1,0 +1,56 @@
+#!lua flags=allow-oom
+-- Freezes a batch: moves items from the tail of the queue into a list of their own, oldest first.
+-- From then on nobody cuts or stamps it again; whoever owns the queue next flushes just this batch.
+--
+-- KEYS  1 queue   2 {q}:inflight   3 {q}:lease   4 {q}:epoch   5 {q}:acked   6 {q}:clock
+--       7 {q}:processing:<batch>
+-- ARGV  1 token   2 epoch   3 frozen batches as the owner believes, comma-separated
+--       4 acked as the owner believes   5 batch id   6 most items   7 most bytes
+--       8 write delay, µs: fewer items than (6) wait until the oldest is so old
+-- Returns {'lost', why}, {'empty'}, {'wait', µs left} (-1: the oldest has no seq)
+--         or {'ok', now µs, seq of the clock, items ...}.
+
+local CHUNK = 1000 -- unpack fails near 8,000
+
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local token, expiry = string.match(redis.call('GET', KEYS[3]) or '', '^([^|]*)|(%d+)|')
+if token ~= ARGV[1] then return {'lost', 'another worker holds the lease'} end
+if tonumber(expiry) * 1000 < now then return {'lost', 'the lease has run out'} end
+if redis.call('GET', KEYS[4]) ~= ARGV[2] then return {'lost', 'the epoch has changed'} end
+if table.concat(redis.call('LRANGE', KEYS[2], 0, -1), ',') ~= ARGV[3] then
+  return {'lost', 'the frozen batches are not those of the owner'}
+end
+if (redis.call('GET', KEYS[5]) or '0') ~= ARGV[4] then
+  return {'lost', 'the last batch acknowledged is not that of the owner'}
+end
+
+local length = redis.call('LLEN', KEYS[1])
+if length == 0 then return {'empty'} end
+local most, room, delay = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+if delay > 0 and length < most then
+  local seq = string.match(redis.call('LINDEX', KEYS[1], -1), '^{"seq":(%d+),')
+  if not seq then return {'wait', -1} end
+  local left = tonumber(seq) + delay - now
+  if left > 0 then return {'wait', left} end
+end
+
+local answer = {'ok', string.format('%.0f', now), redis.call('HGET', KEYS[6], 'seq') or '0'}
+local taken, bytes = 0, 0
+while taken < math.min(most, length) do
+  local want = math.min(CHUNK, most - taken, length - taken)
+  local items = redis.call('LRANGE', KEYS[1], -(taken + want), -(taken + 1))
+  local chunk = {}
+  for i = #items, 1, -1 do
+    bytes = bytes + #items[i]
+    if bytes > room and taken > 0 then break end
+    taken = taken + 1
+    chunk[#chunk + 1] = items[i]
+    answer[#answer + 1] = items[i]
+  end
+  if #chunk > 0 then redis.call('RPUSH', KEYS[7], unpack(chunk)) end
+  if #chunk < #items then break end
+end
+redis.call('LTRIM', KEYS[1], 0, -(taken + 1))
+redis.call('RPUSH', KEYS[2], ARGV[5])
+return answer

@@ -1,0 +1,26 @@
+#!lua flags=allow-oom
+-- Installs the epoch that Postgres gave the holder of the lease, and tells what Redis holds.
+--
+-- KEYS  1 {q}:lease   2 {q}:epoch   3 {q}:clock   4 {q}:applied   5 {q}:acked   6 {q}:inflight
+-- ARGV  1 token   2 epoch   3 applied_seq of the ledger   4 generation to begin, or ''
+--       5 id to set acked to, or ''
+-- Returns {'lost'} or {'ok', now µs, seq of the clock, generation, applied, acked, frozen batch ids ...}.
+
+local token = string.match(redis.call('GET', KEYS[1]) or '', '^([^|]*)|')
+if token ~= ARGV[1] then return {'lost'} end
+
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local clock = redis.call('HMGET', KEYS[3], 'seq', 'generation')
+local seq = math.max(tonumber(clock[1] or '0'), tonumber(ARGV[3]))
+local generation = clock[2]
+if ARGV[4] ~= '' then generation = ARGV[4] end
+if not generation then generation = string.format('%.0f', now) end
+redis.call('HSET', KEYS[3], 'seq', string.format('%.0f', seq), 'generation', generation)
+redis.call('SET', KEYS[2], ARGV[2])
+if ARGV[5] ~= '' then redis.call('SET', KEYS[5], ARGV[5]) end
+
+local answer = {'ok', string.format('%.0f', now), string.format('%.0f', seq), generation,
+                redis.call('GET', KEYS[4]) or '0', redis.call('GET', KEYS[5]) or '0'}
+for _, batch in ipairs(redis.call('LRANGE', KEYS[6], 0, -1)) do table.insert(answer, batch) end
+return answer

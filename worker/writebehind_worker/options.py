@@ -1,0 +1,121 @@
+"""`Config` from flags, environment and a TOML file, in this order of precedence."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from .config import SETTINGS, Config, Setting, checked_type
+from .errors import ConfigError
+
+Command = Callable[..., None]
+
+
+def config_options(*names: str) -> Callable[[Command], Command]:
+    """Gives a command the options of these fields (none named: all) and calls it with a `Config`.
+
+    A command that reads two settings shows two, but takes the same file and environment as `run`.
+    """
+    settings = [SETTINGS[name] for name in names or SETTINGS]
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def with_config(config_file: Path | None, **params: Any) -> None:
+            given = {setting.field: params.pop(setting.field) for setting in settings}
+            command(_config(given, config_file), **params)
+
+        decorated: Command = _FILE_OPTION(with_config)
+        for setting in reversed(settings):
+            decorated = _click_option(setting)(decorated)
+        return decorated
+
+    return decorate
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Field name → value, from a flat TOML file whose keys are the options' names, ``-`` or ``_``.
+
+    Raises `ConfigError`, naming the file, for an unknown key, a value of the wrong type, or no TOML.
+    """
+    values: dict[str, Any] = {}
+    for key, value in _toml(path).items():
+        setting = _setting_of(key, path)
+        if setting.field in values:
+            raise ConfigError(f"{path}: {key!r} is given twice", "keep one spelling of it")
+        wrapped = [value] if setting.type is tuple and isinstance(value, str) else value
+        try:
+            values[setting.field] = checked_type(setting, wrapped)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {key!r}: {error}", f"correct {key!r} in {path}") from None
+    return values
+
+
+_FILE_OPTION = click.option(
+    "--config",
+    "config_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    envvar="WRITEBEHIND_CONFIG",
+    show_envvar=True,
+    help="TOML file; its keys are these options: batch_size = 1000, table = ['users'].",
+)
+
+
+def _click_option(setting: Setting) -> Callable[[Command], Command]:
+    flag, help_text = setting.flag, setting.help
+    kind: Any = setting.type
+    if setting.type is bool:
+        flag += f"/--no-{flag.removeprefix('--')}"
+    if setting.type is tuple:
+        kind, help_text = str, help_text + " Repeat it; in the variable, separate names by spaces."
+    if setting.choices:
+        kind = click.Choice(setting.choices)
+    return click.option(
+        flag,
+        setting.field,
+        type=kind,
+        default=setting.default,
+        multiple=setting.type is tuple,
+        envvar=setting.variable,
+        help=help_text,
+        show_envvar=True,
+        show_default="none" if setting.type is tuple else True,
+    )
+
+
+def _config(given: dict[str, Any], config_file: Path | None) -> Config:
+    # Not click's default_map: with it, `--help` would show the file's values, passwords included.
+    values = read_file(config_file) if config_file else {}
+    source = click.get_current_context().get_parameter_source
+    for name, value in given.items():
+        if source(name) is not ParameterSource.DEFAULT:
+            values[name] = value
+    return Config(**values)
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}", "check --config") from error
+    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
+        raise ConfigError(f"{path}: not a TOML file: {error}", "correct the file") from error
+
+
+def _setting_of(key: str, path: Path) -> Setting:
+    by_key = {setting.key: setting for setting in SETTINGS.values()}
+    by_key["tables"] = SETTINGS["tables"]
+    name = key.replace("-", "_")
+    if name in by_key:
+        return by_key[name]
+    close = difflib.get_close_matches(name, by_key, n=1)
+    raise ConfigError(
+        f"{path}: unknown key {key!r}" + (f"; the closest is {close[0]!r}" if close else ""),
+        f"the keys are flat: {', '.join(sorted(by_key))}",
+    )

@@ -1,0 +1,199 @@
+"""The queue in Redis as its owner sees it: claiming, settling, acknowledging.
+
+Each call first checks in Redis that what we believe is so; where it is not, :class:`OwnershipLost` makes
+us read everything again. Replies are never assumed: the client that is given must not retry by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import msgspec
+from redis import Redis
+from redis.exceptions import OutOfMemoryError
+
+from writebehind.identity import TableKey
+from writebehind.keys import QueueKeys
+from writebehind.receipt import REJECTED_BOUND, Rejection
+from writebehind.script import Argument, Script
+
+from .errors import OwnershipLost
+from .frozen import FrozenBatch, freeze
+from .history import Holdings
+from .settle import Settlement
+
+_OWN = Script("writebehind_worker", "own")
+_CLAIM = Script("writebehind_worker", "claim")
+_SETTLE = Script("writebehind_worker", "settle")
+_ACKNOWLEDGE = Script("writebehind_worker", "acknowledge")
+
+TOMBSTONE_TTL_S = 10
+_SETTLED_AT_ONCE = 500  # cache keys a script call, so that Redis answers others in between
+_READ_AT_ONCE = 1000
+_RAW_TAIL = -1  # claim.lua: the oldest item has no seq to tell its age
+
+
+class OwnedQueue:
+    """The owner's view. For one thread."""
+
+    def __init__(self, client: Redis, keys: QueueKeys, token: str) -> None:
+        self._client, self._keys, self._token = client, keys, token
+        self._epoch = 0
+        self._inflight: deque[int] = deque()
+        self._acked = 0
+        self._claimed = 0  # batches claimed under this epoch
+        self._raw_since: float | None = None
+        self.clock_offset_us = 0
+
+    @property
+    def frozen(self) -> int:
+        """Batches claimed and not yet acknowledged."""
+        return len(self._inflight)
+
+    def epoch_floor(self) -> int:
+        """The epoch that Redis knows: where Postgres went back in time, it would give it out again."""
+        return int(cast(bytes | None, self._client.get(self._keys.epoch)) or 0)
+
+    def own(
+        self, epoch: int, applied_seq: int, *, generation: int | None = None, acked: int | None = None
+    ) -> Holdings:
+        """Installs our epoch; from then on every call of a former owner is refused.
+
+        ``generation`` begins a new one and ``acked`` sets the last batch acknowledged, where Redis or
+        Postgres went back in time.
+        """
+        k = self._keys
+        status, *rest = _OWN(
+            self._client,
+            [k.lease, k.epoch, k.clock, k.applied, k.acked, k.inflight],
+            [self._token, epoch, applied_seq, _or_empty(generation), _or_empty(acked)],
+        )
+        if status != b"ok":
+            raise OwnershipLost("another worker holds the lease")
+        now, clock, generation_now, applied, acked_now, *inflight = map(int, rest)
+        self._epoch, self._claimed, self._acked = epoch, 0, acked_now
+        self._inflight = deque(inflight)
+        self._saw_time(now)
+        return Holdings(now, clock, generation_now, applied, acked_now, inflight)
+
+    def read_frozen(self, batch: int, clock: int) -> FrozenBatch:
+        """A batch that a former owner, or we, have claimed before."""
+        items = list(self._items(self._keys.processing(batch), oldest_first=True))
+        return freeze(batch, items, clock)
+
+    def waiting_items(self) -> Iterator[bytes]:
+        """The items of the queue, oldest first."""
+        return self._items(self._keys.queue, oldest_first=False)
+
+    def _items(self, key: str, *, oldest_first: bool) -> Iterator[bytes]:
+        start = 0
+        while True:
+            if oldest_first:
+                chunk = cast(list[bytes], self._client.lrange(key, start, start + _READ_AT_ONCE - 1))
+            else:
+                chunk = cast(list[bytes], self._client.lrange(key, -(start + _READ_AT_ONCE), -(start + 1)))
+                chunk.reverse()
+            yield from chunk
+            if len(chunk) < _READ_AT_ONCE:
+                return
+            start += len(chunk)
+
+    def claim(self, most_items: int, most_bytes: int, write_delay_s: float) -> FrozenBatch | float:
+        """Freezes the next batch, or tells for how many seconds there will be none.
+
+        0.0: the queue is empty; else its items are younger than ``write_delay_s``, and fewer than a batch.
+        """
+        batch = self._epoch << 32 | (self._claimed + 1)
+        k = self._keys
+        if self._raw_since is not None and time.monotonic() - self._raw_since >= write_delay_s:
+            write_delay_s = 0.0
+        status, *rest = _CLAIM(
+            self._client,
+            [k.queue, k.inflight, k.lease, k.epoch, k.acked, k.clock, k.processing(batch)],
+            [
+                self._token,
+                self._epoch,
+                ",".join(map(str, self._inflight)),
+                self._acked,
+                batch,
+                most_items,
+                most_bytes,
+                int(write_delay_s * 1e6),
+            ],
+        )
+        if status == b"lost":
+            raise OwnershipLost(rest[0].decode())
+        if status == b"wait":
+            return self._wait(int(rest[0]), write_delay_s)
+        self._raw_since = None
+        if status == b"empty":
+            return 0.0
+        self._claimed += 1
+        self._inflight.append(batch)
+        now, clock, *items = rest
+        self._saw_time(int(now))
+        return freeze(batch, items, int(clock))
+
+    def _wait(self, left_us: int, write_delay_s: float) -> float:
+        if left_us != _RAW_TAIL:
+            return left_us / 1e6
+        if self._raw_since is None:
+            self._raw_since = time.monotonic()
+        return max(0.001, self._raw_since + write_delay_s - time.monotonic())
+
+    def _saw_time(self, now_us: int) -> None:
+        self.clock_offset_us = now_us - time.time_ns() // 1000
+
+    def now_us(self) -> int:
+        """The time by the server's clock, which stamps every seq, as far as we know it."""
+        return time.time_ns() // 1000 + self.clock_offset_us
+
+    def settle(self, entries: Sequence[Settlement]) -> None:
+        """Gives durable cache entries their time to live."""
+        for start in range(0, len(entries), _SETTLED_AT_ONCE):
+            part = entries[start : start + _SETTLED_AT_ONCE]
+            arguments: list[Argument] = [TOMBSTONE_TTL_S]
+            for entry in part:
+                arguments += (entry.applied_seq, entry.ttl_s, entry.rejected_seq)
+            _SETTLE(self._client, [entry.cache_key for entry in part], arguments)
+
+    def acknowledge(self, batch: FrozenBatch, rejections: Sequence[Rejection]) -> None:
+        """Drops the oldest frozen batch: it is in Postgres."""
+        k = self._keys
+        arguments: list[Argument] = [
+            self._token, self._epoch, batch.id, batch.applied_seq, REJECTED_BOUND,
+        ]  # fmt: skip
+        for rejection in rejections:
+            arguments += (rejection.seq, msgspec.json.encode(rejection))
+        status, *why = _ACKNOWLEDGE(
+            self._client,
+            [k.inflight, k.lease, k.epoch, k.applied, k.acked, k.rejected, k.processing(batch.id)],
+            arguments,
+        )
+        if status != b"ok":
+            raise OwnershipLost(why[0].decode())
+        self._inflight.popleft()
+        self._acked = batch.id
+
+    def peek(self, block_s: float) -> None:
+        """Returns when an item may be there, at the latest after ``block_s``.
+
+        It moves the oldest item to where it is: a blocking move elsewhere would let the connection of a
+        dead client take an item after its death. A full Redis refuses it (``OutOfMemoryError``).
+        """
+        self._client.blmove(self._keys.queue, self._keys.queue, block_s, "RIGHT", "RIGHT")  # type: ignore[arg-type]
+
+    def publish(self, tables: Mapping[str, TableKey]) -> None:
+        """Tells producers the tables' names and keys, for canonical cache keys. Thread-safe."""
+        fields: dict[Any, Any] = {name: msgspec.json.encode(key) for name, key in tables.items()}
+        if fields:
+            with contextlib.suppress(OutOfMemoryError):  # the next reading of the catalog tells them
+                self._client.hset(self._keys.tables, mapping=fields)
+
+
+def _or_empty(value: int | None) -> Argument:
+    return "" if value is None else value

@@ -1,0 +1,150 @@
+"""A message as it was received: the wire format of docs/wire-format.md, checked. No I/O."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import msgspec
+
+from writebehind.identity import scalar_text
+from writebehind.message import Op
+
+_OPS = frozenset(get_args(Op))
+_NUMBER = re.compile(rb"-?[0-9]")
+_DEFAULT_TTL_S = 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why a write cannot be applied. ``sqlstate`` is Postgres' code, or the one that it would give."""
+
+    sqlstate: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One item of a frozen batch. Where ``fault`` is set, the other fields hold what could be read."""
+
+    position: int
+    body: bytes
+    table: str | None = None
+    op: Op = "put"
+    id: Mapping[str, str] | str = ""  # a scalar's text, or column → text
+    id_json: Mapping[str, bytes] | bytes = b""
+    columns: Mapping[str, bytes] | None = None
+    seq: int | None = None
+    cache_key: str | None = None
+    ttl_s: int = _DEFAULT_TTL_S
+    fault: Fault | None = None
+
+
+class _Envelope(msgspec.Struct, forbid_unknown_fields=True):
+    table: str
+    id: msgspec.Raw
+    data: dict[str, msgspec.Raw] | None = None
+    op: str = "put"
+    seq: int | None = None
+    key: str | None = None
+    ttl: int | None = None
+
+
+_decode = msgspec.json.Decoder(_Envelope).decode
+_decode_key = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+class _Bad(ValueError):
+    pass
+
+
+def receive(position: int, body: bytes, clock: int) -> Message:
+    """Reads one queue item; never raises. ``clock`` is the highest seq that the queue has given out."""
+    try:
+        text = body.decode()  # msgspec takes the insides of Raw as they come
+        return _message(position, body, _decode(text), clock)
+    except UnicodeDecodeError as error:
+        return _faulty(position, body, f"not UTF-8: {error.reason} at byte {error.start}", clock)
+    except RecursionError:
+        return _faulty(position, body, "nested too deep", clock)
+    except (msgspec.MsgspecError, _Bad) as error:
+        return _faulty(position, body, str(error), clock)
+
+
+def _message(position: int, body: bytes, read: _Envelope, clock: int) -> Message:
+    if not read.table:
+        raise _Bad("`table` is empty")
+    if read.op not in _OPS:
+        raise _Bad(f"`op` must be put, patch, increment or delete, not {read.op[:40]!r}")
+    if read.seq is not None and not 0 < read.seq <= clock:
+        raise _Bad("`seq` is not one that this queue has given out; leave it away")
+    if read.ttl is not None and read.ttl <= 0:
+        raise _Bad("`ttl` must be a positive number of seconds")
+    id_text, id_json = _id(bytes(read.id))
+    return Message(
+        position,
+        body,
+        read.table,
+        read.op,  # type: ignore[arg-type]
+        id_text,
+        id_json,
+        _columns(read),
+        read.seq,
+        read.key,
+        read.ttl or _DEFAULT_TTL_S,
+    )
+
+
+def _columns(read: _Envelope) -> dict[str, bytes] | None:
+    if read.op == "delete":
+        if read.data:
+            raise _Bad("`delete` takes no `data`")
+        return {}
+    if read.data is None:
+        raise _Bad(f"`data` is missing: {read.op} needs column → value")
+    if not read.data and read.op != "put":
+        raise _Bad(f"`data` is empty: {read.op} needs at least one column")
+    columns = {name: bytes(value) for name, value in read.data.items()}
+    if read.op == "increment":
+        for name, value in columns.items():
+            if not _NUMBER.match(value):
+                raise _Bad(f"increment of {name!r}: the delta must be a JSON number")
+    return columns
+
+
+def _id(raw: bytes) -> tuple[Mapping[str, str] | str, Mapping[str, bytes] | bytes]:
+    if raw[:1] != b"{":
+        return _key_text(raw), raw
+    parts = {name: bytes(value) for name, value in _decode_key(raw).items()}
+    if not parts:
+        raise _Bad("`id` is empty")
+    return {name: _key_text(value) for name, value in parts.items()}, parts
+
+
+def _key_text(raw: bytes) -> str:
+    text = scalar_text(raw)
+    if text is None:
+        raise _Bad("`id` must be a scalar, or an object of the key's columns, each a scalar and not null")
+    return text
+
+
+def _faulty(position: int, body: bytes, reason: str, clock: int) -> Message:
+    """The fault, with what of the envelope can still be read: its cache entry must not stay pending."""
+    fault = Fault("22P02", f"not a message of the wire format: {reason}")
+    try:
+        read: Any = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError):
+        return Message(position, body, fault=fault)
+    if not isinstance(read, dict):
+        return Message(position, body, fault=fault)
+    table, seq, key = read.get("table"), read.get("seq"), read.get("key")
+    return Message(
+        position,
+        body,
+        table if isinstance(table, str) else None,
+        seq=seq if isinstance(seq, int) and 0 < seq <= clock else None,
+        cache_key=key if isinstance(key, str) else None,
+        fault=fault,
+    )

@@ -1,0 +1,159 @@
+"""From messages to writes: the table and the row that each means. No I/O but through ``ask``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from writebehind.identity import canonical
+from writebehind.message import Op
+
+from .catalog import Catalog, Table
+from .received import Fault, Message
+
+Key = tuple[str, ...]
+RowId = tuple[int, Key]
+"""(oid of the table, canonical key): equal for two writes exactly if they mean the same row."""
+
+Ask = Callable[[Table, Sequence[Mapping[str, bytes]]], Sequence[Key | None]]
+"""Asks Postgres for the canonical form of keys, ``None`` where it cannot read one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A message that means a row. ``key_json`` and ``columns`` are JSON texts by column."""
+
+    message: Message
+    table: Table
+    row: RowId
+    key_json: Mapping[str, bytes]
+    columns: Mapping[str, bytes]
+
+    @property
+    def op(self) -> Op:
+        """What the message asks for."""
+        return self.message.op
+
+    @property
+    def key_text(self) -> str:
+        """The canonical key as a JSON array of texts, as dead letters have it."""
+        return msgspec.json.encode(self.row[1]).decode()
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A message that cannot be applied, and why; ``write`` where the row is known."""
+
+    message: Message
+    fault: Fault
+    write: Write | None = None
+
+
+def names_unknown(messages: Iterable[Message], catalog: Catalog) -> bool:
+    """Whether a message names a table or column that the catalog lacks: it may have become old."""
+    for message in messages:
+        if message.fault is None and message.table is not None:
+            table = catalog.find(message.table)
+            if table is None or not (message.columns or {}).keys() <= table.columns.keys():
+                return True
+    return False
+
+
+def resolve(messages: Iterable[Message], catalog: Catalog, ask: Ask) -> tuple[list[Write], list[Refusal]]:
+    """Writes and refusals, both in list order."""
+    drafts: list[_Draft] = []
+    refusals: list[Refusal] = []
+    for message in messages:
+        found = message.fault or _draft(message, catalog)
+        if isinstance(found, Fault):
+            refusals.append(Refusal(message, found))
+        else:
+            drafts.append(found)
+    _complete_keys(drafts, ask)
+    writes = [Write(d.message, d.table, (d.table.oid, d.key or ()), d.key_json, d.columns) for d in drafts]
+    return writes, refusals
+
+
+@dataclass(slots=True)
+class _Draft:
+    message: Message
+    table: Table
+    key_json: Mapping[str, bytes]
+    columns: Mapping[str, bytes]
+    key: Key | None  # None: only Postgres can tell
+
+
+def _complete_keys(drafts: Sequence[_Draft], ask: Ask) -> None:
+    """Where one key of a table must be asked for, all of its keys are, so that they compare."""
+    for oid in {d.table.oid for d in drafts if d.key is None}:
+        same = [d for d in drafts if d.table.oid == oid]
+        for draft, key in zip(same, ask(same[0].table, [d.key_json for d in same]), strict=True):
+            # Keys that Postgres cannot read stay apart by their texts; the flush will say what is wrong.
+            draft.key = key or tuple(v.decode() for v in draft.key_json.values())
+
+
+def _draft(message: Message, catalog: Catalog) -> _Draft | Fault:
+    name = message.table or ""
+    table = catalog.find(name)
+    if table is None:
+        return Fault("42P01", f"unknown table {name!r}: it does not exist, or may not be written to")
+    if not table.key:
+        return Fault("42P10", f"{table.full_name} has no primary key: its rows cannot be told apart")
+    names = [c.name for c in table.key]
+    texts: Mapping[str, str]
+    if isinstance(message.id, str):
+        if len(names) > 1:
+            return Fault("42P10", f"the key of {table.full_name} is {names}: `id` must be an object")
+        assert isinstance(message.id_json, bytes)
+        texts, given = {names[0]: message.id}, {names[0]: message.id_json}
+    else:
+        assert not isinstance(message.id_json, bytes)
+        if message.id.keys() != set(names):
+            return Fault("42P10", f"the key of {table.full_name} is {names}, not {sorted(message.id)}")
+        texts, given = message.id, dict(message.id_json)
+    key_json = {n: given[n] for n in names}
+    columns = dict(message.columns or {})
+    fault = _check_columns(message.op, table, columns, key_json, texts)
+    if fault is not None:
+        return fault
+    values = [canonical(c.kind, texts[c.name]) for c in table.key]
+    key = None if None in values else tuple(v for v in values if v is not None)
+    return _Draft(message, table, key_json, columns, key)
+
+
+def _check_columns(
+    op: Op,
+    table: Table,
+    columns: dict[str, bytes],
+    key_json: Mapping[str, bytes],
+    texts: Mapping[str, str],
+) -> Fault | None:
+    """Checks what the catalog can tell, and takes the key's columns out of ``columns``."""
+    for name in list(columns):
+        column = table.columns.get(name)
+        if column is None:
+            return Fault("42703", f"{table.full_name} has no column {name!r}")
+        if column.is_generated:
+            return Fault("428C9", f"{table.full_name}.{name} is generated by Postgres: leave it away")
+        if name in key_json:
+            if op == "increment" or not _same(columns[name], key_json[name], name, table, texts):
+                return Fault("22023", f"`data` would change {name!r}, which is part of the key")
+            del columns[name]
+        elif op == "increment" and column.number is None:
+            return Fault("42804", f"{table.full_name}.{name} is {column.type}: it cannot be incremented")
+    if not columns and op in ("patch", "increment"):
+        return Fault("22023", f"{op} gives no column besides the key")
+    return None
+
+
+def _same(value: bytes, key: bytes, name: str, table: Table, texts: Mapping[str, str]) -> bool:
+    if value == key:
+        return True
+    if value[:1] in (b"{", b"[", b"n"):
+        return False
+    kind = next(c.kind for c in table.key if c.name == name)
+    text = msgspec.json.decode(value) if value[:1] == b'"' else value.decode()
+    mine = canonical(kind, text)
+    return mine is not None and mine == canonical(kind, texts[name])

@@ -1,0 +1,34 @@
+"""What the cache must hear of a flushed batch. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable
+from dataclasses import dataclass
+
+from .received import Message
+
+
+@dataclass(slots=True)
+class Settlement:
+    """One cache entry: the last write to it that was applied, the last that was not (seqs; 0: none)."""
+
+    cache_key: str
+    ttl_s: int
+    applied_seq: int = 0
+    rejected_seq: int = 0
+
+
+def settlements(messages: Iterable[Message], buried: Container[int]) -> list[Settlement]:
+    """One for each cache key of the batch; ``buried`` holds the positions of its dead letters."""
+    found: dict[str, Settlement] = {}
+    for message in messages:
+        if message.cache_key is None or message.seq is None:
+            continue
+        entry = found.get(message.cache_key)
+        if entry is None:
+            entry = found[message.cache_key] = Settlement(message.cache_key, message.ttl_s)
+        if message.position in buried:
+            entry.rejected_seq = max(entry.rejected_seq, message.seq)
+        else:
+            entry.applied_seq, entry.ttl_s = max(entry.applied_seq, message.seq), message.ttl_s
+    return list(found.values())

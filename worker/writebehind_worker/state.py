@@ -1,0 +1,94 @@
+"""What the worker knows about itself, for the health endpoint and for logging each change once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+Role = Literal["starting", "standby", "owner", "paused", "stopping"]
+
+_READY_ROLES = ("owner", "standby")
+
+
+class WorkerState:
+    """Written by the worker's threads, read by the endpoint's. All methods are thread-safe.
+
+    The ``…_is`` methods return True only if what they tell is a change, so that a caller logs a state
+    once and not on every retry.
+    """
+
+    def __init__(self, stall_after_s: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._lock = threading.Lock()
+        self._clock = clock
+        self._stall_after_s = stall_after_s
+        self._last_progress = clock()
+        self._facts: dict[str, Any] = {
+            "role": "starting",
+            "epoch": None,
+            "owner": None,
+            "redis_up": None,
+            "redis_reason": None,
+            "postgres_up": None,
+            "postgres_reason": None,
+            "held": None,
+            "breaker": None,
+        }
+
+    def redis_is(self, up: bool, reason: str | None = None) -> bool:
+        """Redis answers, or does not and why. A new reason alone is no change."""
+        return self._set("redis_up", redis_up=up, redis_reason=reason)
+
+    def postgres_is(self, up: bool, reason: str | None = None) -> bool:
+        """Postgres answers, or does not and why. A new reason alone is no change."""
+        return self._set("postgres_up", postgres_up=up, postgres_reason=reason)
+
+    def role_is(self, role: Role, epoch: int | None = None, owner: str | None = None) -> bool:
+        """``owner`` is whoever holds the lease, ``epoch`` the fencing epoch that goes with it."""
+        return self._set("role", "epoch", "owner", role=role, epoch=epoch, owner=owner)
+
+    def held_is(self, write: str | None) -> bool:
+        """The write that waits for somebody's lock and holds the queue; None: no longer."""
+        return self._set("held", held=write)
+
+    def breaker_is(self, reason: str | None) -> bool:
+        """Why the queue is paused: every write is rejected alike; None: it goes on."""
+        return self._set("breaker", breaker=reason)
+
+    def progress(self) -> None:
+        """The loop has come round: it is alive, whether or not there was work."""
+        with self._lock:
+            self._last_progress = self._clock()
+
+    def facts(self) -> dict[str, Any]:
+        """A copy of all there is to know."""
+        with self._lock:
+            return dict(self._facts)
+
+    def health(self) -> tuple[bool, dict[str, Any]]:
+        """False if the loop has not come round for ``stall_after_s``: only a restart can help then."""
+        with self._lock:
+            idle_s = self._clock() - self._last_progress
+        alive = idle_s <= self._stall_after_s
+        return alive, {"ok": alive, "since_progress_s": round(idle_s, 3)}
+
+    def readiness(self) -> tuple[bool, dict[str, Any]]:
+        """Whether writes are, or at once could be, brought to Postgres; ``reasons`` says why not."""
+        facts = self.facts()
+        reasons = [
+            facts[f"{server}_reason"] or f"{server} has not answered"
+            for server in ("redis", "postgres")
+            if not facts[f"{server}_up"]
+        ]
+        if facts["role"] not in _READY_ROLES:
+            reasons.append(f"the worker is {facts['role']}")
+        if facts["breaker"] is not None:
+            reasons.append(facts["breaker"])
+        return not reasons, {"ok": not reasons, "reasons": reasons, **facts}
+
+    def _set(self, *watched: str, **facts: Any) -> bool:
+        with self._lock:
+            changed = any(self._facts[name] != facts[name] for name in watched)
+            self._facts.update(facts)
+            return changed

@@ -1,0 +1,246 @@
+"""What Redis and the ledger say about a queue at this moment. Reads only; either may be down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import psycopg
+import redis
+from psycopg import errors as pg
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from writebehind.keys import QueueKeys
+
+from .config import Config, one_line, redacted
+
+_TIMEOUT_S = 5
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenBatchStatus:
+    """A batch that was taken from the queue and is not acknowledged."""
+
+    id: int
+    items: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStatus:
+    """What Redis holds. Ages and the lease are in seconds of the server's clock."""
+
+    length: int
+    frozen: tuple[FrozenBatchStatus, ...]
+    oldest_age_s: float | None
+    """Age of the oldest pending write; None if there is none, or it carries no ``seq``."""
+    owner: str | None
+    lease_remaining_s: float | None
+    """Negative once it has expired; None if nobody has held it."""
+    epoch: int | None
+    seq: int | None
+    generation: str | None
+    applied: int | None
+    acked: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerStatus:
+    """The queue's row in Postgres; all zero before its first owner."""
+
+    epoch: int = 0
+    recent_batches: int = 0
+    last_batch: int | None = None
+    applied_seq: int = 0
+    generation: int | None = None
+    owner: str | None = None
+    rollback_items: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterCount:
+    """Open dead letters (superseded ones are not counted) of one kind and SQLSTATE."""
+
+    kind: str
+    sqlstate: str | None
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A part is None if its server could not be asked; the error beside it says why."""
+
+    queue: str
+    redis: QueueStatus | None
+    redis_error: str | None
+    ledger: LedgerStatus | None
+    dead_letters: tuple[DeadLetterCount, ...] | None
+    postgres_error: str | None
+
+    @property
+    def ok(self) -> bool:
+        """Both servers answered, and the ledger is there."""
+        return self.redis_error is None and self.postgres_error is None
+
+
+class _Envelope(msgspec.Struct):
+    seq: int | None = None
+
+
+def read_status(config: Config) -> Status:
+    """Asks both servers, a few seconds at most. Raises nothing for a server that does not answer."""
+    queue, redis_error = None, None
+    try:
+        queue = _read_redis(config)
+    except (redis.RedisError, OSError) as error:
+        redis_error = f"Redis at {redacted(config.redis_url)}: {one_line(error)}"
+    ledger, dead_letters, postgres_error = None, None, None
+    try:
+        ledger, dead_letters = _read_postgres(config)
+    except (pg.UndefinedTable, pg.InvalidSchemaName):
+        postgres_error = "the ledger's tables are missing: run `writebehind init`"
+    except psycopg.Error as error:
+        where = redacted(config.postgres_url)
+        postgres_error = f"Postgres at {where}: {one_line(error)}"
+    return Status(config.queue, queue, redis_error, ledger, dead_letters, postgres_error)
+
+
+def _read_redis(config: Config) -> QueueStatus:
+    keys = QueueKeys(config.queue)
+    with redis.Redis.from_url(
+        config.redis_url,
+        socket_timeout=_TIMEOUT_S,
+        socket_connect_timeout=_TIMEOUT_S,
+        retry=Retry(NoBackoff(), 0),
+    ) as client:
+        pipe: Any = client.pipeline()
+        pipe.llen(keys.queue).lindex(keys.queue, -1).lrange(keys.inflight, 0, -1).get(keys.lease)
+        pipe.hmget(keys.clock, "seq", "generation").mget(keys.epoch, keys.applied, keys.acked).time()
+        length, tail, inflight, lease, clock, numbers, (now_s, now_us) = pipe.execute()
+        frozen, head = _read_frozen(client, keys, [int(batch) for batch in inflight])
+    now = now_s * 1_000_000 + now_us
+    owner, expiry_ms = _lease(lease)
+    seq, generation = clock
+    epoch, applied, acked = (None if n is None else int(n) for n in numbers)
+    return QueueStatus(
+        length=length,
+        frozen=frozen,
+        oldest_age_s=_age_s(head or tail, now),
+        owner=owner,
+        lease_remaining_s=None if expiry_ms is None else expiry_ms / 1e3 - now / 1e6,
+        epoch=epoch,
+        seq=None if seq is None else int(seq),
+        generation=None if generation is None else generation.decode(),
+        applied=applied,
+        acked=acked,
+    )
+
+
+def _read_frozen(
+    client: redis.Redis, keys: QueueKeys, batches: list[int]
+) -> tuple[tuple[FrozenBatchStatus, ...], bytes | None]:
+    """The frozen batches and the oldest item; one more round trip, and only if there are any."""
+    if not batches:
+        return (), None
+    pipe: Any = client.pipeline()
+    for batch in batches:
+        pipe.llen(keys.processing(batch))
+    *lengths, head = pipe.lindex(keys.processing(batches[0]), 0).execute()
+    frozen = (FrozenBatchStatus(*pair) for pair in zip(batches, lengths, strict=True))
+    # Without items it was acknowledged between the two round trips.
+    return tuple(batch for batch in frozen if batch.items), head
+
+
+def _lease(value: bytes | None) -> tuple[str | None, int | None]:
+    parts = value.decode(errors="replace").split("|", 2) if value else []
+    if len(parts) != 3 or not parts[1].isdecimal():
+        return None, None
+    return parts[2], int(parts[1])
+
+
+def _age_s(item: bytes | None, now_us: int) -> float | None:
+    try:
+        seq = msgspec.json.decode(item or b"{}", type=_Envelope).seq
+    except msgspec.DecodeError:  # anybody may push anything
+        return None
+    return None if seq is None else max(0, now_us - seq) / 1e6
+
+
+def _read_postgres(config: Config) -> tuple[LedgerStatus, tuple[DeadLetterCount, ...]]:
+    with psycopg.connect(config.postgres_url, connect_timeout=_TIMEOUT_S) as conn:
+        conn.execute("SET TRANSACTION READ ONLY")
+        conn.execute(f"SET LOCAL statement_timeout = '{_TIMEOUT_S}s'")
+        row = conn.execute(
+            "SELECT epoch, cardinality(recent_batches), recent_batches[cardinality(recent_batches)],"
+            " applied_seq, generations[cardinality(generations)], owner, rollback_items"
+            " FROM writebehind.ledger WHERE queue = %s",
+            [config.queue],
+        ).fetchone()
+        counts = conn.execute(
+            "SELECT kind, sqlstate, count(*) FROM writebehind.dead_letters"
+            " WHERE queue = %s AND superseded_at IS NULL GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2",
+            [config.queue],
+        ).fetchall()
+    return LedgerStatus(*row or ()), tuple(DeadLetterCount(*count) for count in counts)
+
+
+def render(status: Status) -> str:
+    """For a terminal: one fact a line, what is down in its place."""
+    lines = [("queue", status.queue)]
+    lines += [("redis", f"DOWN: {status.redis_error}")] if status.redis_error else []
+    lines += _redis_lines(status.redis) if status.redis else []
+    lines += [("postgres", f"DOWN: {status.postgres_error}")] if status.postgres_error else []
+    lines += _ledger_lines(status.ledger) if status.ledger else []
+    lines += _dead_lines(status.dead_letters) if status.dead_letters is not None else []
+    return "\n".join(f"{label:<13}{text}".rstrip() for label, text in lines)
+
+
+def _redis_lines(queue: QueueStatus) -> Iterator[tuple[str, str]]:
+    yield "waiting", f"{queue.length} writes"
+    yield "frozen", f"{sum(b.items for b in queue.frozen)} writes in {len(queue.frozen)} batches"
+    for batch in queue.frozen:
+        yield "", f"batch {batch.id}: {batch.items} writes"
+    pending = queue.length or queue.frozen
+    unknown = "unknown: it carries no seq" if pending else "nothing is pending"
+    yield "oldest", unknown if queue.oldest_age_s is None else f"{queue.oldest_age_s:.1f} s old"
+    yield "owner", _owner(queue)
+    yield (
+        "in redis",
+        (
+            f"epoch {_or_none(queue.epoch)}, generation {_or_none(queue.generation)}, "
+            f"seq {_or_none(queue.seq)}, applied {_or_none(queue.applied)}, acked {_or_none(queue.acked)}"
+        ),
+    )
+
+
+def _owner(queue: QueueStatus) -> str:
+    if queue.lease_remaining_s is None:
+        return "none: no worker runs"
+    if queue.lease_remaining_s <= 0:
+        return f"none: the lease of {queue.owner} ended {-queue.lease_remaining_s:.1f} s ago"
+    return f"{queue.owner}, lease for {queue.lease_remaining_s:.1f} s"
+
+
+def _ledger_lines(ledger: LedgerStatus) -> Iterator[tuple[str, str]]:
+    yield (
+        "in postgres",
+        (
+            f"epoch {ledger.epoch}, generation {_or_none(ledger.generation)}, "
+            f"applied {ledger.applied_seq}, last batch {_or_none(ledger.last_batch)} "
+            f"({ledger.recent_batches} kept)"
+        ),
+    )
+    if ledger.rollback_items:
+        yield "rollback", f"Redis went back: the next {ledger.rollback_items} items are checked"
+
+
+def _dead_lines(counts: tuple[DeadLetterCount, ...]) -> Iterator[tuple[str, str]]:
+    yield "dead letters", str(sum(count.count for count in counts))
+    for count in counts:
+        yield "", f"{count.count} {count.kind}, {count.sqlstate or 'refused by the worker'}"
+
+
+def _or_none(value: object) -> object:
+    return "none" if value is None else value

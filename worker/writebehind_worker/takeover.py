@@ -1,0 +1,64 @@
+"""Becoming the owner: after a clean stop, a kill, a lost reply or a server that went back in time alike.
+
+lease in Redis ─▶ epoch in the ledger ─▶ epoch in Redis ─▶ compare ─▶ the frozen batches, oldest first
+                                                             │
+                          a server went back: adopt ledger ──┴─▶ new generation in Redis
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+
+from .frozen import FrozenBatch, count_applied_before
+from .history import History, Holdings, LedgerRow, compare
+from .ledger import Ledger
+from .owned_queue import OwnedQueue
+
+
+@dataclass(frozen=True, slots=True)
+class Takeover:
+    """What the new owner starts with."""
+
+    row: LedgerRow
+    history: History
+    frozen: Sequence[FrozenBatch]
+
+
+def take_over(queue: OwnedQueue, ledger: Ledger, owner: str, run_id: str | None) -> Takeover:
+    """Takes the queue over, holding the lease; ``run_id`` names the Redis process that answers."""
+    row = ledger.take(owner, queue.epoch_floor())
+    holdings = queue.own(row.epoch, row.applied_seq)
+    history = compare(row, holdings, run_id)
+    frozen = [queue.read_frozen(batch, holdings.clock_seq) for batch in holdings.inflight]
+    if history.is_plain and row.redis_run_id == run_id:
+        return Takeover(row, history, frozen)
+    return Takeover(_adopt(queue, ledger, row, holdings, history, frozen, run_id), history, frozen)
+
+
+def _adopt(
+    queue: OwnedQueue,
+    ledger: Ledger,
+    row: LedgerRow,
+    holdings: Holdings,
+    history: History,
+    frozen: Sequence[FrozenBatch],
+    run_id: str | None,
+) -> LedgerRow:
+    """Settles on one history in both servers. The ledger first: killed in between, we find the same again."""
+    generation, applied_before = holdings.generation, 0
+    if history.redis_went_back or history.redis_restarted:
+        generation = max(holdings.now_us, holdings.generation + 1)
+        unresolved = [b for b in frozen if b.id not in row.recent_batches]
+        applied_before = count_applied_before(_bodies(unresolved, queue), row.applied_seq)
+    elif history.postgres_went_back and not history.redis_is_new:
+        generation = max(holdings.now_us, holdings.generation + 1)
+    ledger.adopt(row.epoch, generation, run_id, row.applied_seq, applied_before)
+    last = row.recent_batches[-1] if row.recent_batches else 0
+    queue.own(row.epoch, row.applied_seq, generation=generation, acked=last)
+    return replace(row, rollback_seq=row.applied_seq, rollback_items=applied_before)
+
+
+def _bodies(frozen: Sequence[FrozenBatch], queue: OwnedQueue) -> Iterator[bytes]:
+    return chain((m.body for b in frozen for m in b.messages), queue.waiting_items())

@@ -1,0 +1,197 @@
+"""The worker: connects, takes the lease, serves the queue; begins again when anything is lost."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import threading
+import time
+from typing import Any
+
+import psycopg
+import redis
+from structlog.typing import FilteringBoundLogger
+
+from writebehind.keys import QueueKeys
+
+from . import postgres, redis_server
+from .backoff import Backoff
+from .breaker import Breaker
+from .config import Config
+from .errors import LedgerRefused, OwnershipLost
+from .flush import Flusher
+from .heartbeat import Heartbeat
+from .lease import Holder, Lease
+from .ledger import Ledger
+from .metrics import Metrics
+from .owned_queue import OwnedQueue
+from .state import WorkerState
+from .takeover import Takeover, take_over
+from .tenure import Tenure
+
+_STANDBY_POLL_S = 0.2
+_STANDBY_PING_S = 5.0
+
+
+class Worker:
+    """Brings one queue to Postgres. Any number may run on a queue: one owns it, the others stand by."""
+
+    def __init__(
+        self, config: Config, state: WorkerState, metrics: Metrics, log: FilteringBoundLogger
+    ) -> None:
+        self._config, self._state, self._metrics = config, state, metrics
+        self._log = log.bind(queue=config.queue)
+        self._keys = QueueKeys(config.queue)
+        self._owner = f"{socket.gethostname()}:{os.getpid()}"
+        self._token = secrets.token_hex(16)
+        self._breaker = Breaker()
+        self._fatal: BaseException | None = None
+
+    def run(self, stop: threading.Event) -> None:
+        """Works until ``stop`` is set, then finishes what is frozen, within ``stop_timeout_s``.
+
+        Raises:
+            FatalError: the operator must act.
+        """
+        thread = threading.Thread(target=self._work, args=(stop,), name="work", daemon=True)
+        thread.start()
+        stop.wait()
+        self._state.role_is("stopping")
+        thread.join(self._config.stop_timeout_s)
+        if thread.is_alive():
+            self._log.warning(
+                "stopped before the batch was finished; it stays frozen, and the next owner finishes it"
+            )
+        if self._fatal is not None:
+            raise self._fatal
+
+    def _work(self, stop: threading.Event) -> None:
+        backoff = Backoff()
+        try:
+            while not stop.is_set():
+                try:
+                    self._serve_once(stop, backoff)
+                except OwnershipLost as error:
+                    self._log.warning("ownership lost", reason=str(error))
+                except redis.RedisError as error:
+                    self._redis_is(False, f"Redis does not answer: {error}")
+                    stop.wait(backoff.next_s())
+                except (psycopg.Error, LedgerRefused) as error:
+                    self._postgres_is(False, f"Postgres does not answer: {_first_line(error)}")
+                    stop.wait(backoff.next_s())
+        except BaseException as error:
+            self._fatal = error
+            stop.set()
+
+    def _serve_once(self, stop: threading.Event, backoff: Backoff) -> None:
+        """One tenure, from connecting to its end."""
+        with (
+            redis_server.connect(self._config.redis_url) as client,
+            redis_server.connect(self._config.redis_url) as beat_client,
+        ):
+            run_id = redis_server.check(client, self._config)
+            self._redis_is(True)
+            with postgres.connect(self._config.postgres_url) as conn:
+                ledger = Ledger(conn, self._config.queue)
+                ledger.check()
+                self._postgres_is(True)
+                lease = self._lease(client)
+                if not self._stand_by(lease, conn, stop):
+                    return
+                heart = Heartbeat(
+                    beat_client, self._keys, self._lease(beat_client), self._config.lease_ttl_s,
+                    self._metrics, self._log,
+                )  # fmt: skip
+                heart.start()
+                try:
+                    self._own(client, conn, ledger, run_id, stop, heart.lost, backoff)
+                finally:
+                    heart.stop()
+                    self._metrics.lease_is(False)
+                lease.release()
+                self._log.info("released")
+
+    def _lease(self, client: redis.Redis) -> Lease:
+        return Lease(client, self._keys, self._token, self._owner, self._config.lease_ttl_s)
+
+    def _stand_by(self, lease: Lease, conn: psycopg.Connection[Any], stop: threading.Event) -> bool:
+        """Waits until the lease is ours; False if told to stop before."""
+        pinged = time.monotonic()
+        while not stop.is_set():
+            holder: Holder | None = lease.take()
+            if holder is None:
+                return True
+            if self._state.role_is("standby", owner=holder.owner):
+                self._log.info("standing by", owner=holder.owner)
+            self._state.progress()
+            if time.monotonic() - pinged > _STANDBY_PING_S:
+                conn.execute("SELECT")
+                pinged = time.monotonic()
+            stop.wait(_STANDBY_POLL_S)
+        return False
+
+    def _own(
+        self,
+        client: redis.Redis,
+        conn: psycopg.Connection[Any],
+        ledger: Ledger,
+        run_id: str | None,
+        stop: threading.Event,
+        lost: threading.Event,
+        backoff: Backoff,
+    ) -> None:
+        queue = OwnedQueue(client, self._keys, self._token)
+        taken = take_over(queue, ledger, self._owner, run_id)
+        self._tell(taken)
+        flusher = Flusher(
+            conn,
+            ledger,
+            taken.row,
+            tables=self._config.tables,
+            lock_timeout_s=self._config.lock_timeout_s,
+            statement_timeout_s=self._config.statement_timeout_s,
+            breaker=self._breaker,
+            publish=queue.publish,
+        )
+        backoff.reset()
+        Tenure(
+            self._config, queue, flusher, conn, list(taken.frozen), self._state, self._metrics, self._log
+        ).serve(stop, lost)
+
+    def _tell(self, taken: Takeover) -> None:
+        """Says what the new owner has found."""
+        self._state.role_is("owner", epoch=taken.row.epoch, owner=self._owner)
+        self._metrics.lease_is(True)
+        self._log.info("owner", epoch=taken.row.epoch, frozen_batches=len(taken.frozen))
+        history, row = taken.history, taken.row
+        if history.redis_went_back or (history.redis_is_new and row.generations):
+            self._metrics.rollback_detected("redis")
+            self._log.error(
+                "redis went back in time: writes that it had accepted may be lost; what has been applied "
+                "before is kept as dead letters of kind rollback",
+                applied_before=row.rollback_items,
+            )
+        elif history.redis_restarted:
+            self._log.warning("redis has been restarted; receipts given before cannot be answered")
+        if history.postgres_went_back:
+            self._metrics.rollback_detected("postgres")
+            self._log.error(
+                "postgres went back in time: batches that it had committed are lost",
+                last_batch=row.recent_batches[-1] if row.recent_batches else None,
+                applied_seq=row.applied_seq,
+            )
+
+    def _redis_is(self, up: bool, reason: str | None = None) -> None:
+        self._metrics.redis_is(up)
+        if self._state.redis_is(up, reason):
+            (self._log.info if up else self._log.warning)("redis", up=up, reason=reason)
+
+    def _postgres_is(self, up: bool, reason: str | None = None) -> None:
+        self._metrics.postgres_is(up)
+        if self._state.postgres_is(up, reason):
+            (self._log.info if up else self._log.warning)("postgres", up=up, reason=reason)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
