@@ -17,6 +17,7 @@ CREATE TABLE IF NOT EXISTS writebehind.ledger (
     owner               text,                               -- host:pid of the worker
     owner_pid           integer,                            -- its backend here, so that a stalled one can be ended
     owner_backend_start timestamptz,
+    waiting_for         text,                               -- what the oldest batch waits for: a lock, a breaker
     updated_at          timestamptz NOT NULL DEFAULT now()
 );
 

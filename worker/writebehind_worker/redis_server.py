@@ -14,15 +14,32 @@ from .errors import UnsafeRedis, UnsupportedRedis
 _TIMEOUT_S = 5.0  # longer than we ever block
 
 
-def connect(url: str) -> Redis:
-    """A client that never re-sends a command: after a lost reply the owner reads again instead."""
-    return Redis.from_url(
-        url,
-        socket_timeout=_TIMEOUT_S,
-        socket_connect_timeout=_TIMEOUT_S,
-        retry=Retry(NoBackoff(), 0),
-        decode_responses=False,
-    )
+class RedisLink:
+    """A client that never re-sends a command: after a lost reply the owner reads again instead.
+
+    ``connections`` counts those made: redis-py replaces an idle one that was closed without a word, and
+    behind the new one may be another server, or the same with older data.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.connections = 0
+        self.client = Redis.from_url(
+            url,
+            socket_timeout=_TIMEOUT_S,
+            socket_connect_timeout=_TIMEOUT_S,
+            retry=Retry(NoBackoff(), 0),
+            redis_connect_func=self._connected,
+        )
+
+    def _connected(self, connection: Any) -> None:
+        connection.on_connect()
+        self.connections += 1
+
+    def __enter__(self) -> RedisLink:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
 
 
 def check(client: Redis, config: Config) -> str | None:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 import psycopg
 import redis
 from psycopg import errors as pg
@@ -16,6 +15,7 @@ from redis.retry import Retry
 from writebehind.keys import QueueKeys
 
 from .config import Config, one_line, redacted
+from .frozen import stamped_seq
 
 _TIMEOUT_S = 5
 
@@ -57,6 +57,8 @@ class LedgerStatus:
     generation: int | None = None
     owner: str | None = None
     rollback_items: int = 0
+    waiting_for: str | None = None
+    """What the oldest batch waits for: somebody's lock, a table that refuses every write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +85,6 @@ class Status:
     def ok(self) -> bool:
         """Both servers answered, and the ledger is there."""
         return self.redis_error is None and self.postgres_error is None
-
-
-class _Envelope(msgspec.Struct):
-    seq: int | None = None
 
 
 def read_status(config: Config) -> Status:
@@ -161,10 +159,7 @@ def _lease(value: bytes | None) -> tuple[str | None, int | None]:
 
 
 def _age_s(item: bytes | None, now_us: int) -> float | None:
-    try:
-        seq = msgspec.json.decode(item or b"{}", type=_Envelope).seq
-    except msgspec.DecodeError:  # anybody may push anything
-        return None
+    seq = stamped_seq(item or b"")
     return None if seq is None else max(0, now_us - seq) / 1e6
 
 
@@ -174,7 +169,7 @@ def _read_postgres(config: Config) -> tuple[LedgerStatus, tuple[DeadLetterCount,
         conn.execute(f"SET LOCAL statement_timeout = '{_TIMEOUT_S}s'")
         row = conn.execute(
             "SELECT epoch, cardinality(recent_batches), recent_batches[cardinality(recent_batches)],"
-            " applied_seq, generations[cardinality(generations)], owner, rollback_items"
+            " applied_seq, generations[cardinality(generations)], owner, rollback_items, waiting_for"
             " FROM writebehind.ledger WHERE queue = %s",
             [config.queue],
         ).fetchone()
@@ -232,6 +227,8 @@ def _ledger_lines(ledger: LedgerStatus) -> Iterator[tuple[str, str]]:
             f"({ledger.recent_batches} kept)"
         ),
     )
+    if ledger.waiting_for:
+        yield "waiting for", ledger.waiting_for
     if ledger.rollback_items:
         yield "rollback", f"Redis went back: the next {ledger.rollback_items} items are checked"
 

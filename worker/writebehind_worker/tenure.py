@@ -148,9 +148,11 @@ class Tenure:
         elif isinstance(error, HeldByLock):
             if self._state.held_is(error.write):
                 self._log.warning("waiting for a lock", write=error.write, reason=reason)
+                self._flusher.say_waiting(reason)
         elif isinstance(error, BreakerTripped):
             if self._state.breaker_is(reason):
                 self._log.error("queue paused", reason=reason)
+                self._flusher.say_waiting(reason)
         elif self._state.postgres_is(False, reason):
             self._log.error("ledger refused", reason=reason)
         self._metrics.retried(type(error).__name__)
@@ -163,10 +165,9 @@ class Tenure:
     def _went_through(self, batch: FrozenBatch, flushed: Flushed, seconds: float) -> None:
         if self._state.postgres_is(True):
             self._log.info("postgres answers")
-        if self._state.held_is(None):
-            self._log.info("lock released")
-        if self._state.breaker_is(None):
+        if self._state.held_is(None) | self._state.breaker_is(None):
             self._log.info("queue goes on")
+            self._flusher.say_waiting(None)
         self._state.progress()
         self._metrics.postgres_is(True)
         self._metrics.batch(len(batch.messages), seconds)

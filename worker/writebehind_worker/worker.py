@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
 import threading
 import time
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -18,20 +20,22 @@ from writebehind.keys import QueueKeys
 from . import postgres, redis_server
 from .backoff import Backoff
 from .breaker import Breaker
-from .config import Config
+from .config import Config, one_line
 from .errors import LedgerRefused, OwnershipLost
 from .flush import Flusher
 from .heartbeat import Heartbeat
 from .lease import Holder, Lease
 from .ledger import Ledger
 from .metrics import Metrics
-from .owned_queue import OwnedQueue
+from .owned_queue import OwnedQueue, publish_tables
+from .redis_server import RedisLink
 from .state import WorkerState
 from .takeover import Takeover, take_over
 from .tenure import Tenure
 
 _STANDBY_POLL_S = 0.2
 _STANDBY_PING_S = 5.0
+_STABLE_S = 10.0  # a tenure that lasted so long was no failed attempt
 
 
 class Worker:
@@ -70,47 +74,35 @@ class Worker:
         backoff = Backoff()
         try:
             while not stop.is_set():
+                began = time.monotonic()
                 try:
-                    self._serve_once(stop, backoff)
+                    self._serve_once(stop)
                 except OwnershipLost as error:
                     self._log.warning("ownership lost", reason=str(error))
                 except redis.RedisError as error:
-                    self._redis_is(False, f"Redis does not answer: {error}")
-                    stop.wait(backoff.next_s())
+                    self._redis_is(False, f"Redis: {one_line(error)}")
                 except (psycopg.Error, LedgerRefused) as error:
-                    self._postgres_is(False, f"Postgres does not answer: {_first_line(error)}")
-                    stop.wait(backoff.next_s())
+                    self._postgres_is(False, f"Postgres: {one_line(error)}")
+                if time.monotonic() - began > _STABLE_S:
+                    backoff.reset()
+                stop.wait(backoff.next_s())
         except BaseException as error:
             self._fatal = error
             stop.set()
 
-    def _serve_once(self, stop: threading.Event, backoff: Backoff) -> None:
+    def _serve_once(self, stop: threading.Event) -> None:
         """One tenure, from connecting to its end."""
-        with (
-            redis_server.connect(self._config.redis_url) as client,
-            redis_server.connect(self._config.redis_url) as beat_client,
-        ):
-            run_id = redis_server.check(client, self._config)
+        with RedisLink(self._config.redis_url) as link, RedisLink(self._config.redis_url) as side:
+            run_id = redis_server.check(link.client, self._config)
             self._redis_is(True)
             with postgres.connect(self._config.postgres_url) as conn:
                 ledger = Ledger(conn, self._config.queue)
                 ledger.check()
                 self._postgres_is(True)
-                lease = self._lease(client)
+                lease = self._lease(link.client)
                 if not self._stand_by(lease, conn, stop):
                     return
-                heart = Heartbeat(
-                    beat_client, self._keys, self._lease(beat_client), self._config.lease_ttl_s,
-                    self._metrics, self._log,
-                )  # fmt: skip
-                heart.start()
-                try:
-                    self._own(client, conn, ledger, run_id, stop, heart.lost, backoff)
-                finally:
-                    heart.stop()
-                    self._metrics.lease_is(False)
-                lease.release()
-                self._log.info("released")
+                self._own(link, side, conn, ledger, lease, run_id, stop)
 
     def _lease(self, client: redis.Redis) -> Lease:
         return Lease(client, self._keys, self._token, self._owner, self._config.lease_ttl_s)
@@ -133,31 +125,43 @@ class Worker:
 
     def _own(
         self,
-        client: redis.Redis,
+        link: RedisLink,
+        side: RedisLink,
         conn: psycopg.Connection[Any],
         ledger: Ledger,
+        lease: Lease,
         run_id: str | None,
         stop: threading.Event,
-        lost: threading.Event,
-        backoff: Backoff,
     ) -> None:
-        queue = OwnedQueue(client, self._keys, self._token)
-        taken = take_over(queue, ledger, self._owner, run_id)
-        self._tell(taken)
-        flusher = Flusher(
-            conn,
-            ledger,
-            taken.row,
-            tables=self._config.tables,
-            lock_timeout_s=self._config.lock_timeout_s,
-            statement_timeout_s=self._config.statement_timeout_s,
-            breaker=self._breaker,
-            publish=queue.publish,
+        """From the lease to the end of the tenure. However it ends, the next worker need not wait."""
+        c = self._config
+        heart = Heartbeat(
+            side.client, self._keys, self._lease(side.client), c.lease_ttl_s, self._metrics, self._log
         )
-        backoff.reset()
-        Tenure(
-            self._config, queue, flusher, conn, list(taken.frozen), self._state, self._metrics, self._log
-        ).serve(stop, lost)
+        heart.start()
+        try:
+            queue = OwnedQueue(link, self._keys, self._token)
+            taken = take_over(queue, ledger, self._owner, run_id)
+            self._tell(taken)
+            flusher = Flusher(
+                conn,
+                ledger,
+                taken.row,
+                tables=c.tables,
+                lock_timeout_s=c.lock_timeout_s,
+                statement_timeout_s=c.statement_timeout_s,
+                breaker=self._breaker,
+                publish=partial(publish_tables, side.client, self._keys),
+            )
+            Tenure(c, queue, flusher, conn, list(taken.frozen), self._state, self._metrics, self._log).serve(
+                stop, heart.lost
+            )
+        finally:
+            heart.stop()
+            self._metrics.lease_is(False)
+            with contextlib.suppress(redis.RedisError):
+                lease.release()
+                self._log.info("released")
 
     def _tell(self, taken: Takeover) -> None:
         """Says what the new owner has found."""
@@ -191,7 +195,3 @@ class Worker:
         self._metrics.postgres_is(up)
         if self._state.postgres_is(up, reason):
             (self._log.info if up else self._log.warning)("postgres", up=up, reason=reason)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,111 @@
+"""Fixtures: real servers for the session, a clean Redis and a database of its own for each test."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+import redis
+from psycopg import sql
+
+from writebehind_worker.embedded import EmbeddedServers
+
+ROOT = Path(__file__).parents[1]
+# The name `tests.support`, which mypy knows too, works however pytest is called.
+sys.path.insert(0, str(ROOT))
+
+from tests.support.servers import Servers, private_servers, session_servers  # noqa: E402
+
+SCHEMA = ROOT / "schema.sql"
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Servers]:
+    """The session's servers, stopped at its end."""
+    # A cancelled CI job sends SIGTERM: like Ctrl-C, it must run the teardown that stops the servers.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with session_servers() as found:
+            yield found
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="session")
+def template_database(servers: Servers) -> Iterator[str]:
+    """A database with schema.sql applied and nothing else, to be copied; copying is fast."""
+    name = f"wb_template_{uuid.uuid4().hex[:12]}"
+    _administer(servers, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    try:
+        with psycopg.connect(_database_url(servers, name), autocommit=True) as connection:
+            connection.execute(SCHEMA.read_bytes())
+        yield name
+    finally:
+        _drop(servers, name)
+
+
+@pytest.fixture
+def postgres_url(servers: Servers, template_database: str) -> Iterator[str]:
+    """A new database for this test, with the ledger's tables."""
+    name = f"wb_test_{uuid.uuid4().hex[:12]}"
+    new, template = sql.Identifier(name), sql.Identifier(template_database)
+    _administer(servers, sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(new, template))
+    try:
+        yield _database_url(servers, name)
+    finally:
+        _drop(servers, name)
+
+
+@pytest.fixture
+def pg(postgres_url: str) -> Iterator[psycopg.Connection]:
+    """A connection to this test's database, autocommit."""
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def redis_url(servers: Servers) -> str:
+    """Redis; empty if the servers are ours. On a user's, keep to keys of the fixture ``queue``."""
+    if servers.ours:
+        with redis.Redis.from_url(servers.redis_url) as client:
+            client.flushall()
+    return servers.redis_url
+
+
+@pytest.fixture
+def redis_client(redis_url: str) -> Iterator[redis.Redis]:
+    """A client that gives bytes."""
+    with redis.Redis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def queue() -> str:
+    """A queue's name that no other test uses."""
+    return f"test:{uuid.uuid4().hex[:12]}:queue"
+
+
+@pytest.fixture
+def own_servers() -> Iterator[EmbeddedServers]:
+    """A pair for this test alone, to be stopped, killed and restarted. No schema is applied."""
+    with private_servers() as embedded:
+        yield embedded
+
+
+def _database_url(servers: Servers, name: str) -> str:
+    return urlsplit(servers.postgres_url)._replace(path=f"/{name}").geturl()
+
+
+def _administer(servers: Servers, statement: sql.Composed) -> None:
+    with psycopg.connect(servers.postgres_url, autocommit=True) as connection:
+        connection.execute(statement)
+
+
+def _drop(servers: Servers, name: str) -> None:
+    _administer(servers, sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
