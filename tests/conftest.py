@@ -70,12 +70,15 @@ def pg(postgres_url: str) -> Iterator[psycopg.Connection]:
 
 
 @pytest.fixture
-def redis_url(servers: Servers) -> str:
-    """Redis; empty if the servers are ours. On a user's, keep to keys of the fixture ``queue``."""
-    if servers.ours:
-        with redis.Redis.from_url(servers.redis_url) as client:
+def redis_url(servers: Servers, queue: str) -> Iterator[str]:
+    """Redis; empty if the servers are ours. On a user's, keep to keys with ``queue`` in their name."""
+    with redis.Redis.from_url(servers.redis_url) as client:
+        if servers.ours:
             client.flushall()
-    return servers.redis_url
+        yield servers.redis_url
+        if not servers.ours:
+            for key in client.scan_iter(f"*{queue}*"):
+                client.delete(key)
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ import decimal
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from writebehind.message import Op
 
@@ -25,8 +26,7 @@ _EXACT = decimal.Context(prec=5000, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN
 _MOST_DIGITS = 1000  # far beyond what a column holds by intent, far below what would take long
 
 
-@dataclass(frozen=True, slots=True)
-class NetOp:
+class NetOp(msgspec.Struct, frozen=True):
     """What several writes to one row come to. ``key_json`` is the key as it was first spelt."""
 
     op: Op

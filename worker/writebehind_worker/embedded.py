@@ -26,6 +26,7 @@ import socket
 import stat
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -38,9 +39,8 @@ from .errors import WorkerError
 
 START_TIMEOUT_S = 120.0  # replaying a long log after a crash takes a while
 STOP_TIMEOUT_S = 20.0  # for each signal, before a stronger one is sent
-START_ATTEMPTS = (
-    3  # a port can be taken between our look and the bind; orphaned backends need a moment to end
-)
+# A port can be taken between our look and the bind; orphaned backends need a moment to end.
+START_ATTEMPTS = 3
 LOG_BYTES = 16 << 20  # a longer log is set aside at the next start
 # Below the range that systems give to outgoing connections (Linux: from 32768): a client that
 # reconnects in a loop to a port within that range ends up connected to itself.
@@ -92,6 +92,7 @@ class _Server:
             _create_root(self._root)
             self._take_lock()
             self._stop_leftovers()
+            self._rotate_log()
             self._prepare()
             self._launch()
         except OSError as error:
@@ -195,9 +196,6 @@ class _Server:
 
     def _run(self, port: int) -> bool:
         """Whether it came to answer; False if it ended instead."""
-        if self._log.exists() and self._log.stat().st_size > LOG_BYTES:
-            self._log.replace(self._log.with_suffix(".log.old"))
-        self._log.touch(mode=0o600)
         with self._log.open("ab") as log:
             self._process = _spawn(self._command(port), log, self._account)
         process = self._process
@@ -207,6 +205,11 @@ class _Server:
             f"{self.name} did not answer within {START_TIMEOUT_S:.0f} s; "
             f"{self._log} ends:\n{self._log_tail()}"
         )
+
+    def _rotate_log(self) -> None:
+        if self._log.exists() and self._log.stat().st_size > LOG_BYTES:
+            self._log.replace(self._log.with_suffix(".log.old"))
+        self._log.touch(mode=0o600)  # it quotes rows that were refused
 
     def _log_tail(self) -> str:
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
@@ -288,7 +291,7 @@ class EmbeddedPostgres(_Server):
         if self._account:
             os.chown(new, *self._account)
         arguments = ["--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync", "-U", "postgres"]
-        with self._log.open("wb") as log:
+        with self._log.open("ab") as log:
             command = [str(self._bin / "initdb"), "-D", str(new), *arguments]
             process = self._process = _spawn(command, log, self._account)
         ended = _wait_until(lambda: process.poll() is not None, START_TIMEOUT_S)
@@ -478,13 +481,16 @@ def _require_trusted(folder: Path) -> None:
 
 # Folders.
 
+_creating_root = threading.Lock()  # the other server's start must not see it before its mode is set
+
 
 def _create_root(root: Path) -> None:
-    try:
-        root.mkdir(parents=True)
-    except FileExistsError:
-        return
-    root.chmod(0o711 if os.geteuid() == 0 else 0o700)
+    with _creating_root:
+        try:
+            root.mkdir(parents=True)
+        except FileExistsError:
+            return
+        root.chmod(0o711 if os.geteuid() == 0 else 0o700)
 
 
 def _closed_folders(folder: Path) -> list[Path]:

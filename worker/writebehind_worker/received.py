@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, get_args
 
 import msgspec
@@ -17,16 +16,14 @@ _NUMBER = re.compile(rb"-?[0-9]")
 _DEFAULT_TTL_S = 3600
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(msgspec.Struct, frozen=True):
     """Why a write cannot be applied. ``sqlstate`` is Postgres' code, or the one that it would give."""
 
     sqlstate: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True):
     """One item of a frozen batch. Where ``fault`` is set, the other fields hold what could be read."""
 
     position: int

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import msgspec
 
@@ -21,8 +20,7 @@ Ask = Callable[[Table, Sequence[Mapping[str, bytes]]], Sequence[Key | None]]
 """Asks Postgres for the canonical form of keys, ``None`` where it cannot read one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
+class Write(msgspec.Struct, frozen=True):
     """A message that means a row. ``key_json`` and ``columns`` are JSON texts by column."""
 
     message: Message
@@ -42,8 +40,7 @@ class Write:
         return msgspec.json.encode(self.row[1]).decode()
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(msgspec.Struct, frozen=True):
     """A message that cannot be applied, and why; ``write`` where the row is known."""
 
     message: Message
@@ -76,8 +73,7 @@ def resolve(messages: Iterable[Message], catalog: Catalog, ask: Ask) -> tuple[li
     return writes, refusals
 
 
-@dataclass(slots=True)
-class _Draft:
+class _Draft(msgspec.Struct):
     message: Message
     table: Table
     key_json: Mapping[str, bytes]

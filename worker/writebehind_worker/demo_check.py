@@ -1,0 +1,132 @@
+"""The demo's verdict: every row in Postgres, and every cache entry, against what the producers expect."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Literal
+
+import msgspec
+import psycopg
+from rich.table import Table
+
+from writebehind import WriteBehind
+
+from .demo_load import COUNTERS, KEY_COLUMNS, Expected, Key, Row, row_id, shared_rows, shows
+
+Fault = Literal["lost", "repeated", "stale"]
+
+_decode = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal).decode
+
+
+@dataclass(slots=True)
+class Verdict:
+    """Lines of the table (what, compared with, outcome), and the faults found."""
+
+    faults: Counter[Fault] = field(default_factory=Counter)
+    lines: list[tuple[str, str, str, int]] = field(default_factory=list)
+    dead_letters: int = 0
+
+    @property
+    def is_good(self) -> bool:
+        return not any(line[3] for line in self.lines)
+
+    def add(self, what: str, expected: object, found: object, wrong: int) -> None:
+        """A line; it is a bad one if ``wrong`` is not 0."""
+        self.lines.append((what, _text(expected), _text(found), wrong))
+
+    def table(self) -> Table:
+        table = Table("check", title="Postgres and the cache, against what the producers computed")
+        for name in ("expected", "found", "wrong"):
+            table.add_column(name, justify="right")
+        for what, expected, found, wrong in self.lines:
+            table.add_row(what, expected, found, f"{wrong:,}", style="bold red" if wrong else None)
+        return table
+
+
+def merged(expected: Iterable[Expected], rows: int) -> dict[Key, Row | None]:
+    """What all producers together expect; None: there must be no such row."""
+    whole: dict[Key, Row | None] = {**shared_rows(rows)}
+    for part in expected:
+        whole.update(part.rows)
+        for key, deltas in part.sums:
+            row = whole[key] or {}
+            whole[key] = row | {column: row[column] + delta for column, delta in deltas.items()}
+    return whole
+
+
+def check(
+    conn: psycopg.Connection[Any], wb: WriteBehind, parts: list[Expected], rows: int, dead_letters: int
+) -> Verdict:
+    """Compares everything. Nothing may be pending, and nobody writing."""
+    verdict, expected, found = Verdict(), merged(parts, rows), _read_rows(conn)
+    for table, counters in COUNTERS.items():
+        keys = [key for key in expected.keys() | found.keys() if key[0] == table]
+        faults = [_fault(expected.get(key), found.get(key), counters) for key in keys]
+        verdict.faults.update(fault for fault in faults if fault)
+        live = [sum(rows.get(key) is not None for key in keys) for rows in (expected, found)]
+        verdict.add(f"{table}: rows", *live, sum(map(bool, faults)))
+        for column in counters:
+            sums = [_sum(rows, table, column) for rows in (expected, found)]
+            verdict.add(f"{table}: sum of {column}", *sums, sums[0] != sums[1])
+    _check_cache(wb, expected, found, verdict)
+    reads, stale = sum(part.reads for part in parts), sum(part.stale_reads for part in parts)
+    verdict.faults["stale"] += stale
+    verdict.add("own writes read back at once", reads, reads - stale, stale)
+    verdict.dead_letters = dead_letters
+    verdict.add("dead letters", 0, dead_letters, dead_letters)
+    return verdict
+
+
+def _read_rows(conn: psycopg.Connection[Any]) -> dict[Key, Row]:
+    found: dict[Key, Row] = {}
+    conn.execute("SET timezone = 'UTC'")
+    for table, columns in KEY_COLUMNS.items():
+        for (document,) in conn.execute(f"SELECT to_jsonb(t)::text FROM {table} t"):
+            row = _decode(document)
+            found[(table, *(row.pop(column) for column in columns))] = row
+    return found
+
+
+def _fault(want: Row | None, have: Row | None, counters: Iterable[str]) -> Fault | None:
+    """How a row is wrong. A counter tells lost from repeated; any other column only that it is not the last."""
+    if want == have:
+        return None
+    if have is None:
+        return "lost"
+    if want is None:
+        return "stale"
+    if any(have[column] > want[column] for column in counters):
+        return "repeated"
+    if any(have[column] < want[column] for column in counters):
+        return "lost"
+    return "stale"
+
+
+def _sum(rows: Mapping[Key, Row | None], table: str, column: str) -> Decimal:
+    return sum((Decimal(row[column]) for key, row in rows.items() if row and key[0] == table), Decimal())
+
+
+def _check_cache(wb: WriteBehind, keys: Iterable[Key], found: dict[Key, Row], verdict: Verdict) -> None:
+    entries = [name for table in KEY_COLUMNS for name in wb.redis.scan_iter(f"{table}:*", count=1000)]
+    with wb.redis.pipeline(transaction=False) as pipe:
+        for name in entries:
+            pipe.ttl(name)
+        unsettled = sum(ttl == -1 for ttl in pipe.execute())
+    verdict.add("cache entries with a TTL", len(entries), len(entries) - unsettled, unsettled)
+    compared = stale = 0
+    for key in keys:
+        seen = wb.get(str(key[0]), row_id(key))
+        if seen is not None:
+            row = found.get(key)
+            whole = row and row | dict(zip(KEY_COLUMNS[str(key[0])], key[1:], strict=True))
+            compared += 1
+            stale += not shows(seen, whole)
+    verdict.faults["stale"] += stale
+    verdict.add("cached rows as in Postgres", compared, compared - stale, stale)
+
+
+def _text(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int | Decimal) else str(value)
