@@ -16,13 +16,14 @@ import redis
 from tests.support.servers import FAST_POSTGRES
 from tests.support.wait import wait_until
 
-from writebehind_worker import embedded
 from writebehind_worker.embedded import (
     EmbeddedPostgres,
     EmbeddedRedis,
     EmbeddedServerError,
     EmbeddedServers,
     ServerNotFound,
+    process,
+    program,
     temporary_data_dir,
 )
 
@@ -59,11 +60,11 @@ def check_stored(servers: EmbeddedServers) -> None:
 
 
 def lives(pid: int) -> bool:
-    return any(pid == other for other, _, _ in embedded._processes())
+    return any(pid == other for other, _, _ in process.processes())
 
 
 def using(folder: Path) -> list[str]:
-    return [command for _, _, command in embedded._processes() if str(folder) in command]
+    return [command for _, _, command in process.processes() if str(folder) in command]
 
 
 def test_a_restart_keeps_data_and_ports(own_servers: EmbeddedServers) -> None:
@@ -190,7 +191,7 @@ def test_a_copy_of_the_programs_that_others_can_write_is_not_trusted(
 ) -> None:
     folder = tmp_path / "copy"
     folder.mkdir()
-    embedded._require_trusted(folder)
+    program._require_trusted(folder)
     folder.chmod(0o777)
     with pytest.raises(EmbeddedServerError, match="others can write to it; remove it"):
-        embedded._require_trusted(folder)
+        program._require_trusted(folder)

@@ -33,6 +33,13 @@ class Verdict:
     def is_good(self) -> bool:
         return not any(line[3] for line in self.lines)
 
+    def summary(self, writes: int) -> str:
+        """The last line of the demo."""
+        faults: list[Fault] = ["lost", "repeated", "stale"]
+        found = ", ".join(f"{self.faults[fault]:,} {fault}" for fault in faults)
+        dead = f", {self.dead_letters:,} dead letters" if self.dead_letters else ""
+        return f"demo: {writes:,} writes, 1 worker killed, {found}{dead}"
+
     def add(self, what: str, expected: object, found: object, wrong: int) -> None:
         """A line; it is a bad one if ``wrong`` is not 0."""
         self.lines.append((what, _text(expected), _text(found), wrong))
@@ -66,11 +73,11 @@ def check(
         keys = [key for key in expected.keys() | found.keys() if key[0] == table]
         faults = [_fault(expected.get(key), found.get(key), counters) for key in keys]
         verdict.faults.update(fault for fault in faults if fault)
-        live = [sum(rows.get(key) is not None for key in keys) for rows in (expected, found)]
-        verdict.add(f"{table}: rows", *live, sum(map(bool, faults)))
+        live = sum(expected.get(key) is not None for key in keys)
+        verdict.add(f"{table}: rows", live, sum(key in found for key in keys), sum(map(bool, faults)))
         for column in counters:
-            sums = [_sum(rows, table, column) for rows in (expected, found)]
-            verdict.add(f"{table}: sum of {column}", *sums, sums[0] != sums[1])
+            want, have = _sum(expected, table, column), _sum(found, table, column)
+            verdict.add(f"{table}: sum of {column}", want, have, want != have)
     _check_cache(wb, expected, found, verdict)
     reads, stale = sum(part.reads for part in parts), sum(part.stale_reads for part in parts)
     verdict.faults["stale"] += stale
@@ -91,7 +98,7 @@ def _read_rows(conn: psycopg.Connection[Any]) -> dict[Key, Row]:
 
 
 def _fault(want: Row | None, have: Row | None, counters: Iterable[str]) -> Fault | None:
-    """How a row is wrong. A counter tells lost from repeated; any other column only that it is not the last."""
+    """How a row is wrong. Of a column that is no counter we only know that it is not the last one."""
     if want == have:
         return None
     if have is None:
