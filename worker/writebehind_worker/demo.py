@@ -36,9 +36,10 @@ from .status import QueueStatus, read_status
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
 _LEASE_TTL_S = 1.5
-_WRITE_DELAY_S = 0.1
+_WRITE_DELAY_S = 0.2
 _LOOK_EVERY_S = 0.05
 _STANDSTILL_S = 30.0
+_REDIS_OPTIONS = {"appendfsync": "everysec"}  # the rule in production; a slow disk shall not slow the demo
 
 
 class _Interrupted(Exception):
@@ -68,7 +69,7 @@ class _Demo:
         self._view, self._signals, self._stack = view, signals, stack
         self._folder = temporary_data_dir()
         stack.callback(shutil.rmtree, self._folder, ignore_errors=True)
-        self._servers = EmbeddedServers(self._folder)
+        self._servers = EmbeddedServers(self._folder, redis_options=_REDIS_OPTIONS)
         self._workers: list[Child] = []
         self._producers: list[Child] = []
         self._durable = self._dead_letters = 0
@@ -140,9 +141,11 @@ class _Demo:
             if producing:
                 self._produced_s = time.monotonic() - began
             is_over = not producing and not queue.length and not queue.frozen
-            if len(self._workers) == 1 and (is_over or 2 * self._durable >= self._writes):
-                self._kill_worker(is_over)
-            elif is_over:
+            frozen = sum(batch.items for batch in queue.frozen)
+            if len(self._workers) == 1:
+                if is_over or 2 * (self._durable + frozen) >= self._writes:
+                    self._kill_worker(is_over)
+            elif is_over and self._is_owner(self._workers[1], queue):
                 self._durable_s = time.monotonic() - began
                 return
             time.sleep(_LOOK_EVERY_S)
@@ -175,6 +178,9 @@ class _Demo:
         self._dead_letters = sum(count.count for count in status.dead_letters)
         return status.redis
 
+    def _is_owner(self, worker: Child, queue: QueueStatus) -> bool:
+        return (queue.owner or "").endswith(f":{worker.process.pid}")
+
     def _kill_worker(self, is_over: bool) -> None:
         """Only with batches in its hands, as long as any are to come: it is stopped first, to look."""
         worker = self._workers[0]
@@ -183,10 +189,11 @@ class _Demo:
             worker.process.send_signal(signal.SIGCONT)
             return
         worker.kill()
-        frozen = self._queue().frozen
+        batches = self._queue().frozen
+        frozen = sum(batch.items for batch in batches)
         self._view.say(
-            f"Worker killed (SIGKILL) with {sum(b.items for b in frozen):,} writes in {len(frozen)} frozen "
-            f"batches; about {self._durable:,} of {self._writes:,} were durable. Another one starts."
+            f"Worker killed (SIGKILL) with {frozen:,} writes frozen in {len(batches)} of its batches; "
+            f"about {self._durable:,} of {self._writes:,} were durable. Another one starts."
         )
         self._start_worker()
 

@@ -43,7 +43,12 @@ _NEW_ROW: dict[str | int, Row] = {
     | {"active": True, "balance": 0, "visits": 0},
     "order_lines": {"sku": "", "price": None, "note": None, "quantity": 0},
 }
-_SHARED = 40  # rows that all producers increment
+_PARTS = {  # what a patch, or a put of a part of a row, gives
+    "users": (("email",), ("name", "seen_at"), ("active", "tags", "profile")),
+    "order_lines": (("note",), ("sku", "price")),
+}
+_SHARED = 20  # rows that all producers increment
+_HOT = 20  # rows of each producer that get half of its writes
 _QUEUE_FULL_PAUSE_S = 0.05
 _REPORT_S = 0.05
 
@@ -87,7 +92,6 @@ class _Plan:
         self._random = random.Random(producer)  # noqa: S311 - no secret
         mine = (i for i in range(_SHARED, rows) if i // 2 % PRODUCERS == producer)
         self._keys = [row_key(index) for index in mine]
-        self._hot = self._keys[: len(self._keys) // 50 + 1]
         self._untouched = self._random.sample(self._keys, len(self._keys))
         self._shared = list(shared_rows(rows))
         self._count = 0
@@ -106,7 +110,7 @@ class _Plan:
         if chance() * left < 2 * len(self._untouched):
             key = self._untouched.pop()
         else:
-            key = self._random.choice(self._hot if chance() < 0.4 else self._keys)
+            key = self._random.choice(self._keys[:_HOT] if chance() < 0.5 else self._keys)
         op, data = self._write(key)
         self._apply(op, key, data)
         return op, key, data
@@ -127,7 +131,7 @@ class _Plan:
             cents = self._random.randint(-500, 1000)
             return "increment", {column: Decimal(cents).scaleb(-2) if column == "balance" else cents}
         if draw < 0.8:
-            columns = self._random.sample(sorted(whole), 2)
+            columns = self._random.choice(_PARTS[str(key[0])])
             return ("patch" if draw < 0.7 else "put"), {column: whole[column] for column in columns}
         return "put", whole
 

@@ -65,7 +65,9 @@ class Flusher:
         self._allowed = tables
         self._lock_timeout_s, self._statement_timeout_s = lock_timeout_s, statement_timeout_s
         self._keys = KeyReader(conn, statement_timeout_s)
-        self._refused_tables = ledger.tables_with_dead_letters()
+        dead = ledger.open_dead_letters()
+        self._refused_tables = {table for table in dead if table is not None}
+        self.open_dead_letters = sum(dead.values())
         self._publish = publish
         self.catalog = self._read_catalog()
 
@@ -105,11 +107,12 @@ class Flusher:
                 if applied.refused and not is_fresh:
                     self._check_catalog()
                 refusals += applied.refused
-                touched = self._bury(batch.id, before, refusals, applied.written)
+                touched, opened = self._bury(batch.id, before, refusals, applied.written)
         except AlreadyApplied:
             return Flushed(self._ledger.buried(batch.id))
         self._rollback_items = rollback_left
         self._refused_tables |= touched
+        self.open_dead_letters += opened
         return _flushed(before, refusals, applied)
 
     def _read_catalog(self) -> Catalog:
@@ -137,8 +140,8 @@ class Flusher:
         before: Sequence[Message],
         refusals: Sequence[Refusal],
         written: Sequence[Write],
-    ) -> set[str]:
-        """Writes the dead letters; returns the tables that have some from now on."""
+    ) -> tuple[set[str], int]:
+        """Writes the dead letters: the tables that have some from now on, and how many more are open."""
         if before:
             self._ledger.bury(batch, [Refusal(m, _ROLLED_BACK) for m in before], "rollback")
         if refusals:
@@ -150,9 +153,10 @@ class Flusher:
             for w in written
             if w.table.full_name in open_tables
         }
+        opened = len(before) + len(refusals)
         if rows:
-            self._ledger.supersede(batch, [(t, k, position) for (t, k), position in rows.items()])
-        return touched
+            opened -= self._ledger.supersede(batch, [(t, k, at) for (t, k), at in rows.items()])
+        return touched, opened
 
     @contextlib.contextmanager
     def _transaction(self, patience: Patience) -> Iterator[None]:

@@ -171,26 +171,29 @@ class Ledger:
             ).fetchall()
         return [Buried(*row) for row in rows]
 
-    def tables_with_dead_letters(self) -> set[str]:
-        """``schema.table`` of those with dead letters that no later write has superseded."""
+    def open_dead_letters(self) -> dict[str | None, int]:
+        """How many no later write has superseded, by ``schema.table`` (``None``: unknown)."""
         with self._guarded():
             rows = self._conn.execute(
-                "SELECT DISTINCT table_name FROM writebehind.dead_letters "
-                "WHERE queue = $1 AND superseded_at IS NULL AND table_name IS NOT NULL",
+                "SELECT table_name, count(*) FROM writebehind.dead_letters "
+                "WHERE queue = $1 AND superseded_at IS NULL GROUP BY table_name",
                 [self._queue],
             ).fetchall()
-        return {row[0] for row in rows}
+        return dict(rows)
 
-    def supersede(self, batch: int, written: Sequence[tuple[str, str, int]]) -> None:
-        """Marks older dead letters of rows that have been written: (table, key, position in the batch)."""
+    def supersede(self, batch: int, written: Sequence[tuple[str, str, int]]) -> int:
+        """Marks older dead letters of rows that have been written: (table, key, position in the batch).
+
+        Returns how many there were.
+        """
         with self._guarded():
-            self._conn.execute(
+            return self._conn.execute(
                 "UPDATE writebehind.dead_letters d SET superseded_at = now() "
                 "FROM unnest($3::text[], $4::text[], $5::int[]) AS w(table_name, key, position) "
                 "WHERE d.queue = $1 AND d.table_name = w.table_name AND d.key = w.key "
                 "AND d.superseded_at IS NULL AND (d.batch <> $2 OR d.position < w.position)",
                 [self._queue, batch, *(list(column) for column in zip(*written, strict=True))],
-            )
+            ).rowcount
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:

@@ -170,6 +170,7 @@ class Tenure:
             self._flusher.say_waiting(None)
         self._state.progress()
         self._metrics.postgres_is(True)
+        self._metrics.dead_letters_are(self._flusher.open_dead_letters)
         self._metrics.batch(len(batch.messages), seconds)
         self._metrics.lag(self._queue.now_us(), [m.seq for m in batch.messages if m.seq is not None])
         for (table, outcome), writes in flushed.writes.items():
