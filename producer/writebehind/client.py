@@ -17,7 +17,7 @@ from .entry import Entry, read_entry, row_decoder
 from .errors import FlushTimeout, InvalidWrite, OutcomeUnknown, QueueFull
 from .identity import cache_key
 from .keys import DEFAULT_QUEUE, QueueKeys
-from .message import Id, Op, Write, encode_row, field_name, make_write
+from .message import MAX_TTL_S, Id, Op, Write, encode_row, field_name, make_write
 from .receipt import Receipt, pauses
 from .script import Argument, Script
 from .session import SessionPool
@@ -62,8 +62,8 @@ class WriteBehind:
         parse_float: Callable[[str], Any] = float,
     ) -> None:
         for name, value in (("ttl", ttl), ("negative_ttl", negative_ttl)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a positive number of whole seconds, not {value!r}")
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_TTL_S:
+                raise ValueError(f"{name} must be whole seconds from 1 to {MAX_TTL_S}, not {value!r}")
         if fill_timeout < 0.001:
             raise ValueError(f"fill_timeout must be at least a millisecond, not {fill_timeout!r}")
         if client.get_encoder().decode_responses:

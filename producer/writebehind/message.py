@@ -22,6 +22,9 @@ from .identity import scalar_text
 Op = Literal["put", "patch", "increment", "delete"]
 Id = str | int | UUID | Decimal | dt.date | Mapping[str, Any]
 
+MAX_TTL_S = 10 * 366 * 86_400
+"""Longest time to live of a cache entry: ten years. Redis refuses far greater ones when it is set."""
+
 _encoder = msgspec.json.Encoder(decimal_format="number")
 _AS_THEY_ARE = frozenset({str, int, bool, type(None), UUID, dt.date, dt.datetime, dt.time})
 

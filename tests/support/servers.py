@@ -92,13 +92,13 @@ def _containers() -> Iterator[Servers]:
         try:
             cache = stack.enter_context(
                 DockerContainer(redis_image)
-                .with_command(["--appendonly", "yes", "--save", ""])
+                .with_command(["redis-server", "--appendonly", "yes", "--save", "", "--protected-mode", "no"])
                 .with_exposed_ports(6379)
             )
             database = stack.enter_context(
                 DockerContainer(postgres_image)
-                .with_env("POSTGRES_HOST_AUTH_METHOD", "trust")
-                .with_command(["-c", "fsync=off", "-c", "full_page_writes=off"])
+                .with_env("POSTGRES_PASSWORD", "test")
+                .with_command(["postgres", "-c", "fsync=off", "-c", "full_page_writes=off"])
                 .with_exposed_ports(5432)
             )
         except docker_errors.DockerException as error:
@@ -106,7 +106,7 @@ def _containers() -> Iterator[Servers]:
         host, port = cache.get_container_host_ip(), cache.get_exposed_port(6379)
         redis_url = f"redis://{host}:{port}/0"
         host, port = database.get_container_host_ip(), database.get_exposed_port(5432)
-        postgres_url = f"postgresql://postgres@{host}:{port}/postgres"
+        postgres_url = f"postgresql://postgres:test@{host}:{port}/postgres"
         wait_until(lambda: _redis_answers(redis_url), timeout=60, message="Redis did not answer")
         wait_until(lambda: _postgres_answers(postgres_url), timeout=60, message="PostgreSQL did not answer")
         yield Servers(redis_url, postgres_url, ours=True)

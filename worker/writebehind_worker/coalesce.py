@@ -82,10 +82,17 @@ def add(column: Column, a: bytes, b: bytes) -> bytes | None:
     if column.number == "float":
         total = float(a) + float(b)
         return repr(total).encode() if math.isfinite(total) else None
-    x, y = decimal.Decimal(a.decode()), decimal.Decimal(b.decode())
-    if not (fits_scale(column, x) and fits_scale(column, y)):
+    x, y = _decimal(a), _decimal(b)
+    if x is None or y is None or not (fits_scale(column, x) and fits_scale(column, y)):
         return None
     return format(_EXACT.add(x, y), "f").encode()
+
+
+def _decimal(delta: bytes) -> decimal.Decimal | None:
+    try:
+        return decimal.Decimal(delta.decode())
+    except decimal.InvalidOperation:  # an exponent beyond what a Decimal can have
+        return None
 
 
 def fits_scale(column: Column, value: decimal.Decimal) -> bool:
@@ -105,5 +112,6 @@ def needs_wide_delta(column: Column, delta: bytes) -> bool:
         limit = 1 << (column.bits - 1)
         return not -limit <= int(delta) < limit
     if column.number == "numeric":
-        return not fits_scale(column, decimal.Decimal(delta.decode()))
+        value = _decimal(delta)
+        return value is None or not fits_scale(column, value)
     return False

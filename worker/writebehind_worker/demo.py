@@ -51,7 +51,10 @@ class _Signals:
 
     def __init__(self, stack: ExitStack) -> None:
         self._asked = False
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+            numbers.append(signal.SIGHUP)
+        for number in numbers:
             stack.callback(signal.signal, number, signal.signal(number, self._note))
 
     def _note(self, _number: int, _frame: FrameType | None) -> None:

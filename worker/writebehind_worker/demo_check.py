@@ -28,6 +28,7 @@ class Verdict:
     faults: Counter[Fault] = field(default_factory=Counter)
     lines: list[tuple[str, str, str, int]] = field(default_factory=list)
     dead_letters: int = 0
+    unsettled: int = 0
 
     @property
     def is_good(self) -> bool:
@@ -37,8 +38,9 @@ class Verdict:
         """The last line of the demo."""
         faults: list[Fault] = ["lost", "repeated", "stale"]
         found = ", ".join(f"{self.faults[fault]:,} {fault}" for fault in faults)
-        dead = f", {self.dead_letters:,} dead letters" if self.dead_letters else ""
-        return f"demo: {writes:,} writes, 1 worker killed, {found}{dead}"
+        for count, what in ((self.dead_letters, "dead letters"), (self.unsettled, "left without a TTL")):
+            found += f", {count:,} {what}" if count else ""
+        return f"demo: {writes:,} writes, 1 worker killed, {found}"
 
     def add(self, what: str, expected: object, found: object, wrong: int) -> None:
         """A line; it is a bad one if ``wrong`` is not 0."""
@@ -121,7 +123,7 @@ def _check_cache(wb: WriteBehind, keys: Iterable[Key], found: dict[Key, Row], ve
     with wb.redis.pipeline(transaction=False) as pipe:
         for name in entries:
             pipe.ttl(name)
-        unsettled = sum(ttl == -1 for ttl in pipe.execute())
+        unsettled = verdict.unsettled = sum(ttl == -1 for ttl in pipe.execute())
     verdict.add("cache entries with a TTL", len(entries), len(entries) - unsettled, unsettled)
     read = [_reads_true(wb, key, found.get(key)) for key in keys]
     compared, stale = sum(true is not None for true in read), sum(true is False for true in read)

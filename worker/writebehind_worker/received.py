@@ -9,7 +9,7 @@ from typing import Any, get_args
 import msgspec
 
 from writebehind.identity import scalar_text
-from writebehind.message import Op
+from writebehind.message import MAX_TTL_S, Op
 
 _OPS = frozenset(get_args(Op))
 _NUMBER = re.compile(rb"-?[0-9]")
@@ -77,8 +77,8 @@ def _message(position: int, body: bytes, read: _Envelope, clock: int) -> Message
         raise _Bad(f"`op` must be put, patch, increment or delete, not {read.op[:40]!r}")
     if read.seq is not None and not 0 < read.seq <= clock:
         raise _Bad("`seq` is not one that this queue has given out; leave it away")
-    if read.ttl is not None and read.ttl <= 0:
-        raise _Bad("`ttl` must be a positive number of seconds")
+    if read.ttl is not None and not 0 < read.ttl <= MAX_TTL_S:
+        raise _Bad(f"`ttl` must be a number of seconds from 1 to {MAX_TTL_S}")
     id_text, id_json = _id(bytes(read.id))
     return Message(
         position,

