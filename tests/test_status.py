@@ -48,7 +48,9 @@ def server_time_us(client: redis.Redis) -> int:
 
 
 def message(seq: int | None) -> str:
-    return json.dumps({"table": "users", "id": 1, "data": {}} | ({"seq": seq} if seq else {}))
+    """As our script stamps it: the seq in front, nothing between."""
+    stamp = {"seq": seq} if seq else {}
+    return json.dumps(stamp | {"table": "users", "id": 1, "data": {}}, separators=(",", ":"))
 
 
 def own_queue(client: redis.Redis, keys: QueueKeys, lease_s: float) -> None:

@@ -17,7 +17,7 @@ from .entry import Entry, read_entry, row_decoder
 from .errors import FlushTimeout, InvalidWrite, OutcomeUnknown, QueueFull
 from .identity import cache_key
 from .keys import DEFAULT_QUEUE, QueueKeys
-from .message import MAX_TTL_S, Id, Op, Write, encode_row, field_name, make_write
+from .message import MAX_COLUMNS, MAX_TTL_S, Id, Op, Write, encode_row, field_name, make_write
 from .receipt import Receipt, pauses
 from .script import Argument, Script
 from .session import SessionPool
@@ -254,7 +254,7 @@ class WriteBehind:
             row, columns = self._loaded(table, load(id))
             if row is None:
                 outcome = ("negative", self.negative_ttl, [])
-            else:
+            elif len(columns) <= MAX_COLUMNS:
                 fields = [item for c, v in columns.items() for item in (field_name(c), v)]
                 outcome = ("row", self.ttl, fields)
             return row

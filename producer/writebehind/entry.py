@@ -39,17 +39,18 @@ def read_entry(fields: Mapping[bytes, bytes]) -> Entry:
     if not fields:
         return Entry("absent", {})
     kind = fields.get(b"@is")
-    if kind is not None:
-        return Entry(_STATES.get(kind, "foreign"), {}, int(fields.get(b"@seq", b"0")))
-    if b"@seq" not in fields:
+    seq = fields.get(b"@seq", b"" if kind is None else b"0")
+    if not seq.isdigit():  # a hash of somebody else's
         return Entry("foreign", {})
+    if kind is not None:
+        return Entry(_STATES.get(kind, "foreign"), {}, int(seq))
     columns = {}
     for name, value in fields.items():
         if not name.startswith(b"@"):
             columns[name.decode()] = value
         elif name.startswith(b"@@"):
             columns[name[1:].decode()] = value
-    return Entry("row", columns, int(fields[b"@seq"]))
+    return Entry("row", columns, int(seq))
 
 
 def row_decoder(

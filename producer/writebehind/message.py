@@ -25,6 +25,9 @@ Id = str | int | UUID | Decimal | dt.date | Mapping[str, Any]
 MAX_TTL_S = 10 * 366 * 86_400
 """Longest time to live of a cache entry: ten years. Redis refuses far greater ones when it is set."""
 
+MAX_COLUMNS = 1600
+"""As many as a table of Postgres can have; a script's calls take not much more at once."""
+
 _encoder = msgspec.json.Encoder(decimal_format="number")
 _AS_THEY_ARE = frozenset({str, int, bool, type(None), UUID, dt.date, dt.datetime, dt.time})
 
@@ -121,6 +124,8 @@ def make_write(op: Op, table: str, id: Id, data: Mapping[str, Any] | None) -> Wr
             raise InvalidWrite(f"{table}: data must map column → value, not {type(data).__name__}")
         if op != "put" and not data:
             raise InvalidWrite(f"{table}: {op} needs at least one column")
+        if len(data) > MAX_COLUMNS:
+            raise InvalidWrite(f"{table}: {len(data)} columns; a table has at most {MAX_COLUMNS}")
         columns = {c: _column(op, table, c, v) for c, v in data.items()}
     return Write(op, table, id_json, key, columns)
 

@@ -15,7 +15,7 @@ for i, key in ipairs(KEYS) do
     local seq, kind, dirty = meta[1], meta[2], meta[3]
     if rejected ~= '0' and seq == rejected then
       redis.call('DEL', key) -- it shows what Postgres refused: readers must see the database again
-    elseif rejected ~= '0' and seq and tonumber(seq) > tonumber(rejected) and pending(key) then
+    elseif rejected ~= '0' and (tonumber(seq or '') or 0) > tonumber(rejected) and pending(key) then
       redis.call('HSET', key, '@dirty', '1') -- removed when the newer write is settled
       dirty = '1'
     end
