@@ -65,7 +65,7 @@ def postgres_url(servers: Servers, template_database: str) -> Iterator[str]:
 @pytest.fixture
 def pg(postgres_url: str) -> Iterator[psycopg.Connection]:
     """A connection to this test's database, autocommit."""
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
+    with psycopg.connect(postgres_url, autocommit=True, client_encoding="utf8") as connection:
         yield connection
 
 

@@ -16,6 +16,7 @@ from writebehind.keys import QueueKeys
 
 from .config import Config, one_line, redacted
 from .frozen import stamped_seq
+from .postgres import connect
 
 _TIMEOUT_S = 5
 
@@ -164,18 +165,18 @@ def _age_s(item: bytes | None, now_us: int) -> float | None:
 
 
 def _read_postgres(config: Config) -> tuple[LedgerStatus, tuple[DeadLetterCount, ...]]:
-    with psycopg.connect(config.postgres_url, connect_timeout=_TIMEOUT_S) as conn:
+    with connect(config.postgres_url) as conn, conn.transaction():
         conn.execute("SET TRANSACTION READ ONLY")
         conn.execute(f"SET LOCAL statement_timeout = '{_TIMEOUT_S}s'")
         row = conn.execute(
             "SELECT epoch, cardinality(recent_batches), recent_batches[cardinality(recent_batches)],"
             " applied_seq, generations[cardinality(generations)], owner, rollback_items, waiting_for"
-            " FROM writebehind.ledger WHERE queue = %s",
+            " FROM writebehind.ledger WHERE queue = $1",
             [config.queue],
         ).fetchone()
         counts = conn.execute(
             "SELECT kind, sqlstate, count(*) FROM writebehind.dead_letters"
-            " WHERE queue = %s AND superseded_at IS NULL GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2",
+            " WHERE queue = $1 AND superseded_at IS NULL GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2",
             [config.queue],
         ).fetchall()
     return LedgerStatus(*row or ()), tuple(DeadLetterCount(*count) for count in counts)
