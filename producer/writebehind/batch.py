@@ -17,6 +17,8 @@ MAX_BATCH = 10_000
 class Batch:
     """Collects writes and sends them when the ``with`` block ends well: all are accepted, or none.
 
+    A batch whose sending was refused can be entered again, to send the same writes once more.
+
     ``receipts`` has one receipt a write, in order, once the block has ended.
     """
 
@@ -46,6 +48,8 @@ class Batch:
 
     def wait(self, timeout: float | None = None) -> None:
         """Waits until all are committed; raises for the first that was not, as :meth:`Receipt.wait`."""
+        if self._writes:
+            raise InvalidWrite("the batch has not been sent: wait after its block has ended well")
         if self.receipts:
             wait_durable(self.receipts[0], self.receipts[-1], timeout)
 
@@ -65,3 +69,4 @@ class Batch:
     ) -> None:
         if kind is None and self._writes:
             self.receipts = self._send(self._writes)
+            self._writes = []

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from redis import Redis
-from redis.exceptions import OutOfMemoryError, ResponseError
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
 from .batch import Batch
 from .directory import TableDirectory
@@ -20,7 +20,7 @@ from .keys import DEFAULT_QUEUE, QueueKeys
 from .message import MAX_COLUMNS, MAX_TTL_S, Id, Op, Write, encode_row, field_name, make_write
 from .receipt import Receipt, pauses
 from .script import Argument, Script
-from .session import SessionPool
+from .session import Session, SessionPool
 from .translate import redis_errors_as_ours
 
 Loader = Callable[[Any], Mapping[str, Any] | None]
@@ -64,8 +64,8 @@ class WriteBehind:
         for name, value in (("ttl", ttl), ("negative_ttl", negative_ttl)):
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_TTL_S:
                 raise ValueError(f"{name} must be whole seconds from 1 to {MAX_TTL_S}, not {value!r}")
-        if fill_timeout < 0.001:
-            raise ValueError(f"fill_timeout must be at least a millisecond, not {fill_timeout!r}")
+        if not 0.001 <= fill_timeout <= 86_400:
+            raise ValueError(f"fill_timeout must be from a millisecond to a day, not {fill_timeout!r}")
         if client.get_encoder().decode_responses:
             raise ValueError("the Redis client must be made with decode_responses=False")
         self.redis = client
@@ -169,15 +169,33 @@ class WriteBehind:
     def _enqueue(self, keys: list[str], arguments: list[Argument]) -> tuple[int, int]:
         with redis_errors_as_ours("write"), self._sessions.borrow() as session:
             head: list[Argument] = [session.id, session.counter, self.max_queue_length]
-            first, second = (*_ENQUEUE(self.redis, keys, head + arguments), b"")[:2]
+            try:
+                reply = _ENQUEUE(self.redis, keys, head + arguments)
+            except ResponseError as error:
+                reply = self._accepted_before(session, error)
+            first, second = (*reply, b"")[:2]
         if first == b"full":
             raise QueueFull(self.keys.queue, int(second), self.max_queue_length)
         if first == b"stale":
             raise OutcomeUnknown("write: a later call of the same session has overtaken this one")
         return int(first), int(second)
 
+    def _accepted_before(self, session: Session, error: ResponseError) -> list[bytes]:
+        """The first answer to a call that was refused when redis-py re-sent it: Redis had become full.
+
+        Raises ``error`` if the call has not been accepted.
+        """
+        seen = cast(bytes | None, self.redis.hget(self.keys.producers, session.id))
+        counter, *answer = (seen or b"0").split(b":")
+        if int(counter) != session.counter:
+            raise error
+        return answer
+
     def _cache_key(self, table: str, key: str | Mapping[str, str]) -> str:
-        return cache_key(self._prefix, self._directory.find(table), key)
+        made = cache_key(self._prefix, self._directory.find(table), key)
+        if self.keys.owns(made):
+            raise InvalidWrite(f"{table}: {made!r} is a key of the queue itself; set a prefix for cache keys")
+        return made
 
     # Reading.
 
@@ -263,8 +281,7 @@ class WriteBehind:
 
     def _end_fill(self, where: str, token: str, outcome: tuple[str, int, list[str | bytes]]) -> None:
         kind, ttl, fields = outcome
-        with redis_errors_as_ours("get"), contextlib.suppress(OutOfMemoryError):
-            # where Redis is full, the token runs out by itself
+        with contextlib.suppress(RedisError, OSError):  # the row is loaded; the token runs out by itself
             _END_FILL(self.redis, [where], [token, kind, ttl, *fields])
 
     def _loaded(

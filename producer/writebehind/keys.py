@@ -19,6 +19,10 @@ class QueueKeys:
         tag = self.queue if re.search(r"\{[^}]+\}", self.queue) else "{" + self.queue + "}"
         return f"{tag}:{name}"
 
+    def owns(self, key: str) -> bool:
+        """Whether ``key`` is one of the queue's: no cache entry may be put there."""
+        return key == self.queue or key.startswith(self._own(""))
+
     @property
     def inflight(self) -> str:
         """List: ids of the frozen batches, oldest first."""

@@ -29,7 +29,7 @@ MAX_COLUMNS = 1600
 """As many as a table of Postgres can have; a script's calls take not much more at once."""
 
 _encoder = msgspec.json.Encoder(decimal_format="number")
-_AS_THEY_ARE = frozenset({str, int, bool, type(None), UUID, dt.date, dt.datetime, dt.time})
+_AS_THEY_ARE = frozenset({str, int, bool, type(None), UUID, dt.date})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -77,9 +77,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, float | Decimal):
         if not math.isfinite(value):
             raise ValueError(f"{value} is no JSON number")
-        return value
+        return float(value) if isinstance(value, float) else Decimal(value)
     if isinstance(value, Mapping):
-        return {_member(k): plain(v) for k, v in value.items()}
+        members = {_member(k): plain(v) for k, v in value.items()}
+        if len(members) < len(value):
+            raise ValueError("two keys are the same as text")
+        return members
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(v) for v in value]
     if isinstance(value, bytes | bytearray | memoryview):
@@ -115,8 +118,7 @@ def make_write(op: Op, table: str, id: Id, data: Mapping[str, Any] | None) -> Wr
     Raises:
         InvalidWrite: no table, an empty id, a value that JSON cannot carry, an increment that is no number.
     """
-    if not isinstance(table, str) or not table or "\0" in table:
-        raise InvalidWrite(f"table must be a non-empty string without NUL, not {table!r}")
+    table = _name("table", table)
     id_json, key = _identity(table, id)
     columns: dict[str, bytes] = {}
     if op != "delete":
@@ -126,18 +128,26 @@ def make_write(op: Op, table: str, id: Id, data: Mapping[str, Any] | None) -> Wr
             raise InvalidWrite(f"{table}: {op} needs at least one column")
         if len(data) > MAX_COLUMNS:
             raise InvalidWrite(f"{table}: {len(data)} columns; a table has at most {MAX_COLUMNS}")
-        columns = {c: _column(op, table, c, v) for c, v in data.items()}
+        columns = {_name(f"{table}: column", c): _column(op, table, c, v) for c, v in data.items()}
     return Write(op, table, id_json, key, columns)
 
 
 def encode_row(table: str, row: Mapping[str, Any]) -> dict[str, bytes]:
     """Column → JSON text of a loaded row. Raises :class:`InvalidWrite` for a value JSON cannot carry."""
-    return {c: _column("put", table, c, v) for c, v in row.items()}
+    return {_name(f"{table}: column", c): _column("put", table, c, v) for c, v in row.items()}
+
+
+def _name(what: str, name: Any) -> str:
+    """The name as a plain string; a subclass of ``str`` is taken, what Postgres cannot name is not."""
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise InvalidWrite(f"{what}: a name must be a non-empty string without NUL, not {name!r}")
+    try:
+        return name.encode().decode()
+    except UnicodeEncodeError as error:
+        raise InvalidWrite(f"{what}: {name!r} is not Unicode: {error.reason}") from error
 
 
 def _column(op: Op, table: str, column: Any, value: Any) -> bytes:
-    if not isinstance(column, str) or not column:
-        raise InvalidWrite(f"{table}: a column's name must be a non-empty string, not {column!r}")
     if op == "increment" and (isinstance(value, bool) or not isinstance(value, int | float | Decimal)):
         raise InvalidWrite(f"{table}.{column}: an increment must be a number, not {value!r}")
     return _json(f"{table}.{column}", value)
@@ -156,15 +166,9 @@ def _identity(table: str, id: Id) -> tuple[bytes, str | dict[str, str]]:
     if isinstance(id, Mapping):
         if not id:
             raise InvalidWrite(f"{table}: the id is empty")
-        texts = {_key_column(table, c): _key_text(f"{table}.{c}", v) for c, v in id.items()}
-        return _json(table, id), texts
+        plain_id = {_name(f"{table}: key column", c): v for c, v in id.items()}
+        return _json(table, plain_id), {c: _key_text(f"{table}.{c}", v) for c, v in plain_id.items()}
     return _json(f"{table}: id", id), _key_text(f"{table}: id", id)
-
-
-def _key_column(table: str, column: Any) -> str:
-    if not isinstance(column, str) or not column:
-        raise InvalidWrite(f"{table}: a key column's name must be a non-empty string: {column!r}")
-    return column
 
 
 def _key_text(where: str, value: Any) -> str:

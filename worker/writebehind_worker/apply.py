@@ -1,25 +1,31 @@
 """Applying writes inside the batch's transaction: a bad one neither blocks a good one nor takes it along.
 
-Rejected by Postgres, a list of writes is halved under savepoints and each half coalesced anew from the
-original messages. A write that fails alone is held back with the later ones of its row, and tried once
-more at the end, in list order: what it needs may have come after it.
+Rejected by Postgres, a list of writes is cut at its barriers, halved under savepoints, and each part
+coalesced anew from the original messages. A write that fails alone for want of a row that it references is
+held back with the later ones of its row, and tried once more at the end of its segment, in list order: its
+parent may have come after it. Nothing else is held back, and nothing beyond a barrier: what is delayed
+without need can find its row cascaded away, or its unique value taken.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
 
-from .breaker import Breaker
+from .breaker import Trial
 from .errors import HeldByLock
-from .plan import Group, groups
+from .plan import Group, groups, segments
 from .received import Fault
 from .resolve import Refusal, RowId, Write
-from .sqlstate import Verdict, is_structural, judge
+from .sqlstate import Verdict, judge
 from .statement import delete, insert_missing, may_upsert, parameter, update, upsert
+
+_NO_PARENT = "23503"  # foreign key violation
+_ONE_MESSAGE_ONLY = frozenset({"42804", "42P10"})  # an increment of a text column; an id of the wrong shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +54,20 @@ class Applied:
 
 
 class Application:
-    """One attempt at the writes of one batch, in the transaction that ``conn`` has begun."""
+    """One attempt at the writes of one batch, in the transaction that ``conn`` has begun.
 
-    def __init__(self, conn: psycopg.Connection[Any], breaker: Breaker, patience: Patience) -> None:
-        self._conn, self._breaker, self._patience = conn, breaker, patience
+    ``known`` are the messages of the batch that have been refused without asking Postgres.
+    """
+
+    def __init__(
+        self, conn: psycopg.Connection[Any], trial: Trial, patience: Patience, known: Sequence[Refusal]
+    ) -> None:
+        self._conn, self._trial, self._patience = conn, trial, patience
+        self._known = deque(known)
         self._outcome = Applied()
-        self._held: dict[RowId, None] = {}
+        self._held: set[RowId] = set()
         self._held_back: list[Write] = []
-        self._last_try = False
+        self._is_last_try = False
 
     def run(self, writes: Sequence[Write]) -> Applied:
         """Applies them all, but for the refused.
@@ -65,23 +77,33 @@ class Application:
             HeldByLock: the write that waits for a lock has been found.
             psycopg.Error: transient, time-outs too unless ``patience`` says otherwise.
         """
-        self._apply(writes)
-        held_back, self._held_back, self._last_try = self._held_back, [], True
-        self._held.clear()
-        self._apply(held_back)
+        fault = self._attempt(writes) if writes else None
+        if fault is None:
+            self._accept(writes)
+        else:
+            parts = list(segments(writes))
+            for part in parts:
+                self._apply_segment(part, fault if len(parts) == 1 else None)
+        self._hear_known(None)
         return self._outcome
 
-    def _apply(self, writes: Sequence[Write]) -> None:
+    def _apply_segment(self, writes: Sequence[Write], fault: Fault | None) -> None:
+        self._apply(writes, fault)
+        held_back, self._held_back, self._is_last_try = self._held_back, [], True
+        self._held.clear()
+        self._apply(held_back)
+        self._is_last_try = False
+
+    def _apply(self, writes: Sequence[Write], fault: Fault | None = None) -> None:
+        """Applies a part; ``fault`` is what it was refused for, if that is known already."""
         if self._held:
             self._held_back += [w for w in writes if w.row in self._held]
             writes = [w for w in writes if w.row not in self._held]
         if not writes:
             return
-        fault = self._attempt(writes)
+        fault = fault or self._attempt(writes)
         if fault is None:
-            self._outcome.written += writes
-            for table in {w.table.full_name for w in writes}:
-                self._breaker.applied(table)
+            self._accept(writes)
         elif len(writes) == 1:
             self._refuse(writes[0], fault)
         else:
@@ -89,14 +111,31 @@ class Application:
             self._apply(writes[:half])
             self._apply(writes[half:])
 
+    def _accept(self, writes: Sequence[Write]) -> None:
+        self._outcome.written += writes
+        if self._known or not self._trial.is_quiet:
+            for write in writes:
+                self._hear_known(write.message.position)
+                self._trial.applied(write.table.full_name)
+
     def _refuse(self, write: Write, fault: Fault) -> None:
-        # No other write of the batch can mend a missing column or right.
-        if self._last_try or is_structural(fault.sqlstate):
-            self._breaker.refused(write.table.full_name, fault)
-            self._outcome.refused.append(Refusal(write.message, fault, write))
-        else:
-            self._held[write.row] = None
+        if fault.sqlstate == _NO_PARENT and not self._is_last_try:
+            self._held.add(write.row)
             self._held_back.append(write)
+            return
+        self._hear_known(write.message.position)
+        self._hear(Refusal(write.message, fault, write.table, write.row[1]))
+        self._outcome.refused.append(Refusal(write.message, fault, write.table, write.row[1]))
+
+    def _hear_known(self, position: int | None) -> None:
+        """Tells the breaker of messages before ``position`` (``None``: all) that were refused before."""
+        while self._known and (position is None or self._known[0].message.position < position):
+            self._hear(self._known.popleft())
+
+    def _hear(self, refusal: Refusal) -> None:
+        if is_structural(refusal):
+            name = refusal.table.full_name if refusal.table else refusal.message.table
+            self._trial.refused(str(name), refusal.fault)
 
     def _attempt(self, writes: Sequence[Write]) -> Fault | None:
         """Applies writes under a savepoint; on a fault of theirs nothing of it remains."""
@@ -157,6 +196,17 @@ class Application:
     def _check(self, group: Group, written: int) -> None:
         if group.columns and written < len(group.rows):
             raise _Refused("the row was not written: a trigger or a row-level security policy skipped it")
+
+
+def is_structural(refusal: Refusal) -> bool:
+    """Whether no other write could mend it: a column is missing, or a right.
+
+    Under row-level security a missing right (42501) may be the row's fault, and is taken as such.
+    """
+    state, table = refusal.fault.sqlstate, refusal.table
+    if state in _ONE_MESSAGE_ONLY or (state == "42501" and table is not None and table.row_security):
+        return False
+    return state.startswith("42")
 
 
 def describe(write: Write) -> str:

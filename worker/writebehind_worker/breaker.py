@@ -7,33 +7,59 @@ from __future__ import annotations
 
 from .errors import BreakerTripped
 from .received import Fault
-from .sqlstate import is_structural
 
 LIMIT = 1000
 """So many writes to one table refused in a row, with one code that no write can mend, trip it."""
 
+Counts = dict[str, tuple[str, int]]
+"""Table → (SQLSTATE, how many in a row)."""
+
 
 class Breaker:
-    """Counts, for each table, structural refusals in a row. Bad values do not count: they are the writes'."""
+    """Counts, for each table, structural refusals in a row, over the batches that were committed."""
 
     def __init__(self, limit: int = LIMIT) -> None:
-        self._limit = limit
-        self._counts: dict[str, tuple[str, int]] = {}
+        self.limit = limit
+        self.counts: Counts = {}
+
+    def trial(self) -> Trial:
+        """For one attempt at a batch: what is counted in it counts once the batch is committed."""
+        return Trial(self)
+
+
+class Trial:
+    """Hears the outcome of a batch's writes in list order."""
+
+    def __init__(self, breaker: Breaker) -> None:
+        self._breaker = breaker
+        self._counts: Counts = dict(breaker.counts)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Nothing is counted: an applied write need not be told."""
+        return not self._counts
 
     def applied(self, table: str) -> None:
         """A write to the table went through."""
         self._counts.pop(table, None)
 
     def refused(self, table: str, fault: Fault) -> None:
-        """A write was refused. Raises :class:`BreakerTripped` at the limit; the next one then trips again."""
-        if not is_structural(fault.sqlstate):
-            return
+        """A write was refused for what no write can mend.
+
+        Raises:
+            BreakerTripped: so many in a row. The next one like it will trip again at once.
+        """
+        limit = self._breaker.limit
         code, count = self._counts.get(table, (fault.sqlstate, 0))
         count = count + 1 if code == fault.sqlstate else 1
-        if count >= self._limit:
-            self._counts[table] = (fault.sqlstate, self._limit - 1)
+        if count >= limit:
+            self._breaker.counts[table] = (fault.sqlstate, limit - 1)
             raise BreakerTripped(
-                f"the last {self._limit} writes to {table} were all refused: {fault.reason} "
+                f"the last {limit} writes to {table} were all refused: {fault.reason} "
                 f"(SQLSTATE {fault.sqlstate}); the queue waits until that is mended"
             )
         self._counts[table] = (fault.sqlstate, count)
+
+    def commit(self) -> None:
+        """The batch is in Postgres."""
+        self._breaker.counts = self._counts

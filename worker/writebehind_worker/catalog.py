@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, Literal
 
 import msgspec
 import psycopg
 
-from writebehind.identity import KeyKind, TableKey
+from writebehind.identity import KeyKind, TableKey, canonical
 
 NumberKind = Literal["int", "numeric", "float"]
 
@@ -18,7 +19,7 @@ _INT_BITS = {"int2": 16, "int4": 32, "int8": 64}
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column. ``bits`` of an integer, ``scale`` of a numeric that declares one."""
+    """One column. ``bits`` of an integer, ``precision`` and ``scale`` of a numeric that declares them."""
 
     name: str
     type: str  # as SQL names it, with its modifier
@@ -26,17 +27,29 @@ class Column:
     is_domain: bool
     number: NumberKind | None
     bits: int = 0
+    precision: int | None = None
     scale: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class KeyColumn:
-    """One column of the primary key; ``collation`` is quoted, ``None`` for the default."""
+    """One column of the primary key; ``collation`` is quoted, ``None`` for the default.
+
+    ``base`` is the type beneath domains. Of text longer than ``max_length`` Postgres cuts trailing blanks.
+    """
 
     name: str
     type: str
+    base: str
     kind: KeyKind
     collation: str | None
+    max_length: int | None = None
+
+    def canonical(self, text: str) -> str | None:
+        """The one spelling of a value; ``None`` if only Postgres can tell."""
+        if self.max_length is not None and len(text) > self.max_length:
+            return None
+        return canonical(self.kind, text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +62,7 @@ class Table:
     name: str
     columns: dict[str, Column]
     key: tuple[KeyColumn, ...]
+    row_security: bool
     upsert: bool  # whether INSERT ... ON CONFLICT (key) DO UPDATE does what an UPDATE would
     upsert_needs: frozenset[str]  # and if so, which columns must be given for that
     checked: frozenset[str]  # columns under a CHECK constraint or of a domain type
@@ -73,9 +87,10 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """``tables`` maps each name that a message may use to its table."""
+    """``tables`` maps each name that a message may use to its table; ``versions`` by oid."""
 
     tables: dict[str, Table]
+    versions: dict[int, int] = field(default_factory=dict)
 
     def find(self, name: str) -> Table | None:
         """The table that a message names, ``table`` or ``schema.table``; names are as in the catalog."""
@@ -137,6 +152,8 @@ def _sql(name: str) -> str:
 
 def load_catalog(conn: psycopg.Connection[Any], allowed: tuple[str, ...] = ()) -> Catalog:
     """Reads the catalog; ``allowed`` names the only tables that messages may write to (empty: all)."""
+    # The versions first: what is altered in between shows as altered.
+    versions = read_versions(conn, None)
     rows = [msgspec.json.decode(r[0], type=_TableRow) for r in conn.execute(_sql("catalog"))]
     domains = {r[0]: _Domain(*r[1:]) for r in conn.execute(_sql("domains"))}
     ranks, cascades = _ranks(rows), _cascades(rows)
@@ -150,7 +167,13 @@ def load_catalog(conn: psycopg.Connection[Any], allowed: tuple[str, ...] = ()) -
     if allowed:
         permitted = {tables[name].oid for name in allowed if name in tables}
         tables = {name: t for name, t in tables.items() if t.oid in permitted}
-    return Catalog(tables)
+    return Catalog(tables, versions)
+
+
+def read_versions(conn: psycopg.Connection[Any], oids: Collection[int] | None) -> dict[int, int]:
+    """A number for each table (all, or those given) that changes when the table is altered."""
+    asked = None if oids is None else list(oids)
+    return {oid: int(version) for oid, version in conn.execute(_sql("versions"), [asked])}
 
 
 def _table(row: _TableRow, domains: dict[int, _Domain], rank: int, cascades: frozenset[int]) -> Table:
@@ -166,6 +189,7 @@ def _table(row: _TableRow, domains: dict[int, _Domain], rank: int, cascades: fro
         name=row.name if row.visible else f"{row.schema}.{row.name}",
         columns=made,
         key=key,
+        row_security=row.row_security,
         upsert=upsert,
         upsert_needs=_upsert_needs(row, by_number, domains),
         checked=frozenset(by_number[n].name for n in row.checked if n in by_number)
@@ -209,21 +233,25 @@ def _base(column: _ColumnRow, domains: dict[int, _Domain]) -> tuple[str, str, in
 def _column(row: _ColumnRow, domains: dict[int, _Domain]) -> Column:
     name, _, typmod = _base(row, domains)
     number: NumberKind | None = None
-    scale = None
+    precision = scale = None
     if name in _INT_BITS:
         number = "int"
     elif name == "numeric":
         number = "numeric"
         if typmod != -1:
+            precision = (typmod - 4) >> 16
             scale = (((typmod - 4) & 0x7FF) ^ 1024) - 1024  # 11 bits, signed
     elif name in ("float4", "float8"):
         number = "float"
     is_domain = row.type_oid in domains
-    return Column(row.name, row.type, row.generated, is_domain, number, _INT_BITS.get(name, 0), scale)
+    return Column(
+        row.name, row.type, row.generated, is_domain, number, _INT_BITS.get(name, 0), precision, scale
+    )
 
 
 def _key_column(row: _ColumnRow, domains: dict[int, _Domain]) -> KeyColumn:
-    name, type_kind, _ = _base(row, domains)
+    name, type_kind, typmod = _base(row, domains)
+    max_length = typmod - 4 if name == "varchar" and typmod != -1 else None
     kind: KeyKind = "other"
     if name in _INT_BITS:
         kind = "int"
@@ -233,7 +261,7 @@ def _key_column(row: _ColumnRow, domains: dict[int, _Domain]) -> KeyColumn:
         kind = "bool"
     elif type_kind == "e" or (name in ("text", "varchar") and row.deterministic):
         kind = "text"
-    return KeyColumn(row.name, row.type, kind, row.collation)
+    return KeyColumn(row.name, row.type, name, kind, row.collation, max_length)
 
 
 def _ranks(rows: list[_TableRow]) -> dict[int, int]:

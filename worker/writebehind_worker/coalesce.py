@@ -104,6 +104,13 @@ def fits_scale(column: Column, value: decimal.Decimal) -> bool:
     return column.scale is None or -exponent <= column.scale
 
 
+def _fits_precision(column: Column, value: decimal.Decimal) -> bool:
+    """Whether the column could hold the delta as a value: its digits before the point."""
+    if column.precision is None or column.scale is None:
+        return True
+    return not value or value.adjusted() < column.precision - column.scale
+
+
 def needs_wide_delta(column: Column, delta: bytes) -> bool:
     """Whether the delta is not itself a value of the column: rounded, or out of its range."""
     if column.number == "int":
@@ -113,5 +120,5 @@ def needs_wide_delta(column: Column, delta: bytes) -> bool:
         return not -limit <= int(delta) < limit
     if column.number == "numeric":
         value = _decimal(delta)
-        return value is None or not fits_scale(column, value)
+        return value is None or not (fits_scale(column, value) and _fits_precision(column, value))
     return False

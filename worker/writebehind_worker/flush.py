@@ -13,7 +13,7 @@ from writebehind.identity import TableKey
 
 from .apply import Application, Applied, Patience
 from .breaker import Breaker
-from .catalog import Catalog, load_catalog
+from .catalog import Catalog, load_catalog, read_versions
 from .frozen import FrozenBatch, split_applied_before
 from .history import LedgerRow
 from .key_reader import KeyReader
@@ -69,6 +69,7 @@ class Flusher:
         self._refused_tables = {table for table in dead if table is not None}
         self.open_dead_letters = sum(dead.values())
         self._publish = publish
+        self._names: set[str] = set()  # of tables that exist, or have: to others anybody may write by mistake
         self.catalog = self._read_catalog()
 
     def flush(self, batch: FrozenBatch, patience: Patience) -> Flushed:
@@ -78,23 +79,19 @@ class Flusher:
             OwnershipLost, LedgerRefused, HeldByLock, BreakerTripped: nothing was committed.
             psycopg.Error: nothing was committed, unless the connection broke during COMMIT: the ledger knows.
         """
-        try:
-            return self._flush(batch, patience, self._is_fresh_for(batch))
-        except _CatalogChanged:
-            return self._flush(batch, patience, is_fresh=True)
+        if names_unknown(batch.messages, self.catalog):
+            self.catalog = self._read_catalog()
+        while True:
+            try:
+                return self._flush(batch, patience)
+            except _CatalogChanged:
+                self.catalog = self._read_catalog()
 
     def say_waiting(self, reason: str | None) -> None:
         """Lets `writebehind status` tell what the queue waits for."""
         self._ledger.say_waiting(self._epoch, reason)
 
-    def _is_fresh_for(self, batch: FrozenBatch) -> bool:
-        """Reads the catalog again if the batch names what it lacks; whether it did."""
-        if not names_unknown(batch.messages, self.catalog):
-            return False
-        self.catalog = self._read_catalog()
-        return True
-
-    def _flush(self, batch: FrozenBatch, patience: Patience, is_fresh: bool) -> Flushed:
+    def _flush(self, batch: FrozenBatch, patience: Patience) -> Flushed:
         before, messages, rollback_left = split_applied_before(
             batch.messages, self._rollback_seq, self._rollback_items
         )
@@ -102,14 +99,15 @@ class Flusher:
         try:
             with self._transaction(patience):
                 self._ledger.record(self._epoch, batch.id, batch.applied_seq, rollback_left)
-                self._count(refusals)
-                applied = Application(self._conn, self._breaker, patience).run(writes)
-                if applied.refused and not is_fresh:
-                    self._check_catalog()
+                trial = self._breaker.trial()
+                known = [r for r in refusals if r.message.table in self._names]
+                applied = Application(self._conn, trial, patience, known).run(writes)
+                self._check_catalog(writes)
                 refusals += applied.refused
                 touched, opened = self._bury(batch.id, before, refusals, applied.written)
         except AlreadyApplied:
             return Flushed(self._ledger.buried(batch.id))
+        trial.commit()
         self._rollback_items = rollback_left
         self._refused_tables |= touched
         self.open_dead_letters += opened
@@ -118,21 +116,17 @@ class Flusher:
     def _read_catalog(self) -> Catalog:
         catalog = load_catalog(self._conn, self._allowed)
         self._publish({name: table.identity for name, table in catalog.tables.items() if table.key})
+        self._names |= catalog.tables.keys()
         return catalog
 
-    def _check_catalog(self) -> None:
-        """A refusal may come of what we remember of a table that has been altered since."""
-        fresh = self._read_catalog()
-        if fresh != self.catalog:
-            self.catalog = fresh
-            raise _CatalogChanged
+    def _check_catalog(self, writes: Sequence[Write]) -> None:
+        """Whether the tables are as we believed; from the writes to COMMIT nobody can alter them.
 
-    def _count(self, refusals: Sequence[Refusal]) -> None:
-        """Refusals by the catalog count for the breaker where the table is known: a column was dropped."""
-        for refusal in refusals:
-            table = self.catalog.find(refusal.message.table or "")
-            if table is not None:
-                self._breaker.refused(table.full_name, refusal.fault)
+        Values are read by the types that we remember: after ALTER TYPE they could lose digits silently.
+        """
+        oids = {w.table.oid for w in writes}
+        if oids and read_versions(self._conn, oids) != {o: self.catalog.versions.get(o) for o in oids}:
+            raise _CatalogChanged
 
     def _bury(
         self,
@@ -146,7 +140,7 @@ class Flusher:
             self._ledger.bury(batch, [Refusal(m, _ROLLED_BACK) for m in before], "rollback")
         if refusals:
             self._ledger.bury(batch, refusals, "rejected")
-        touched = {r.write.table.full_name for r in refusals if r.write is not None}
+        touched = {r.table.full_name for r in refusals if r.table is not None}
         open_tables = self._refused_tables | touched
         rows = {
             (w.table.full_name, w.key_text): w.message.position
@@ -183,7 +177,7 @@ def _flushed(before: Sequence[Message], refusals: Sequence[Refusal], applied: Ap
         label = (write.table.full_name, "applied")
         counts[label] = counts.get(label, 0) + 1
     for refusal in refusals:
-        label = (refusal.write.table.full_name if refusal.write else "unknown", "rejected")
+        label = (refusal.table.full_name if refusal.table else "unknown", "rejected")
         counts[label] = counts.get(label, 0) + 1
     if before:
         counts[("unknown", "rollback")] = len(before)

@@ -140,7 +140,7 @@ class Ledger:
 
     def bury(self, batch: int, refusals: Sequence[Refusal], kind: str) -> None:
         """Writes dead letters, in the transaction of their batch."""
-        rows = [(r.message, r.write, r.fault) for r in refusals]
+        rows = [(r.message, r, r.fault) for r in refusals]
         with self._guarded():
             self._conn.execute(
                 "INSERT INTO writebehind.dead_letters (queue, batch, kind, position, seq, body, table_name, "
@@ -153,8 +153,8 @@ class Ledger:
                     [m.position for m, _, _ in rows],
                     [m.seq for m, _, _ in rows],
                     [m.body for m, _, _ in rows],
-                    [_text(w.table.full_name if w else m.table) for m, w, _ in rows],
-                    [w.key_text if w else None for _, w, _ in rows],
+                    [_text(r.table.full_name if r.table else m.table) for m, r, _ in rows],
+                    [r.key_text for _, r, _ in rows],
                     [_text(m.cache_key) for m, _, _ in rows],
                     [f.sqlstate for _, _, f in rows],
                     [_text(f.reason) for _, _, f in rows],

@@ -83,8 +83,9 @@ def _group_order(group: Group) -> tuple[bool, int, int, int, tuple[str, ...], bo
     return (not is_delete, rank, group.table.oid, _OP_ORDER[group.op], group.columns, group.wide)
 
 
-def _row_order(op: NetOp) -> tuple[int | str, ...]:
+def _row_order(op: NetOp) -> tuple[tuple[int, str], ...]:
+    """Integers by value; what is none is the text of a key that Postgres will refuse."""
     return tuple(
-        int(text) if column.kind == "int" else text
+        (int(text), "") if column.kind == "int" and column.canonical(text) else (0, text)
         for column, text in zip(op.table.key, op.row[1], strict=True)
     )

@@ -129,7 +129,8 @@ def _key_text(raw: bytes) -> str:
 
 def _faulty(position: int, body: bytes, reason: str, clock: int) -> Message:
     """The fault, with what of the envelope can still be read: its cache entry must not stay pending."""
-    fault = Fault("22P02", f"not a message of the wire format: {reason}")
+    shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in reason)
+    fault = Fault("22P02", f"not a message of the wire format: {shown}")
     try:
         read: Any = msgspec.json.decode(body)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
-from writebehind.identity import canonical
+from writebehind.identity import scalar_text
 from writebehind.message import Op
 
 from .catalog import Catalog, Table
@@ -37,15 +37,26 @@ class Write(msgspec.Struct, frozen=True):
     @property
     def key_text(self) -> str:
         """The canonical key as a JSON array of texts, as dead letters have it."""
-        return msgspec.json.encode(self.row[1]).decode()
+        return key_text(self.row[1])
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """A message that cannot be applied, and why; ``write`` where the row is known."""
+    """A message that cannot be applied, and why; ``table`` and ``key`` where they are known."""
 
     message: Message
     fault: Fault
-    write: Write | None = None
+    table: Table | None = None
+    key: Key | None = None
+
+    @property
+    def key_text(self) -> str | None:
+        """As :attr:`Write.key_text`."""
+        return None if self.key is None else key_text(self.key)
+
+
+def key_text(key: Key) -> str:
+    """A canonical key as a JSON array of texts, as dead letters have it."""
+    return msgspec.json.encode(key).decode()
 
 
 def names_unknown(messages: Iterable[Message], catalog: Catalog) -> bool:
@@ -65,19 +76,27 @@ def resolve(messages: Iterable[Message], catalog: Catalog, ask: Ask) -> tuple[li
     for message in messages:
         found = message.fault or _draft(message, catalog)
         if isinstance(found, Fault):
-            refusals.append(Refusal(message, found))
+            refusals.append(Refusal(message, found, catalog.find(message.table or "")))
         else:
             drafts.append(found)
     _complete_keys(drafts, ask)
-    writes = [Write(d.message, d.table, (d.table.oid, d.key or ()), d.key_json, d.columns) for d in drafts]
-    return writes, refusals
+    writes: list[Write] = []
+    for d in drafts:
+        key = d.key or ()
+        if d.fault is None:
+            writes.append(Write(d.message, d.table, (d.table.oid, key), d.key_json, d.columns))
+        else:
+            refusals.append(Refusal(d.message, d.fault, d.table, key))
+    return writes, sorted(refusals, key=lambda r: r.message.position)
 
 
 class _Draft(msgspec.Struct):
     message: Message
     table: Table
     key_json: Mapping[str, bytes]
+    texts: Mapping[str, str]
     columns: Mapping[str, bytes]
+    fault: Fault | None
     key: Key | None  # None: only Postgres can tell
 
 
@@ -87,7 +106,7 @@ def _complete_keys(drafts: Sequence[_Draft], ask: Ask) -> None:
         same = [d for d in drafts if d.table.oid == oid]
         for draft, key in zip(same, ask(same[0].table, [d.key_json for d in same]), strict=True):
             # Keys that Postgres cannot read stay apart by their texts; the flush will say what is wrong.
-            draft.key = key or tuple(v.decode() for v in draft.key_json.values())
+            draft.key = key or tuple(draft.texts[c.name] for c in draft.table.key)
 
 
 def _draft(message: Message, catalog: Catalog) -> _Draft | Fault:
@@ -112,11 +131,9 @@ def _draft(message: Message, catalog: Catalog) -> _Draft | Fault:
     key_json = {n: given[n] for n in names}
     columns = dict(message.columns or {})
     fault = _check_columns(message.op, table, columns, key_json, texts)
-    if fault is not None:
-        return fault
-    values = [canonical(c.kind, texts[c.name]) for c in table.key]
+    values = [c.canonical(texts[c.name]) for c in table.key]
     key = None if None in values else tuple(v for v in values if v is not None)
-    return _Draft(message, table, key_json, columns, key)
+    return _Draft(message, table, key_json, texts, columns, fault, key)
 
 
 def _check_columns(
@@ -149,7 +166,6 @@ def _same(value: bytes, key: bytes, name: str, table: Table, texts: Mapping[str,
         return True
     if value[:1] in (b"{", b"[", b"n"):
         return False
-    kind = next(c.kind for c in table.key if c.name == name)
-    text = msgspec.json.decode(value) if value[:1] == b'"' else value.decode()
-    mine = canonical(kind, text)
-    return mine is not None and mine == canonical(kind, texts[name])
+    column = next(c for c in table.key if c.name == name)
+    text = scalar_text(value) or ""
+    return text == texts[name] or column.canonical(text) == column.canonical(texts[name]) is not None

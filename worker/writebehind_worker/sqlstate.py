@@ -51,8 +51,3 @@ def judge(error: psycopg.Error) -> Verdict:
     if state in _TARGET or state[:2] in _TARGET_CLASSES:
         return Verdict.TARGET
     return Verdict.ROW
-
-
-def is_structural(state: str | None) -> bool:
-    """Whether no other write of the stream can mend it: a missing column or table, a right that was lost."""
-    return state is not None and state[:2] == "42"

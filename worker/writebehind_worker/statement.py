@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from writebehind.message import encode
 
-from .catalog import Column, Table, quoted
+from .catalog import Column, KeyColumn, Table, quoted
 from .plan import Group
 
 
@@ -81,12 +81,20 @@ def canonical_keys(table: Table) -> str:
     same = ", ".join(
         f"r.{quoted(c.name)}" + (f" COLLATE {c.collation}" if c.collation else "") for c in table.key
     )
-    texts = ", ".join(f"first_value(r.{quoted(c.name)}::text) OVER same" for c in table.key)
+    texts = ", ".join(f"first_value({_canonical_text(c)}) OVER same" for c in table.key)
     return (
         f"SELECT {texts} FROM ROWS FROM (json_to_recordset($1::json) AS ({columns})) "
         f"WITH ORDINALITY AS r WINDOW same AS (PARTITION BY {same} ORDER BY r.ordinality) "
         "ORDER BY r.ordinality"
     )
+
+
+def _canonical_text(column: KeyColumn) -> str:
+    """Text that is the same in another batch too, for the types of keys that compare beyond their text."""
+    value = f"r.{quoted(column.name)}"
+    if column.base == "numeric":
+        return f"trim_scale({value})::text"
+    return f"lower({value}::text)" if column.base == "citext" else f"{value}::text"
 
 
 def _records(group: Group) -> str:

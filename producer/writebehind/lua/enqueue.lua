@@ -31,6 +31,13 @@ local state = redis.call('HMGET', clock, 'seq', 'generation')
 local generation = state[2] or string.format('%.0f', now)
 local first = math.max(tonumber(state[1] or '0') + 1, now)
 
+-- A script that fails half-way keeps what it has written: what the user may not do is found before.
+for _, command in ipairs({{'LPUSH', queue, ''}, {'HSET', KEYS[4], '', ''}, {'DEL', KEYS[4]}}) do
+  if not redis.acl_check_cmd(unpack(command)) then
+    return redis.error_reply('NOPERM the user may not run ' .. command[1] .. ' on ' .. command[2])
+  end
+end
+
 local foreign = {}
 for i = 1, n do
   local kind = redis.call('TYPE', KEYS[3 + i]).ok

@@ -1,0 +1,70 @@
+"""What the cache must hear of a flushed batch."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from writebehind_worker.received import Fault, Message
+from writebehind_worker.settle import Settlement, settlements
+
+
+def message(position: int, key: str | None, seq: int | None, ttl_s: int = 60) -> Message:
+    return Message(position, b"", "users", seq=seq, cache_key=key, ttl_s=ttl_s)
+
+
+def test_an_empty_batch_settles_nothing() -> None:
+    assert settlements([], set()) == []
+
+
+def test_an_applied_write_gives_its_entry_the_ttl() -> None:
+    assert settlements([message(0, "users:1", 7)], set()) == [Settlement("users:1", 60, applied_seq=7)]
+
+
+def test_a_rejected_write_makes_its_entry_dirty() -> None:
+    assert settlements([message(0, "users:1", 7)], {0}) == [Settlement("users:1", 60, rejected_seq=7)]
+
+
+def test_the_last_applied_write_of_an_entry_counts() -> None:
+    batch = [message(0, "users:1", 7, ttl_s=60), message(1, "users:1", 9, ttl_s=90)]
+    assert settlements(batch, set()) == [Settlement("users:1", 90, applied_seq=9)]
+
+
+def test_applied_and_rejected_writes_of_one_entry_are_both_told() -> None:
+    batch = [message(0, "a", 1), message(1, "a", 2), message(2, "a", 3), message(3, "a", 4)]
+    assert settlements(batch, {1, 3}) == [Settlement("a", 60, applied_seq=3, rejected_seq=4)]
+
+
+def test_the_ttl_is_that_of_an_applied_write_where_there_is_one() -> None:
+    batch = [message(0, "a", 1, ttl_s=10), message(1, "a", 2, ttl_s=20), message(2, "a", 3, ttl_s=30)]
+    assert settlements(batch, {0, 2}) == [Settlement("a", 20, applied_seq=2, rejected_seq=3)]
+
+
+def test_raw_writes_have_no_entry() -> None:
+    assert settlements([message(0, None, None), message(1, None, 5), message(2, "a", None)], {1}) == []
+
+
+def test_a_faulty_message_settles_what_could_be_read_of_it() -> None:
+    faulty = Message(0, b"", seq=5, cache_key="a", fault=Fault("22P02", "broken"))
+    assert settlements([faulty], {0}) == [Settlement("a", 3600, rejected_seq=5)]
+
+
+def test_entries_come_in_the_order_of_the_batch() -> None:
+    batch = [message(i, key, i + 1) for i, key in enumerate("bacab")]
+    assert [s.cache_key for s in settlements(batch, set())] == ["b", "a", "c"]
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.integers(1, 9))))
+def test_each_key_is_told_of_its_last_applied_and_its_last_rejected_seq(
+    writes: list[tuple[str, bool, int]],
+) -> None:
+    batch = [message(i, key, i + 1, ttl_s) for i, (key, _, ttl_s) in enumerate(writes)]
+    buried = {i for i, (_, bad, _) in enumerate(writes) if bad}
+    found = {s.cache_key: s for s in settlements(batch, buried)}
+    assert found.keys() == {key for key, _, _ in writes}
+    for key, settlement in found.items():
+        mine = [i for i, (k, _, _) in enumerate(writes) if k == key]
+        applied = [i for i in mine if i not in buried]
+        assert settlement.applied_seq == max((i + 1 for i in applied), default=0)
+        assert settlement.rejected_seq == max((i + 1 for i in mine if i in buried), default=0)
+        assert settlement.ttl_s == writes[(applied or mine)[-1 if applied else 0]][2]
