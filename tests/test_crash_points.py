@@ -17,7 +17,7 @@ from tests.support.workers import Workload, flags
 
 # The point, and which call of it.
 FRESH = [
-    "lease:{}:1", "taking:{}:1", "taking:{}:2", "taking:{}:3", "taking:{}:4", "own:{}:1", "adopt:{}:1",
+    "lease:{}:1", "taking:{}:1", "taking:{}:2", "own:{}:1", "adopt:{}:1",
     "own:{}:2",
     "claim:{}:1", "claim:{}:2", "record:{}:1", "record:{}:2", "apply:{}:1", "apply:{}:2",
     "commit:{}:1", "commit:{}:2", "settle:{}:1", "settle:{}:2", "acknowledge:{}:1", "acknowledge:{}:2",

@@ -58,27 +58,30 @@ class Ledger:
         is still frozen in Redis, and is flushed by us.
         """
         with self._guarded():
+            # Only where it is missing: ON CONFLICT would wait for whoever is updating the row, without bound.
             self._conn.execute(
-                "INSERT INTO writebehind.ledger (queue) VALUES ($1) ON CONFLICT DO NOTHING", [self._queue]
+                "INSERT INTO writebehind.ledger (queue) SELECT $1 WHERE NOT EXISTS "
+                "(SELECT FROM writebehind.ledger WHERE queue = $1) ON CONFLICT DO NOTHING",
+                [self._queue],
             )
             try:
                 return self._raise_epoch(owner, epoch_floor)
             except pg_errors.LockNotAvailable:
-                self._conn.execute("ROLLBACK")
                 self._end_stalled_owner()
                 return self._raise_epoch(owner, epoch_floor)
 
     def _raise_epoch(self, owner: str, epoch_floor: int) -> LedgerRow:
-        self._conn.execute(f"BEGIN; SET LOCAL lock_timeout = '{_TAKE_WAIT_MS}ms'")
+        # One statement, and no transaction of ours around it: paused here, we leave the row unlocked, and so
+        # whoever holds it is the owner that the row names.
         row = self._conn.execute(
             "UPDATE writebehind.ledger SET epoch = greatest(epoch, $2) + 1, owner = $3, "
             "owner_pid = pg_backend_pid(), owner_backend_start = "
             "(SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()), "
             "updated_at = now(), waiting_for = NULL "
+            f"FROM (SELECT set_config('lock_timeout', '{_TAKE_WAIT_MS}ms', true)) AS bounded "
             f"WHERE queue = $1 RETURNING {_COLUMNS}",
             [self._queue, epoch_floor, owner],
         ).fetchone()
-        self._conn.execute("COMMIT")
         assert row is not None
         return LedgerRow(*row)
 
