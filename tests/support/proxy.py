@@ -186,7 +186,7 @@ class Proxy:
             link.pumps.append(threading.Thread(target=self._run, args=(pump, link), daemon=True))
         with self._changed:
             self._links.append(link)
-        for thread in link.pumps:
+        for thread in tuple(link.pumps):  # one that ends at once takes itself off the list
             thread.start()
 
     def _run(self, pump: Callable[[_Link], None], link: _Link) -> None:

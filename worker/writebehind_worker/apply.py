@@ -56,7 +56,8 @@ class Applied:
 class Application:
     """One attempt at the writes of one batch, in the transaction that ``conn`` has begun.
 
-    ``known`` are the messages of the batch that have been refused without asking Postgres.
+    ``known`` are the messages of the batch that have been refused without asking Postgres. For the breaker
+    those count whose table is known: to a table that never was, anybody may write by mistake.
     """
 
     def __init__(
@@ -133,9 +134,8 @@ class Application:
             self._hear(self._known.popleft())
 
     def _hear(self, refusal: Refusal) -> None:
-        if is_structural(refusal):
-            name = refusal.table.full_name if refusal.table else refusal.message.table
-            self._trial.refused(str(name), refusal.fault)
+        if refusal.table is not None and is_structural(refusal):
+            self._trial.refused(refusal.table.full_name, refusal.fault)
 
     def _attempt(self, writes: Sequence[Write]) -> Fault | None:
         """Applies writes under a savepoint; on a fault of theirs nothing of it remains."""

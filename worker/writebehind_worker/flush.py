@@ -13,7 +13,7 @@ from writebehind.identity import TableKey
 
 from .apply import Application, Applied, Patience
 from .breaker import Breaker
-from .catalog import Catalog, load_catalog, read_versions
+from .catalog import Catalog, Table, load_catalog, read_versions
 from .frozen import FrozenBatch, split_applied_before
 from .history import LedgerRow
 from .key_reader import KeyReader
@@ -69,7 +69,7 @@ class Flusher:
         self._refused_tables = {table for table in dead if table is not None}
         self.open_dead_letters = sum(dead.values())
         self._publish = publish
-        self._names: set[str] = set()  # of tables that exist, or have: to others anybody may write by mistake
+        self._seen: dict[str, Table] = {}  # those that are gone too: to others anybody may write by mistake
         self.catalog = self._read_catalog()
 
     def flush(self, batch: FrozenBatch, patience: Patience) -> Flushed:
@@ -96,12 +96,12 @@ class Flusher:
             batch.messages, self._rollback_seq, self._rollback_items
         )
         writes, refusals = resolve(messages, self.catalog, self._keys)
+        refusals = [self._placed(r) for r in refusals]
         try:
             with self._transaction(patience):
                 self._ledger.record(self._epoch, batch.id, batch.applied_seq, rollback_left)
                 trial = self._breaker.trial()
-                known = [r for r in refusals if r.message.table in self._names]
-                applied = Application(self._conn, trial, patience, known).run(writes)
+                applied = Application(self._conn, trial, patience, refusals).run(writes)
                 self._check_catalog(writes)
                 refusals += applied.refused
                 touched, opened = self._bury(batch.id, before, refusals, applied.written)
@@ -116,8 +116,14 @@ class Flusher:
     def _read_catalog(self) -> Catalog:
         catalog = load_catalog(self._conn, self._allowed)
         self._publish({name: table.identity for name, table in catalog.tables.items() if table.key})
-        self._names |= catalog.tables.keys()
+        self._seen |= catalog.tables
         return catalog
+
+    def _placed(self, refusal: Refusal) -> Refusal:
+        """With its table, if that has been dropped or renamed since: for the breaker, and for people."""
+        if refusal.table is not None or refusal.message.table is None:
+            return refusal
+        return Refusal(refusal.message, refusal.fault, self._seen.get(refusal.message.table))
 
     def _check_catalog(self, writes: Sequence[Write]) -> None:
         """Whether the tables are as we believed; from the writes to COMMIT nobody can alter them.

@@ -159,6 +159,8 @@ class Worker:
         finally:
             heart.stop()
             self._metrics.lease_is(False)
+            self._state.held_is(None)
+            self._state.breaker_is(None)
             with contextlib.suppress(redis.RedisError):
                 lease.release()
                 self._log.info("released")

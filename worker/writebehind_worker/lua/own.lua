@@ -18,6 +18,10 @@ if ARGV[4] ~= '' then generation = ARGV[4] end
 if not generation then generation = string.format('%.0f', now) end
 redis.call('HSET', KEYS[3], 'seq', string.format('%.0f', seq), 'generation', generation)
 redis.call('SET', KEYS[2], ARGV[2])
+-- Of what a Redis that went back has forgotten, receipts of the new generation know nothing.
+if ARGV[4] ~= '' and tonumber(ARGV[3]) > tonumber(redis.call('GET', KEYS[4]) or '0') then
+  redis.call('SET', KEYS[4], ARGV[3])
+end
 if ARGV[5] ~= '' then redis.call('SET', KEYS[5], ARGV[5]) end
 
 local answer = {'ok', string.format('%.0f', now), string.format('%.0f', seq), generation,
