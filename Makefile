@@ -24,7 +24,7 @@ demo: $(VENV)/.demo-installed ## Show it at work: own servers, a worker killed h
 	@$(BIN)/writebehind demo $(ARGS)
 
 test: $(VENV)/.dev-installed ## Run the tests; ARGS="-k cache -x" goes to pytest
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 $(ARGS)
 
 check: $(VENV)/.dev-installed ## Lint, check the format and the types
 	$(BIN)/ruff check .
