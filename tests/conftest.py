@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,15 +12,11 @@ import psycopg
 import pytest
 import redis
 from psycopg import sql
+from tests.support.servers import Servers, private_servers, session_servers
 
 from writebehind_worker.embedded import EmbeddedServers
 
 ROOT = Path(__file__).parents[1]
-# The name `tests.support`, which mypy knows too, works however pytest is called.
-sys.path.insert(0, str(ROOT))
-
-from tests.support.servers import Servers, private_servers, session_servers  # noqa: E402
-
 SCHEMA = ROOT / "schema.sql"
 
 
