@@ -198,7 +198,7 @@ GARBAGE = [
     b'{"table":"users","id":1,"data":{"id":2}}',
     b'{"table":"users","id":1,"data":{"id":null}}',
     b'{"table":"users","id":1,"data":{"id":[1]}}',
-    b'{"table":"users","id":1,"data":{"name":' + b"[" * 3000 + b"]" * 3000 + b"}}",
+    b'{"table":"users","id":1,"data":{"name":' + b"[" * 100_000 + b"]" * 100_000 + b"}}",
     b'{"table":"users","id":1,"op":"drop","data":{}}',
     b'{"table":"users; DROP TABLE users","id":1,"data":{}}',
     b'{"table":"users\\u0000","id":1,"data":{}}',
