@@ -36,7 +36,12 @@ def servers() -> Iterator[Servers]:
 def template_database(servers: Servers) -> Iterator[str]:
     """A database with schema.sql applied and nothing else, to be copied; copying is fast."""
     name = f"wb_template_{uuid.uuid4().hex[:12]}"
-    _administer(servers, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    _administer(
+        servers,
+        sql.SQL("CREATE DATABASE {} ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0").format(
+            sql.Identifier(name)
+        ),
+    )
     try:
         with psycopg.connect(_database_url(servers, name), autocommit=True) as connection:
             connection.execute(SCHEMA.read_bytes())

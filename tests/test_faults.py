@@ -475,12 +475,12 @@ class Paused:
         role = f"wb_{uuid.uuid4().hex[:12]}"
         self.role, self.pg = sql.Identifier(role), pg
         pg.execute("CREATE TABLE notes (id int PRIMARY KEY, text text)")
-        pg.execute(sql.SQL("CREATE ROLE {} LOGIN").format(self.role))
+        pg.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'test'").format(self.role))
         pg.execute(sql.SQL("GRANT USAGE ON SCHEMA writebehind TO {}").format(self.role))
         pg.execute(sql.SQL("GRANT ALL ON ALL TABLES IN SCHEMA writebehind, public TO {}").format(self.role))
         url = urlsplit(options["postgres_url"])
         place = url.netloc.rpartition("@")[2]
-        self.options = {**options, "postgres_url": url._replace(netloc=f"{role}@{place}").geturl()}
+        self.options = {**options, "postgres_url": url._replace(netloc=f"{role}:test@{place}").geturl()}
         statements: dict[str, tuple[sql.SQL | sql.Composed, sql.SQL | sql.Composed]] = {
             "dropped column": (
                 sql.SQL("ALTER TABLE notes DROP COLUMN text"),

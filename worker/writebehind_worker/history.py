@@ -45,6 +45,11 @@ class History:
     postgres_went_back: bool = False
 
     @property
+    def receipts_are_void(self) -> bool:
+        """What earlier receipts stand for may be gone: a new generation begins."""
+        return self.redis_went_back or self.redis_restarted or self.postgres_went_back
+
+    @property
     def is_plain(self) -> bool:
         """Nothing has happened but perhaps a change of owner."""
         return self == History()

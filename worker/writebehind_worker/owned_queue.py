@@ -76,7 +76,13 @@ class OwnedQueue:
         )
         if status != b"ok":
             raise OwnershipLost("another worker holds the lease")
-        now, clock, generation_now, applied, acked_now, *inflight = map(int, rest)
+        try:
+            now, clock, generation_now, applied, acked_now, *inflight = map(int, rest)
+        except ValueError as error:
+            raise OwnershipLost(
+                f"a key of the queue holds what no worker has put there ({error}); look at "
+                f"{k.inflight}, {k.clock}, {k.applied} and {k.acked} in Redis"
+            ) from error
         self._epoch, self._claimed, self._acked = epoch, 0, acked_now
         self._connections = self._link.connections
         self._inflight = deque(inflight)

@@ -47,17 +47,21 @@ def _adopt(
     run_id: str | None,
 ) -> LedgerRow:
     """Settles on one history in both servers. The ledger first: killed in between, we find the same again."""
-    generation, applied_before = holdings.generation, 0
+    generation: int | None = None
+    rollback_seq, rollback_items = row.rollback_seq, row.rollback_items
     if history.redis_went_back or history.redis_restarted:
-        generation = max(holdings.now_us, holdings.generation + 1)
         unresolved = [b for b in frozen if b.id not in row.recent_batches]
-        applied_before = count_applied_before(_bodies(unresolved, queue), row.applied_seq)
-    elif history.postgres_went_back and not history.redis_is_new:
+        rollback_seq = row.applied_seq
+        rollback_items = count_applied_before(_bodies(unresolved, queue), row.applied_seq)
+    elif history.redis_is_new:
+        rollback_seq = rollback_items = 0
+    if history.receipts_are_void:
         generation = max(holdings.now_us, holdings.generation + 1)
-    ledger.adopt(row.epoch, generation, run_id, row.applied_seq, applied_before)
+    serving = generation or holdings.generation
+    ledger.adopt(row.epoch, serving, run_id, rollback_seq, rollback_items)
     last = row.recent_batches[-1] if row.recent_batches else 0
     queue.own(row.epoch, row.applied_seq, generation=generation, acked=last)
-    return replace(row, rollback_seq=row.applied_seq, rollback_items=applied_before)
+    return replace(row, rollback_seq=rollback_seq, rollback_items=rollback_items)
 
 
 def _bodies(frozen: Sequence[FrozenBatch], queue: OwnedQueue) -> Iterator[bytes]:

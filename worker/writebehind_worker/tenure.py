@@ -37,6 +37,7 @@ from .state import WorkerState
 
 _BLOCK_S = 1.0  # an idle owner looks at its lease, and at the stop signal, so often
 _LOOK_AGAIN_S = 0.005  # while a batch is in Postgres and the queue is empty
+_PING_S = 5.0
 _POLL_FULL_S = 0.1  # a full Redis refuses to block
 _TIMEOUTS_BEFORE_HALVING = 2
 
@@ -104,10 +105,15 @@ class Tenure:
     # The Postgres side.
 
     def _next_frozen(self) -> FrozenBatch | None:
-        with self._turn:
-            while not self._frozen and not self._is_over and self._failure is None:
-                self._turn.wait()
-            return self._frozen[0] if self._frozen and self._failure is None else None
+        while True:
+            with self._turn:
+                if not (self._frozen or self._is_over or self._failure):
+                    self._turn.wait(_PING_S)
+                if self._is_over or self._failure is not None:
+                    return None
+                if self._frozen:
+                    return self._frozen[0]
+            self._conn.execute("SELECT")  # idle: a server that is gone is noticed, and said
 
     def _flush(self, batch: FrozenBatch, stop: Stop) -> Flushed:
         """Tries until the batch is in Postgres; a broken connection or a lost ownership is raised."""
