@@ -303,6 +303,19 @@ def test_a_server_that_is_away_at_the_start_is_waited_for_and_logged_once(
             assert worker.events(server)[0]["reason"]
 
 
+def test_an_idle_owner_notices_that_postgres_is_gone(
+    breakable: EmbeddedServers, breakable_options: dict[str, Any]
+) -> None:
+    with RunningWorker(**breakable_options) as worker:
+        worker.wait_for_role("owner")
+        breakable.postgres.stop("fast")
+        try:
+            wait_until(lambda: worker.state.facts()["postgres_up"] is False, timeout=15)
+        finally:
+            breakable.postgres.start()
+        wait_until(lambda: worker.state.facts()["postgres_up"], timeout=15)
+
+
 def test_without_the_ledgers_tables_it_ends_and_names_the_command_that_makes_them(
     options: dict[str, Any], pg: Pg
 ) -> None:

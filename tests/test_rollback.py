@@ -331,3 +331,33 @@ def test_postgres_goes_back_with_frozen_batches_these_are_not_lost(
         # The first ten had been acknowledged and are gone; those that were still frozen are applied again.
         lost = sum(load.counters.values()) - sum(counters.values())
         assert lost <= sum(range(20, 30))
+
+
+def test_a_new_ledger_with_an_old_redis_voids_the_receipts_of_before(
+    options: dict[str, Any], load: Workload
+) -> None:
+    receipt = load.add(20)[-1]
+    drain(options, load)
+    receipt.wait(1)
+    load.pg.execute("DELETE FROM writebehind.ledger")
+    drain(options, load)
+    with pytest.raises(OutcomeUnknown):
+        receipt.wait(1)
+
+
+def test_what_is_left_of_a_rollback_survives_another_adoption(
+    options: dict[str, Any], load: Workload
+) -> None:
+    """Killed in the middle of the episode, and then Postgres goes back too: the count goes on."""
+    load.add(20)
+    drain(options, load)
+    load.pg.execute("UPDATE writebehind.ledger SET rollback_seq = applied_seq, rollback_items = 7")
+    load.redis.set(load.keys.acked, 1 << 40)  # a batch that the ledger has never seen
+    with RunningWorker(**options) as worker:
+        worker.wait_for_role("owner")
+        wait_until(lambda: worker.metric("rollbacks_total", server="postgres") == 1)
+        assert load.ledger("rollback_items") == 7
+        load.add(10)  # newer than the episode, and so applied, not counted against it
+        load.wait_until_done()
+    assert load.ledger("rollback_items") == 0
+    load.check()
