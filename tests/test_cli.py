@@ -13,14 +13,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import click
 import psycopg
 import pytest
 from click.testing import CliRunner, Result
 from psycopg.conninfo import make_conninfo
 
-from writebehind_worker.cli import cli
-from writebehind_worker.config import SETTINGS
+from writebehind_worker.cli import _check_embedded, cli
+from writebehind_worker.config import Config
 from writebehind_worker.ledger_schema import apply_schema, schema_sql
+from writebehind_worker.options import OPTIONS, OWN_SERVERS, config_options
 
 DOWN_POSTGRES = "postgresql://ada:hunter2@127.0.0.1:1/app"
 
@@ -56,7 +58,7 @@ def test_version() -> None:
 
 def test_run_has_every_option() -> None:
     shown = re.sub(r"\s+", "", invoke("run", "--help").output)
-    for setting in SETTINGS.values():
+    for setting in OPTIONS.values():
         assert setting.flag in shown
         assert f"[envvar:{setting.variable};" in shown
 
@@ -79,6 +81,44 @@ def test_a_wrong_option_ends_with_code_2_and_says_why(args: list[str], said: str
     assert "hunter2" not in result.output
 
 
+def check_embedded(*args: str, env: dict[str, str]) -> Result:
+    """What `run` says of these options before it starts anything."""
+
+    @click.command()
+    @config_options(*OWN_SERVERS, "redis_url", "postgres_url")
+    def command(config: Config, embedded: bool, data_dir: str) -> None:
+        _check_embedded(embedded)
+
+    return CliRunner().invoke(command, list(args), env=env)
+
+
+def test_embedded_of_the_environment_is_contradicted_by_a_flag_too() -> None:
+    result = invoke("run", "--redis-url", "redis://h", env={"WRITEBEHIND_EMBEDDED": "1"})
+    assert result.exit_code == 2
+    assert "--redis-url contradicts" in result.output
+    assert "--no-embedded" in result.output
+
+
+def test_one_line_says_that_urls_set_elsewhere_are_not_used(tmp_path: Path) -> None:
+    file = tmp_path / "w.toml"
+    file.write_text("postgres_url = 'host=h password=hunter2'\n")
+    env = {"WRITEBEHIND_REDIS_URL": "redis://:hunter2@h"}
+    both = check_embedded("--embedded", "--config", str(file), env=env)
+    assert (both.exit_code, both.stdout) == (0, "")
+    assert both.stderr == (
+        "The embedded servers are used, not --redis-url and --postgres-url of the environment or the file.\n"
+    )
+    one = check_embedded("--embedded", env=env)
+    assert "used, not --redis-url of" in one.stderr
+    assert check_embedded("--embedded", env={}).output == ""
+    assert check_embedded("--config", str(file), env=env).output == ""
+
+
+def test_a_folder_of_the_environment_without_embedded_is_no_error() -> None:
+    result = check_embedded(env={"WRITEBEHIND_DATA_DIR": "/anywhere"})
+    assert (result.exit_code, result.output) == (0, "")
+
+
 def test_a_wrong_variable_is_named() -> None:
     result = invoke("run", env={"WRITEBEHIND_BATCH_SIZE": "many"})
     assert result.exit_code == 2
@@ -99,7 +139,7 @@ def test_init_creates_the_ledger_once(empty_database: str) -> None:
     assert "Created the ledger's tables" in first.output
     second = invoke("init", "--postgres-url", empty_database)
     assert second.exit_code == 0
-    assert "already" in second.output
+    assert second.output.startswith("The ledger's tables are there already, in the database 'empty_")
     with psycopg.connect(empty_database) as conn:
         conn.execute("SELECT 1 FROM writebehind.ledger, writebehind.dead_letters")
 

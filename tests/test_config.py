@@ -14,14 +14,14 @@ from click.testing import CliRunner, Result
 
 from writebehind_worker.config import SETTINGS, Config, redacted
 from writebehind_worker.errors import ConfigError, LedgerMissing, UnsafeRedis
-from writebehind_worker.options import config_options, read_file
+from writebehind_worker.options import OPTIONS, config_options, read_file
 
 EXAMPLE = Path(__file__).parents[1] / "deploy" / "writebehind.toml"
 
 
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for setting in SETTINGS.values():
+    for setting in OPTIONS.values():
         monkeypatch.delenv(setting.variable, raising=False)
 
 
@@ -202,6 +202,8 @@ def test_an_unknown_key_is_refused_with_the_closest_one(tmp_path: Path) -> None:
         ("batch_size = 1\nbatch-size = 2", "given twice"),
         ("[worker]\nbatch_size = 1", "unknown key 'worker'"),
         ("batch_size =", "not a TOML file"),
+        ("embedded = 1", "'embedded': --embedded must be true or false"),
+        ("data_dir = true", "'data_dir': --data-dir must be a string"),
     ],
 )
 def test_a_wrong_file_is_refused_by_name(tmp_path: Path, text: str, said: str) -> None:
@@ -210,6 +212,40 @@ def test_a_wrong_file_is_refused_by_name(tmp_path: Path, text: str, said: str) -
     with pytest.raises(ConfigError, match=re.escape(said)) as caught:
         read_file(file)
     assert str(file) in str(caught.value)
+
+
+def parse_run(*args: str, env: dict[str, str] | None = None) -> tuple[bool, str]:
+    """`embedded` and `data_dir` as a command that takes them is called with them."""
+    seen: list[tuple[bool, str]] = []
+
+    @click.command()
+    @config_options("redis_url", "embedded", "data_dir")
+    def command(config: Config, embedded: bool, data_dir: str) -> None:
+        seen.append((embedded, data_dir))
+
+    result = CliRunner().invoke(command, list(args), env=env)
+    assert seen, result.output
+    return seen[0]
+
+
+def test_embedded_and_its_folder_come_from_the_same_places_in_the_same_order(tmp_path: Path) -> None:
+    file = tmp_path / "w.toml"
+    file.write_text("embedded = true\ndata-dir = '/file'\nqueue = 'q'\n")
+    env = {"WRITEBEHIND_EMBEDDED": "0", "WRITEBEHIND_DATA_DIR": "/environment"}
+    assert parse_run() == (False, "")
+    assert parse_run("--config", str(file)) == (True, "/file")
+    assert parse_run("--config", str(file), env=env) == (False, "/environment")
+    flags = ["--embedded", "--data-dir", "/flag"]
+    assert parse_run("--config", str(file), *flags, env=env) == (True, "/flag")
+    assert parse_run("--config", str(file), "--no-embedded") == (False, "/file")
+
+
+def test_a_file_with_them_serves_commands_that_do_not_take_them(tmp_path: Path) -> None:
+    file = tmp_path / "w.toml"
+    file.write_text("embedded = true\ndata_dir = '/file'\nbatch_size = 10\n")
+    result, config = parse("--config", str(file))
+    assert config is not None, result.output
+    assert config.batch_size == 10
 
 
 def test_help_shows_each_variable_and_default_but_no_value_in_force(tmp_path: Path) -> None:
@@ -232,7 +268,7 @@ def test_the_example_file_shows_every_option_with_its_default(tmp_path: Path) ->
     assert tomllib.loads(text) == {}
     file = tmp_path / "w.toml"
     file.write_text(re.sub(r"^# (?=\w+ = )", "", text, flags=re.MULTILINE))
-    assert read_file(file) == {name: setting.default for name, setting in SETTINGS.items()}
+    assert read_file(file) == {name: setting.default for name, setting in OPTIONS.items()}
 
 
 def test_errors_for_operators_say_what_to_do() -> None:

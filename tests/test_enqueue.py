@@ -781,7 +781,7 @@ def test_a_queue_with_a_hash_tag_of_its_own_works(
     with WriteBehind.from_url(redis_url, queue=tagged, prefix=f"{queue}:") as wb:
         wb.put("t", 1, {"a": 1})
         assert wb.get("t", 1) == {"a": 1}
-        assert wb.keys.clock == f"{tagged}:clock"
+        assert wb.keys.clock == f"{tagged}:of:clock"
         assert redis_client.llen(tagged) == 1
 
 

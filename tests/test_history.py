@@ -108,7 +108,7 @@ Items = Sequence[int | None]
 
 
 def body(seq: int | None) -> bytes:
-    return b'{"table":"t"}' if seq is None else b'{"seq":%d,"table":"t"}' % seq
+    return b'{"table":"t"}' if seq is None else b'{"seq":%d,"table":"t","key":"t:1"}' % seq
 
 
 def messages(items: Items) -> list[Message]:
@@ -180,7 +180,8 @@ def test_without_a_rollback_nothing_is_split_off(items: Items, rollback_seq: int
 @pytest.mark.parametrize(
     ("item", "seq"),
     [
-        (b'{"seq":17,"table":"t"}', 17),
+        (b'{"seq":17,"table":"t","key":"t:1"}', 17),
+        (b'{"seq":17,"table":"t"}', None),  # no cache key: not our producer's
         (b'{"table":"t","seq":17}', None),  # not where our producer's script puts it
         (b'{"seq":17}', None),
         (b'{"seq":-1,"table":"t"}', None),

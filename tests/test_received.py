@@ -127,7 +127,28 @@ def test_white_space_around_the_message_is_no_fault() -> None:
 
 
 def test_the_clock_itself_is_a_seq_that_was_given_out() -> None:
-    assert read(valid(seq=CLOCK)).seq == CLOCK
+    assert read(valid(seq=CLOCK, key="users:42")).seq == CLOCK
+
+
+def test_a_seq_without_a_cache_key_is_not_our_librarys_and_refused() -> None:
+    message = read(valid(seq=CLOCK))
+    assert message.fault is not None
+    assert "leave it away" in message.fault.reason
+
+
+@pytest.mark.parametrize("field", ["table", "id", "data", "op", "seq", "key", "ttl"])
+@pytest.mark.parametrize("value", [True, False, 1, 1.5, "x", [], {}, None])
+def test_a_field_of_any_type_leaves_a_message_that_postgres_can_keep(field: str, value: object) -> None:
+    message = read(valid(seq=1, key="k", ttl=1, data=None) | {field: value})
+    assert message.seq is None or type(message.seq) is int
+    assert message.table is None or type(message.table) is str
+    assert message.cache_key is None or type(message.cache_key) is str
+
+
+def test_a_reason_is_cut_to_what_a_person_reads() -> None:
+    message = read({"x" * 10**6: 1})
+    assert message.fault is not None
+    assert len(message.fault.reason) < 1100
 
 
 @given(

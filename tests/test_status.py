@@ -50,7 +50,9 @@ def server_time_us(client: redis.Redis) -> int:
 def message(seq: int | None) -> str:
     """As our script stamps it: the seq in front, nothing between."""
     stamp = {"seq": seq} if seq else {}
-    return json.dumps(stamp | {"table": "users", "id": 1, "data": {}}, separators=(",", ":"))
+    return json.dumps(
+        stamp | {"table": "users", "id": 1, "data": {}, "key": "users:1"}, separators=(",", ":")
+    )
 
 
 def own_queue(client: redis.Redis, keys: QueueKeys, lease_s: float) -> None:
@@ -135,7 +137,7 @@ def test_the_ledger_and_the_dead_letters_are_shown(config: Config, ledger: psyco
             (config.queue, 0, "rejected", "23505", None),
             (config.queue, 1, "rejected", "23505", None),
             (config.queue, 2, "rejected", None, None),
-            (config.queue, 3, "rollback", None, None),
+            (config.queue, 3, "rollback", "", None),
             (config.queue, 4, "rejected", "23505", "2026-01-01"),
         ],
     )
@@ -144,12 +146,14 @@ def test_the_ledger_and_the_dead_letters_are_shown(config: Config, ledger: psyco
     assert status.dead_letters == (
         DeadLetterCount("rejected", "23505", 2),
         DeadLetterCount("rejected", None, 1),
-        DeadLetterCount("rollback", None, 1),
+        DeadLetterCount("rollback", "", 1),
     )
     shown = render(status)
     assert "epoch 7, generation 2, applied 99, last batch 5 (3 kept)" in shown
     assert "dead letters 4\n" in shown
-    assert "2 rejected, 23505" in shown
+    assert "2 rejected, 23505\n" in shown
+    assert "1 rejected, refused by the worker\n" in shown
+    assert "1 rollback, applied before Redis went back" in shown
 
 
 @pytest.mark.usefixtures("ledger")

@@ -51,8 +51,8 @@ class RedisFull(RedisRefused):
 class WriteRejected(WriteBehindError):
     """Postgres refused the write; it is kept as a dead letter.
 
-    ``seq`` names the write, ``sqlstate`` is Postgres' five-letter code (``None`` if the worker refused
-    it before Postgres saw it) and ``reason`` says why.
+    ``seq`` names the write, ``sqlstate`` is Postgres' five-letter code, or the one that it would have given
+    where the worker saw the fault first, and ``reason`` says why.
     """
 
     def __init__(self, seq: int, sqlstate: str | None, reason: str) -> None:

@@ -15,9 +15,9 @@ class QueueKeys:
     queue: str = DEFAULT_QUEUE
 
     def _own(self, name: str) -> str:
-        # `q` and `{q}:x` share a slot; where q has a hash tag of its own, `q:x` does.
-        tag = self.queue if re.search(r"\{[^}]+\}", self.queue) else "{" + self.queue + "}"
-        return f"{tag}:{name}"
+        # `q` and `{q}:x` share a slot; where q has a hash tag of its own, `q:of:x` does (`{a}:x` is a's).
+        has_tag = re.search(r"\{[^}]+\}", self.queue)
+        return f"{self.queue}:of:{name}" if has_tag else f"{{{self.queue}}}:{name}"
 
     def owns(self, key: str) -> bool:
         """Whether ``key`` is one of the queue's: no cache entry may be put there."""
@@ -49,7 +49,7 @@ class QueueKeys:
 
     @property
     def producers(self) -> str:
-        """Hash: producer session → ``counter:first seq``, so that a re-sent call takes effect once."""
+        """Hash: producer session → ``counter:first seq:generation``: a re-sent call takes effect once."""
         return self._own("producers")
 
     @property

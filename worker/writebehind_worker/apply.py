@@ -10,7 +10,7 @@ without need can find its row cascaded away, or its unique value taken.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,25 +19,27 @@ import psycopg
 from .breaker import Trial
 from .errors import HeldByLock
 from .plan import Group, groups, segments
-from .received import Fault
+from .received import Fault, make_fault
 from .resolve import Refusal, RowId, Write
 from .sqlstate import Verdict, judge
 from .statement import delete, insert_missing, may_upsert, parameter, update, upsert
 
 _NO_PARENT = "23503"  # foreign key violation
-_ONE_MESSAGE_ONLY = frozenset({"42804", "42P10"})  # an increment of a text column; an id of the wrong shape
+_DUPLICATE = "23505"  # unique violation
+# A generated column is given; a text column incremented; an id of the fault shape.
+_ONE_MESSAGE_ONLY = frozenset({"428C9", "42804", "42P10"})
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
     """What to do when a lock or a slow statement times out.
 
-    ``halve``: look for the write that waits, instead of giving up the whole attempt; ``bury``: it has
-    waited long enough, and becomes a dead letter.
+    ``halve``: look for the write that waits, instead of giving up the whole attempt; ``bury``: positions
+    of those that have waited long enough, each by itself, and become dead letters.
     """
 
     halve: bool = False
-    bury: bool = False
+    bury: Collection[int] = ()
 
 
 class _Refused(Exception):
@@ -103,6 +105,8 @@ class Application:
         if not writes:
             return
         fault = fault or self._attempt(writes)
+        if fault is not None and len(writes) == 1 and fault.sqlstate == _DUPLICATE:
+            fault = self._attempt(writes)  # the application may have inserted the row since we looked
         if fault is None:
             self._accept(writes)
         elif len(writes) == 1:
@@ -162,12 +166,13 @@ class Application:
         verdict = judge(error)
         reason = error.diag.message_primary or str(error)
         if verdict is Verdict.TIMEOUT and self._patience.halve:
-            if len(writes) == 1 and not self._patience.bury:
-                raise HeldByLock(describe(writes[0]), f"{reason} (SQLSTATE {error.sqlstate})") from error
+            position = writes[0].message.position
+            if len(writes) == 1 and position not in self._patience.bury:
+                raise HeldByLock(describe(writes[0]), position, f"SQLSTATE {error.sqlstate}") from error
         elif verdict is not Verdict.ROW:
             raise error
         detail = f" ({error.diag.message_detail})" if error.diag.message_detail else ""
-        return Fault(error.sqlstate or "XX000", reason + detail)
+        return make_fault(error.sqlstate or "XX000", reason + detail)
 
     def _run(self, writes: Sequence[Write]) -> dict[str, int]:
         rows: dict[str, int] = {}

@@ -5,6 +5,8 @@ No I/O.
 
 from __future__ import annotations
 
+import psycopg
+
 from .errors import BreakerTripped
 from .received import Fault
 
@@ -55,11 +57,19 @@ class Trial:
         if count >= limit:
             self._breaker.counts[table] = (fault.sqlstate, limit - 1)
             raise BreakerTripped(
-                f"the last {limit} writes to {table} were all refused: {fault.reason} "
-                f"(SQLSTATE {fault.sqlstate}); the queue waits until that is mended"
+                # Not the reason: it may hold values.
+                f"the last {limit} writes to {table} were all refused with SQLSTATE {fault.sqlstate} "
+                f"({_name(fault.sqlstate)}); the queue waits until that is mended"
             )
         self._counts[table] = (fault.sqlstate, count)
 
     def commit(self) -> None:
         """The batch is in Postgres."""
         self._breaker.counts = self._counts
+
+
+def _name(sqlstate: str) -> str:
+    try:
+        return psycopg.errors.lookup(sqlstate).__name__
+    except KeyError:
+        return "a code that we do not know"

@@ -19,13 +19,13 @@ import msgspec
 import psycopg
 from click.core import ParameterSource
 
-from .config import Config, one_line, redacted
+from .config import SETTINGS, Config, one_line, redacted
 from .endpoint import Endpoint
 from .errors import ConfigError, FatalError
 from .ledger_schema import apply_schema
 from .log import configure_logging, get_logger
 from .metrics import Metrics
-from .options import config_options
+from .options import OWN_SERVERS, config_options
 from .state import WorkerState
 from .status import read_status, render
 
@@ -58,16 +58,10 @@ def cli() -> None:
 
 
 @cli.command()
-@click.option("--embedded", is_flag=True, help="Start an own Valkey and PostgreSQL for it.")
-@click.option(
-    "--data-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="With --embedded: where they keep their data.",
-)
-@config_options()
-def run(config: Config, embedded: bool, data_dir: Path | None) -> None:
+@config_options(*OWN_SERVERS, *SETTINGS)
+def run(config: Config, embedded: bool, data_dir: str) -> None:
     """Run the worker until SIGTERM or SIGINT; a second signal ends it at once."""
-    _check_embedded(embedded, data_dir)
+    _check_embedded(embedded)
     configure_logging(config.log_level, config.log_format)
     servers = _embedded(config, data_dir) if embedded else nullcontext(config)
     with _stop_on_signals() as stop, servers as chosen:
@@ -130,21 +124,32 @@ def _init(config: Config) -> str:
         ) from error
     if created:
         return f"Created the ledger's tables in the database {name!r}, schema writebehind."
-    return f"The ledger's tables were already in the database {name!r}; brought up to date."
+    return f"The ledger's tables are there already, in the database {name!r}."
 
 
-def _check_embedded(embedded: bool, data_dir: Path | None) -> None:
+def _check_embedded(embedded: bool) -> None:
+    """Refuses flags that contradict each other; a URL of the environment or the file is only passed over."""
     source = click.get_current_context().get_parameter_source
-    if data_dir and not embedded:
-        raise ConfigError("--data-dir has no meaning without --embedded", "add --embedded")
-    for name in ("redis_url", "postgres_url"):
-        if embedded and source(name) is ParameterSource.COMMANDLINE:
-            flag = "--" + name.replace("_", "-")
-            raise ConfigError(f"--embedded starts its own servers: {flag} contradicts it", "leave one")
+    if not embedded:
+        if source("data_dir") is ParameterSource.COMMANDLINE:
+            raise ConfigError("--data-dir has no meaning without --embedded", "add --embedded")
+        return
+    urls = ("redis_url", "postgres_url")
+    for name in urls:
+        if source(name) is ParameterSource.COMMANDLINE:
+            raise ConfigError(
+                f"--embedded starts its own servers: {SETTINGS[name].flag} contradicts it",
+                "leave one of them out; --no-embedded, where the environment or the file says embedded",
+            )
+    if ignored := [SETTINGS[name].flag for name in urls if source(name) is not ParameterSource.DEFAULT]:
+        click.echo(
+            f"The embedded servers are used, not {' and '.join(ignored)} of the environment or the file.",
+            err=True,
+        )
 
 
 @contextmanager
-def _embedded(config: Config, data_dir: Path | None) -> Iterator[Config]:
+def _embedded(config: Config, data_dir: str) -> Iterator[Config]:
     """Servers of our own, with the schema applied; ``config`` with their URLs."""
     from .embedded import (  # noqa: PLC0415 - an extra
         EmbeddedServerError,
@@ -152,7 +157,7 @@ def _embedded(config: Config, data_dir: Path | None) -> Iterator[Config]:
         default_data_dir,
     )
 
-    servers = EmbeddedServers(data_dir or default_data_dir())
+    servers = EmbeddedServers(Path(data_dir) if data_dir else default_data_dir())
     try:
         servers.start()
     except EmbeddedServerError as error:

@@ -70,11 +70,11 @@ class LedgerRefused(WorkerError):
 
 
 class HeldByLock(WorkerError):
-    """``write`` describes, without its values, the write that waits."""
+    """``write`` describes, without its values, the one that waits; ``position`` is its place in the batch."""
 
-    def __init__(self, write: str, reason: str) -> None:
-        super().__init__(f"{write} cannot be written: {reason}")
-        self.write = write
+    def __init__(self, write: str, position: int, reason: str) -> None:
+        super().__init__(f"{write} waits for a lock, or takes too long: {reason}")
+        self.write, self.position = write, position
 
 
 class BreakerTripped(WorkerError):

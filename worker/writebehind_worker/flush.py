@@ -14,6 +14,7 @@ from writebehind.identity import TableKey
 from .apply import Application, Applied, Patience
 from .breaker import Breaker
 from .catalog import Catalog, Table, load_catalog, read_versions
+from .errors import OwnershipLost
 from .frozen import FrozenBatch, split_applied_before
 from .history import LedgerRow
 from .key_reader import KeyReader
@@ -25,6 +26,7 @@ from .resolve import Refusal, Write, names_unknown, resolve
 
 _ROLLED_BACK = Fault("", "applied before Redis went back in time; not applied again")
 _PATIENT_LOCK_TIMEOUT_S = 1.0
+_MOST_ALTERATIONS = 5  # of a batch's tables while it is flushed
 
 
 class _CatalogChanged(Exception):
@@ -35,11 +37,13 @@ class _CatalogChanged(Exception):
 class Flushed:
     """A batch that is in Postgres: what Redis and the metrics must hear of it.
 
+    ``last_batch`` is the last one that the ledger has: this one, unless it had been committed before.
     ``writes`` counts messages by (``schema.table`` or ``unknown``, outcome), ``rows`` rows by table;
     both are empty where an earlier attempt had already been committed.
     """
 
     buried: Sequence[Buried]
+    last_batch: int
     writes: Mapping[tuple[str, Outcome], int] = field(default_factory=dict)
     rows: Mapping[str, int] = field(default_factory=dict)
 
@@ -69,7 +73,9 @@ class Flusher:
         self._refused_tables = {table for table in dead if table is not None}
         self.open_dead_letters = sum(dead.values())
         self._publish = publish
-        self._seen: dict[str, Table] = {}  # those that are gone too: to others anybody may write by mistake
+        # Tables and columns that are gone too: to others anybody may write by mistake.
+        self._seen: dict[str, Table] = {}
+        self._seen_columns: dict[str, set[str]] = {}
         self.catalog = self._read_catalog()
 
     def flush(self, batch: FrozenBatch, patience: Patience) -> Flushed:
@@ -81,11 +87,12 @@ class Flusher:
         """
         if names_unknown(batch.messages, self.catalog):
             self.catalog = self._read_catalog()
-        while True:
+        for _ in range(_MOST_ALTERATIONS):
             try:
                 return self._flush(batch, patience)
             except _CatalogChanged:
                 self.catalog = self._read_catalog()
+        raise OwnershipLost("the tables of a batch are being altered again and again")
 
     def say_waiting(self, reason: str | None) -> None:
         """Lets `writebehind status` tell what the queue waits for."""
@@ -101,22 +108,25 @@ class Flusher:
             with self._transaction(patience):
                 self._ledger.record(self._epoch, batch.id, batch.applied_seq, rollback_left)
                 trial = self._breaker.trial()
-                applied = Application(self._conn, trial, patience, refusals).run(writes)
+                known = [r for r in refusals if self._was_right(r)]
+                applied = Application(self._conn, trial, patience, known).run(writes)
                 self._check_catalog(writes)
                 refusals += applied.refused
                 touched, opened = self._bury(batch.id, before, refusals, applied.written)
         except AlreadyApplied:
-            return Flushed(self._ledger.buried(batch.id))
+            return Flushed(self._ledger.buried(batch.id), self._ledger.last_batch())
         trial.commit()
         self._rollback_items = rollback_left
         self._refused_tables |= touched
         self.open_dead_letters += opened
-        return _flushed(before, refusals, applied)
+        return _flushed(batch.id, before, refusals, applied)
 
     def _read_catalog(self) -> Catalog:
         catalog = load_catalog(self._conn, self._allowed)
         self._publish({name: table.identity for name, table in catalog.tables.items() if table.key})
         self._seen |= catalog.tables
+        for table in catalog.tables.values():
+            self._seen_columns.setdefault(table.full_name, set()).update(table.columns)
         return catalog
 
     def _placed(self, refusal: Refusal) -> Refusal:
@@ -124,6 +134,12 @@ class Flusher:
         if refusal.table is not None or refusal.message.table is None:
             return refusal
         return Refusal(refusal.message, refusal.fault, self._seen.get(refusal.message.table))
+
+    def _was_right(self, refusal: Refusal) -> bool:
+        """Whether the table and the columns that it names have existed: then they were dropped or renamed."""
+        if refusal.table is None:
+            return False
+        return self._seen_columns[refusal.table.full_name].issuperset(refusal.message.columns or ())
 
     def _check_catalog(self, writes: Sequence[Write]) -> None:
         """Whether the tables are as we believed; from the writes to COMMIT nobody can alter them.
@@ -176,7 +192,7 @@ class Flusher:
             raise
 
 
-def _flushed(before: Sequence[Message], refusals: Sequence[Refusal], applied: Applied) -> Flushed:
+def _flushed(batch: int, before: Sequence[Message], refusals: Sequence[Refusal], applied: Applied) -> Flushed:
     counts: dict[tuple[str, Outcome], int] = {}
     label: tuple[str, Outcome]
     for write in applied.written:
@@ -189,4 +205,4 @@ def _flushed(before: Sequence[Message], refusals: Sequence[Refusal], applied: Ap
         counts[("unknown", "rollback")] = len(before)
     buried = [Buried(m.position, "rollback", None, _ROLLED_BACK.reason) for m in before]
     buried += [Buried(r.message.position, "rejected", r.fault.sqlstate, r.fault.reason) for r in refusals]
-    return Flushed(sorted(buried, key=lambda b: b.position), counts, applied.rows)
+    return Flushed(sorted(buried, key=lambda b: b.position), batch, counts, applied.rows)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from .received import Message, receive
 
-_SEQ = re.compile(rb'\{"seq":([0-9]{1,16}),')
+_SEQ = re.compile(rb'\{"seq":([0-9]{1,16}),"table":')
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ def freeze(batch: int, items: Sequence[bytes], clock: int) -> FrozenBatch:
 def stamped_seq(item: bytes) -> int | None:
     """The seq that our producer script put in front of an item; ``None`` for anybody else's."""
     found = _SEQ.match(item)
-    return int(found[1]) if found else None
+    return int(found[1]) if found and b',"key":"' in item else None
 
 
 def count_applied_before(items: Iterable[bytes], applied_seq: int) -> int:

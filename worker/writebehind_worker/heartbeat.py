@@ -38,7 +38,8 @@ class Heartbeat:
         self._client, self._keys, self._lease, self._ttl_s = client, keys, lease, ttl_s
         self._metrics, self._log = metrics, log
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._ageless_since: float | None = None
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._reaped_at = time.monotonic()
         self.lost = threading.Event()
 
@@ -51,13 +52,18 @@ class Heartbeat:
         self._stop.set()
         self._thread.join(timeout=self._ttl_s)
 
+    def _beat(self) -> None:
+        try:
+            self._run()
+        finally:  # whatever ended it: without a heartbeat we are not the owner for long
+            self.lost.set()
+
     def _run(self) -> None:
         period = min(self._ttl_s / 3, _SAMPLE_EVERY_S)
         renewed = time.monotonic()
         while not self._stop.wait(period):
             try:
                 if not self._lease.renew():
-                    self.lost.set()
                     return
                 renewed = time.monotonic()
                 self._sample()
@@ -65,7 +71,6 @@ class Heartbeat:
             except redis.RedisError as error:
                 self._log.debug("heartbeat failed", error=str(error))
                 if time.monotonic() - renewed > self._ttl_s:
-                    self.lost.set()
                     return
 
     def _sample(self) -> None:
@@ -84,7 +89,14 @@ class Heartbeat:
                 first, *lengths = pipe.execute()
             oldest, frozen_items = first or oldest, sum(lengths)
         seq = stamped_seq(oldest) if oldest else None
-        age_s = 0.0 if seq is None else max(0.0, seconds + micros / 1e6 - seq / 1e6)
+        if oldest is None or seq is not None:
+            self._ageless_since = None
+        elif self._ageless_since is None:
+            self._ageless_since = time.monotonic()
+        if seq is not None:
+            age_s = max(0.0, seconds + micros / 1e6 - seq / 1e6)
+        else:  # a raw item does not tell its age: since we first saw such a one as the oldest
+            age_s = time.monotonic() - (self._ageless_since or time.monotonic())
         self._metrics.queue_is(length, frozen_items, len(batches), age_s)
 
     def _reap(self) -> None:

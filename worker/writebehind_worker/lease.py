@@ -14,10 +14,9 @@ _LEASE = Script("writebehind_worker", "lease")
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Another worker that holds the lease, and for how long if it does not renew it, in seconds."""
+    """Another worker that holds the lease."""
 
     owner: str
-    left_s: float
 
 
 class Lease:
@@ -30,15 +29,15 @@ class Lease:
     def take(self) -> Holder | None:
         """``None`` if the lease is ours now, else who holds it."""
         taken, *holder = self._run("take")
-        return None if taken else Holder(holder[1].decode(), int(holder[0]) / 1000)
+        return None if taken else Holder(holder[0].decode())
 
     def renew(self) -> bool:
         """Whether it was still ours."""
         return bool(self._run("renew")[0])
 
-    def release(self) -> None:
-        """Lets the next worker in at once. Harmless if it is not ours."""
-        self._run("release")
+    def release(self) -> bool:
+        """Lets the next worker in at once; whether it was ours."""
+        return bool(self._run("release")[0])
 
     def _run(self, verb: str) -> list[bytes]:
         answer: list[bytes] = _LEASE(

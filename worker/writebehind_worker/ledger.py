@@ -174,6 +174,16 @@ class Ledger:
             ).fetchall()
         return [Buried(*row) for row in rows]
 
+    def last_batch(self) -> int:
+        """Id of the last batch committed."""
+        with self._guarded():
+            found = self._conn.execute(
+                "SELECT recent_batches[cardinality(recent_batches)] FROM writebehind.ledger WHERE queue = $1",
+                [self._queue],
+            ).fetchone()
+        assert found is not None
+        return int(found[0] or 0)
+
     def open_dead_letters(self) -> dict[str | None, int]:
         """How many no later write has superseded, by ``schema.table`` (``None``: unknown)."""
         with self._guarded():

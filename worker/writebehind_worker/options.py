@@ -17,19 +17,35 @@ from .errors import ConfigError
 
 Command = Callable[..., None]
 
+OWN_SERVERS = {
+    setting.field: setting
+    for setting in (
+        Setting("embedded", bool, False, "Start an own Valkey and PostgreSQL for it.", None, None, ()),
+        Setting("data_dir", str, "", "With --embedded: where they keep their data.", None, None, ()),
+    )
+}
+"""What `run` alone takes: no part of `Config`, for the worker is told only where its servers are."""
+
+OPTIONS = SETTINGS | OWN_SERVERS
+
 
 def config_options(*names: str) -> Callable[[Command], Command]:
-    """Gives a command the options of these fields (none named: all) and calls it with a `Config`.
+    """Gives a command these options (none named: all of `Config`) and calls it with a `Config`.
 
-    A command that reads two settings shows two, but takes the same file and environment as `run`.
+    A command that reads two settings shows two, but takes the same file and environment as `run`. One of
+    `OWN_SERVERS` is passed beside the `Config`, by its name. For click, what the file set has the source
+    DEFAULT_MAP.
     """
-    settings = [SETTINGS[name] for name in names or SETTINGS]
+    settings = [OPTIONS[name] for name in names or SETTINGS]
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def with_config(config_file: Path | None, **params: Any) -> None:
             given = {setting.field: params.pop(setting.field) for setting in settings}
-            command(_config(given, config_file), **params)
+            values = _merged(given, config_file)
+            own = {name: values.pop(name, OWN_SERVERS[name].default) for name in OWN_SERVERS}
+            params |= {name: value for name, value in own.items() if name in given}
+            command(Config(**values), **params)
 
         decorated: Command = _FILE_OPTION(with_config)
         for setting in reversed(settings):
@@ -76,6 +92,10 @@ def _click_option(setting: Setting) -> Callable[[Command], Command]:
         kind, help_text = str, help_text + " Repeat it; in the variable, separate names by spaces."
     if setting.choices:
         kind = click.Choice(setting.choices)
+    default_shown: bool | str = "none" if setting.type is tuple else True
+    if setting is OWN_SERVERS["data_dir"]:
+        kind = click.Path(file_okay=False)
+        default_shown = "/var/lib/writebehind for root, else ~/.local/share/writebehind"
     return click.option(
         flag,
         setting.field,
@@ -85,18 +105,21 @@ def _click_option(setting: Setting) -> Callable[[Command], Command]:
         envvar=setting.variable,
         help=help_text,
         show_envvar=True,
-        show_default="none" if setting.type is tuple else True,
+        show_default=default_shown,
     )
 
 
-def _config(given: dict[str, Any], config_file: Path | None) -> Config:
+def _merged(given: dict[str, Any], config_file: Path | None) -> dict[str, Any]:
+    """What the file, the environment and the flags set."""
     # Not click's default_map: with it, `--help` would show the file's values, passwords included.
     values = read_file(config_file) if config_file else {}
-    source = click.get_current_context().get_parameter_source
+    context = click.get_current_context()
     for name, value in given.items():
-        if source(name) is not ParameterSource.DEFAULT:
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
             values[name] = value
-    return Config(**values)
+        elif name in values:
+            context.set_parameter_source(name, ParameterSource.DEFAULT_MAP)
+    return values
 
 
 def _toml(path: Path) -> dict[str, Any]:
@@ -109,7 +132,7 @@ def _toml(path: Path) -> dict[str, Any]:
 
 
 def _setting_of(key: str, path: Path) -> Setting:
-    by_key = {setting.key: setting for setting in SETTINGS.values()}
+    by_key = {setting.key: setting for setting in OPTIONS.values()}
     by_key["tables"] = SETTINGS["tables"]
     name = key.replace("-", "_")
     if name in by_key:

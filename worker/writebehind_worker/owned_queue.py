@@ -35,7 +35,7 @@ _ACKNOWLEDGE = Script("writebehind_worker", "acknowledge")
 TOMBSTONE_TTL_S = 10
 _SETTLED_AT_ONCE = 500  # cache keys a script call, so that Redis answers others in between
 _READ_AT_ONCE = 1000
-_RAW_TAIL = -1  # claim.lua: the oldest item has no seq to tell its age
+_RAW_TAIL = -1  # claim.lua: the oldest item does not tell its age
 
 
 class OwnedQueue:
@@ -172,11 +172,12 @@ class OwnedQueue:
                 arguments += (entry.applied_seq, entry.ttl_s, entry.rejected_seq)
             _SETTLE(self._client, [entry.cache_key for entry in part], arguments)
 
-    def acknowledge(self, batch: FrozenBatch, rejections: Sequence[Rejection]) -> None:
-        """Drops the oldest frozen batch: it is in Postgres."""
+    def acknowledge(self, batch: FrozenBatch, last_batch: int, rejections: Sequence[Rejection]) -> None:
+        """Drops the oldest frozen batch: it is in Postgres, and ``last_batch`` the last one that is."""
         k = self._keys
         arguments: list[Argument] = [
             self._token, self._epoch, batch.id, batch.applied_seq, REJECTED_BOUND,
+            last_batch,
         ]  # fmt: skip
         for rejection in rejections:
             arguments += (rejection.seq, msgspec.json.encode(rejection))
@@ -188,7 +189,7 @@ class OwnedQueue:
         if status != b"ok":
             raise OwnershipLost(why[0].decode())
         self._inflight.popleft()
-        self._acked = batch.id
+        self._acked = last_batch
 
     def peek(self, block_s: float) -> None:
         """Returns when an item may be there, at the latest after ``block_s``.

@@ -23,6 +23,15 @@ class Fault(msgspec.Struct, frozen=True):
     reason: str
 
 
+_REASON_LENGTH = 1000  # characters: it is kept in Redis and in Postgres, and may quote a value
+
+
+def make_fault(sqlstate: str, reason: str) -> Fault:
+    """A fault whose reason is cut to a length that a person reads."""
+    cut = reason if len(reason) <= _REASON_LENGTH else reason[:_REASON_LENGTH] + " ..."
+    return Fault(sqlstate, cut)
+
+
 class Message(msgspec.Struct, frozen=True):
     """One item of a frozen batch. Where ``fault`` is set, the other fields hold what could be read."""
 
@@ -75,7 +84,7 @@ def _message(position: int, body: bytes, read: _Envelope, clock: int) -> Message
         raise _Bad("`table` is empty")
     if read.op not in _OPS:
         raise _Bad(f"`op` must be put, patch, increment or delete, not {read.op[:40]!r}")
-    if read.seq is not None and not 0 < read.seq <= clock:
+    if read.seq is not None and not (0 < read.seq <= clock and read.key is not None):
         raise _Bad("`seq` is not one that this queue has given out; leave it away")
     if read.ttl is not None and not 0 < read.ttl <= MAX_TTL_S:
         raise _Bad(f"`ttl` must be a number of seconds from 1 to {MAX_TTL_S}")
@@ -129,8 +138,9 @@ def _key_text(raw: bytes) -> str:
 
 def _faulty(position: int, body: bytes, reason: str, clock: int) -> Message:
     """The fault, with what of the envelope can still be read: its cache entry must not stay pending."""
+    reason = reason[:_REASON_LENGTH]
     shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in reason)
-    fault = Fault("22P02", f"not a message of the wire format: {shown}")
+    fault = make_fault("22P02", f"not a message of the wire format: {shown}")
     try:
         read: Any = msgspec.json.decode(body)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError):
@@ -142,7 +152,7 @@ def _faulty(position: int, body: bytes, reason: str, clock: int) -> Message:
         position,
         body,
         table if isinstance(table, str) else None,
-        seq=seq if isinstance(seq, int) and 0 < seq <= clock else None,
+        seq=seq if type(seq) is int and 0 < seq <= clock and isinstance(key, str) else None,
         cache_key=key if isinstance(key, str) else None,
         fault=fault,
     )

@@ -237,7 +237,13 @@ def _ledger_lines(ledger: LedgerStatus) -> Iterator[tuple[str, str]]:
 def _dead_lines(counts: tuple[DeadLetterCount, ...]) -> Iterator[tuple[str, str]]:
     yield "dead letters", str(sum(count.count for count in counts))
     for count in counts:
-        yield "", f"{count.count} {count.kind}, {count.sqlstate or 'refused by the worker'}"
+        yield "", f"{count.count} {count.kind}, {_why(count)}"
+
+
+def _why(count: DeadLetterCount) -> str:
+    if count.kind == "rollback":
+        return "applied before Redis went back"
+    return count.sqlstate or "refused by the worker"
 
 
 def _or_none(value: object) -> object:

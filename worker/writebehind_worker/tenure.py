@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import psycopg
@@ -36,10 +36,12 @@ from .sqlstate import Verdict, judge
 from .state import WorkerState
 
 _BLOCK_S = 1.0  # an idle owner looks at its lease, and at the stop signal, so often
-_LOOK_AGAIN_S = 0.005  # while a batch is in Postgres and the queue is empty
+_LOOK_AGAIN_S = 0.005  # while a batch is in Postgres and the queue is empty: at first, and then ...
+_LOOK_AGAIN_LONGEST_S = 0.1
 _PING_S = 5.0
 _POLL_FULL_S = 0.1  # a full Redis refuses to block
 _TIMEOUTS_BEFORE_HALVING = 2
+_REFUSALS_BEFORE_RECONNECTING = 5
 
 
 class Stop(Protocol):
@@ -55,7 +57,8 @@ class _Waiting:
 
     backoff: Backoff
     timeouts: int = 0
-    held_since: float | None = None
+    refusals: int = 0
+    held_since: dict[int, float] = field(default_factory=dict)  # position of a write → since when
 
 
 class Tenure:
@@ -77,6 +80,7 @@ class Tenure:
         self._turn = threading.Condition()
         self._frozen: deque[FrozenBatch] = deque(recovered)
         self._flushed: deque[tuple[FrozenBatch, Flushed]] = deque()
+        self._look_again_s = _LOOK_AGAIN_S
         self._is_over = False  # nothing more will be frozen
         self._failure: BaseException | None = None
 
@@ -129,10 +133,10 @@ class Tenure:
                 return flushed
 
     def _patience(self, waiting: _Waiting) -> Patience:
-        held_s = time.monotonic() - (waiting.held_since or time.monotonic())
+        enough = time.monotonic() - self._config.hold_timeout_s
         return Patience(
             halve=waiting.timeouts >= _TIMEOUTS_BEFORE_HALVING,
-            bury=held_s >= self._config.hold_timeout_s,
+            bury={position for position, since in waiting.held_since.items() if since <= enough},
         )
 
     def _wait_after(self, error: Exception, waiting: _Waiting, stop: Stop) -> None:
@@ -146,12 +150,15 @@ class Tenure:
             reason = f"SQLSTATE {error.sqlstate}" + (
                 "" if verdict is Verdict.ROW else f": {error.diag.message_primary}"
             )
+            waiting.refusals += verdict is not Verdict.TIMEOUT
             if verdict is Verdict.TIMEOUT:
                 waiting.timeouts += 1
-                waiting.held_since = waiting.held_since or time.monotonic()
+            elif waiting.refusals >= _REFUSALS_BEFORE_RECONNECTING:
+                raise error  # read-only, say: behind a new connection may be another server
             elif self._state.postgres_is(False, reason):
                 self._log.warning("postgres refuses", reason=reason, sqlstate=error.sqlstate)
         elif isinstance(error, HeldByLock):
+            waiting.held_since.setdefault(error.position, time.monotonic())
             if self._state.held_is(error.write):
                 self._log.warning("waiting for a lock", write=error.write, reason=reason)
                 self._flusher.say_waiting(reason)
@@ -229,7 +236,7 @@ class Tenure:
             batch, flushed = self._flushed[0]
         buried = {b.position for b in flushed.buried}
         self._queue.settle(settlements(batch.messages, buried))
-        self._queue.acknowledge(batch, _rejections(batch, flushed))
+        self._queue.acknowledge(batch, flushed.last_batch, _rejections(batch, flushed))
         with self._turn:
             self._flushed.popleft()
         return True
@@ -238,13 +245,15 @@ class Tenure:
         c = self._config
         claimed = self._queue.claim(c.batch_size, c.batch_bytes, c.write_delay_s)
         if isinstance(claimed, FrozenBatch):
+            self._look_again_s = _LOOK_AGAIN_S
             with self._turn:
                 self._frozen.append(claimed)
                 self._turn.notify_all()
         elif claimed > 0:
             self._wait_for_turn(min(claimed, _BLOCK_S))
         elif self._queue.frozen:
-            self._wait_for_turn(_LOOK_AGAIN_S)
+            self._wait_for_turn(self._look_again_s)
+            self._look_again_s = min(self._look_again_s * 2, _LOOK_AGAIN_LONGEST_S)
         else:
             try:
                 self._queue.peek(_BLOCK_S)

@@ -75,6 +75,7 @@ class Worker:
         try:
             while not stop.is_set():
                 began = time.monotonic()
+                self._state.progress()
                 try:
                     self._serve_once(stop)
                 except OwnershipLost as error:
@@ -83,6 +84,7 @@ class Worker:
                     self._redis_is(False, f"Redis: {one_line(error)}")
                 except (psycopg.Error, LedgerRefused) as error:
                     self._postgres_is(False, f"Postgres: {one_line(error)}")
+                self._metrics.retried("begin again")
                 if time.monotonic() - began > _STABLE_S:
                     backoff.reset()
                 stop.wait(backoff.next_s())
@@ -93,7 +95,7 @@ class Worker:
     def _serve_once(self, stop: threading.Event) -> None:
         """One tenure, from connecting to its end."""
         with RedisLink(self._config.redis_url) as link, RedisLink(self._config.redis_url) as side:
-            run_id = redis_server.check(link.client, self._config)
+            redis_server.check(link.client, self._config)
             self._redis_is(True)
             with postgres.connect(self._config.postgres_url) as conn:
                 ledger = Ledger(conn, self._config.queue)
@@ -102,7 +104,7 @@ class Worker:
                 lease = self._lease(link.client)
                 if not self._stand_by(lease, conn, stop):
                     return
-                self._own(link, side, conn, ledger, lease, run_id, stop)
+                self._own(link, side, conn, ledger, lease, stop)
 
     def _lease(self, client: redis.Redis) -> Lease:
         return Lease(client, self._keys, self._token, self._owner, self._config.lease_ttl_s)
@@ -130,7 +132,6 @@ class Worker:
         conn: psycopg.Connection[Any],
         ledger: Ledger,
         lease: Lease,
-        run_id: str | None,
         stop: threading.Event,
     ) -> None:
         """From the lease to the end of the tenure. However it ends, the next worker need not wait."""
@@ -141,29 +142,50 @@ class Worker:
         heart.start()
         try:
             queue = OwnedQueue(link, self._keys, self._token)
-            taken = take_over(queue, ledger, self._owner, run_id)
+            taken = self._take_over(link, queue, ledger)
             self._tell(taken)
-            flusher = Flusher(
-                conn,
-                ledger,
-                taken.row,
-                tables=c.tables,
-                lock_timeout_s=c.lock_timeout_s,
-                statement_timeout_s=c.statement_timeout_s,
-                breaker=self._breaker,
-                publish=partial(publish_tables, side.client, self._keys),
-            )
+            flusher = self._flusher(conn, ledger, taken, side)
+            self._metrics.dead_letters_are(flusher.open_dead_letters)
             Tenure(c, queue, flusher, conn, list(taken.frozen), self._state, self._metrics, self._log).serve(
                 stop, heart.lost
             )
         finally:
             heart.stop()
             self._metrics.lease_is(False)
+            self._metrics.queue_is(0, 0, 0, None)  # the next owner tells
             self._state.held_is(None)
             self._state.breaker_is(None)
             with contextlib.suppress(redis.RedisError):
-                lease.release()
-                self._log.info("released")
+                if lease.release():
+                    self._log.info("released")
+
+    def _take_over(self, link: RedisLink, queue: OwnedQueue, ledger: Ledger) -> Takeover:
+        """Asks the server that answers now for its run id: while we stood by it may have become another."""
+        before = link.connections
+        run_id = redis_server.check(link.client, self._config)
+        taken = take_over(queue, ledger, self._owner, run_id)
+        if link.connections != before:
+            raise OwnershipLost("the connection to Redis was renewed: another server may answer now")
+        return taken
+
+    def _flusher(
+        self, conn: psycopg.Connection[Any], ledger: Ledger, taken: Takeover, side: RedisLink
+    ) -> Flusher:
+        c = self._config
+        flusher = Flusher(
+            conn,
+            ledger,
+            taken.row,
+            tables=c.tables,
+            lock_timeout_s=c.lock_timeout_s,
+            statement_timeout_s=c.statement_timeout_s,
+            breaker=self._breaker,
+            publish=partial(publish_tables, side.client, self._keys),
+        )
+        missing = [name for name in c.tables if flusher.catalog.find(name) is None]
+        if missing:
+            self._log.warning("--table names tables that do not exist: are they misspelt?", tables=missing)
+        return flusher
 
     def _tell(self, taken: Takeover) -> None:
         """Says what the new owner has found."""
@@ -179,7 +201,11 @@ class Worker:
                 applied_before=row.rollback_items,
             )
         elif history.redis_restarted:
-            self._log.warning("redis has been restarted; receipts given before cannot be answered")
+            self._log.warning(
+                "redis has been restarted: receipts given before cannot be answered; see its persistence "
+                "settings for what a restart can lose",
+                applied_before=row.rollback_items,
+            )
         if history.postgres_went_back:
             self._metrics.rollback_detected("postgres")
             self._log.error(

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 from .errors import EmbeddedServerError, ServerNotFound
 from .folder import default_data_dir, temporary_data_dir
-from .server import EmbeddedPostgres, EmbeddedRedis, EmbeddedServers
+from .postgres import EmbeddedPostgres
+from .redis import EmbeddedRedis
+from .servers import EmbeddedServers
 
 __all__ = [
     "EmbeddedServers",

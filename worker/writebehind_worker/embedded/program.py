@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -52,6 +53,14 @@ def postgres_bin(account: tuple[int, int] | None) -> Path:
         if _runs(folder, account):
             return folder
     raise ServerNotFound("PostgreSQL (initdb and postgres)")
+
+
+def major_version(postgres: Path, account: tuple[int, int] | None) -> str:
+    """Of this program, as PG_VERSION spells it; empty if it does not say."""
+    with spawn([str(postgres), "--version"], subprocess.PIPE, account) as process:
+        output, _ = process.communicate(timeout=_VERSION_TIMEOUT_S)
+    found = re.search(rb"\(PostgreSQL\) (\d+)", output)
+    return found[1].decode() if found else ""
 
 
 def _runs(folder: Path, account: tuple[int, int] | None) -> bool:

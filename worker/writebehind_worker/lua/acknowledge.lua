@@ -4,6 +4,7 @@
 -- KEYS  1 {q}:inflight   2 {q}:lease   3 {q}:epoch   4 {q}:applied   5 {q}:acked   6 {q}:rejected
 --       7 {q}:processing:<batch>
 -- ARGV  1 token   2 epoch   3 batch id   4 highest seq in it   5 most rejections to remember
+--       6 id of the last batch that the ledger has (this one, but while batches of before are recovered)
 --       then for each rejected write: seq, JSON
 -- Returns {'ok'} or {'lost', why}.
 
@@ -14,12 +15,12 @@ if redis.call('LINDEX', KEYS[1], 0) ~= ARGV[3] then
   return {'lost', 'the oldest frozen batch is not that of the owner'}
 end
 
-for i = 6, #ARGV, 2 do redis.call('ZADD', KEYS[6], ARGV[i], ARGV[i + 1]) end
-if #ARGV > 5 then redis.call('ZREMRANGEBYRANK', KEYS[6], 0, -(tonumber(ARGV[5]) + 1)) end
+for i = 7, #ARGV, 2 do redis.call('ZADD', KEYS[6], ARGV[i], ARGV[i + 1]) end
+if #ARGV > 6 then redis.call('ZREMRANGEBYRANK', KEYS[6], 0, -(tonumber(ARGV[5]) + 1)) end
 if tonumber(ARGV[4]) > tonumber(redis.call('GET', KEYS[4]) or '0') then
   redis.call('SET', KEYS[4], ARGV[4])
 end
-redis.call('SET', KEYS[5], ARGV[3])
+redis.call('SET', KEYS[5], ARGV[6])
 redis.call('LPOP', KEYS[1])
 redis.call('UNLINK', KEYS[7])
 return {'ok'}

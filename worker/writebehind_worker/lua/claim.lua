@@ -7,7 +7,7 @@
 -- ARGV  1 token   2 epoch   3 frozen batches as the owner believes, comma-separated
 --       4 acked as the owner believes   5 batch id   6 most items   7 most bytes
 --       8 write delay, µs: fewer items than (6) wait until the oldest is so old
--- Returns {'lost', why}, {'empty'}, {'wait', µs left} (-1: the oldest has no seq)
+-- Returns {'lost', why}, {'empty'}, {'wait', µs left} (-1: the oldest does not tell its age)
 --         or {'ok', now µs, seq of the clock, items ...}.
 
 local CHUNK = 1000 -- unpack fails near 8,000
@@ -32,6 +32,7 @@ if delay > 0 and length < most then
   local seq = string.match(redis.call('LINDEX', KEYS[1], -1), '^{"seq":(%d+),')
   if not seq then return {'wait', -1} end
   local left = tonumber(seq) + delay - now
+  if left > delay then return {'wait', -1} end -- stamped in the future: a clock has been set back
   if left > 0 then return {'wait', left} end
 end
 

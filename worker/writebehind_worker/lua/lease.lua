@@ -4,7 +4,7 @@
 --
 -- KEYS  1 {q}:lease (token|runs out, ms|owner)
 -- ARGV  1 'take', 'renew' or 'release'   2 token   3 time to live, ms   4 owner, for people
--- Returns {1} if it is (take, renew) or was (release) ours, else {0, ms left, owner}.
+-- Returns {1} if it is (take, renew) or was (release) ours, else {0, owner}.
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -12,7 +12,7 @@ local token, expiry, owner = string.match(redis.call('GET', KEYS[1]) or '', '^([
 local ours = token == ARGV[2]
 
 if not ours and (ARGV[1] ~= 'take' or (token and tonumber(expiry) > now)) then
-  return {0, math.max(0, (tonumber(expiry) or 0) - now), owner or ''}
+  return {0, owner or ''}
 end
 if ARGV[1] == 'release' then
   redis.call('DEL', KEYS[1])
