@@ -361,3 +361,51 @@ def test_what_is_left_of_a_rollback_survives_another_adoption(
         load.wait_until_done()
     assert load.ledger("rollback_items") == 0
     load.check()
+
+
+def test_redis_is_restarted_under_a_standby_it_learns_of_the_new_process(
+    options: dict[str, Any], load: Workload, servers_with_a_past: EmbeddedServers
+) -> None:
+    with RunningWorker(**options) as owner:
+        owner.wait_for_role("owner")
+        with RunningWorker(**options) as standby:
+            standby.wait_for_role("standby")
+            servers_with_a_past.redis.stop()
+            servers_with_a_past.redis.start()
+            owner.stop()
+            standby.wait_for_role("owner")
+            load.add(10)
+            load.check()
+    assert load.ledger("redis_run_id") == load.redis.info("server")["run_id"]
+
+
+def test_a_plain_restart_applies_raw_items_whatever_they_look_like(
+    options: dict[str, Any], load: Workload, servers_with_a_past: EmbeddedServers
+) -> None:
+    load.add(20)
+    drain(options, load)
+    load.add_raw(1)
+    load.redis.lpush(load.keys.queue, '{"seq":1,"table":"users","id":1,"data":{"name":"forged"}}')
+    load.add_raw(1)
+    servers_with_a_past.redis.stop()
+    servers_with_a_past.redis.start()
+    drain(options, load)
+    load.check(dead_letters=1)
+    assert load.dead_letters("rollback") == 0
+
+
+def test_a_rollback_with_a_committed_batch_in_flight_is_told_once(
+    options: dict[str, Any], load: Workload, past: Callable[[], Past]
+) -> None:
+    load.add(10)
+    frozen_by_a_dead_worker(options, load, "commit:after:1")
+    then = past()
+    load.add(20)
+    drain(options, load)
+    then.bring_back()
+    worker = drain(options, load)
+    assert worker.metric("rollbacks_total", server="redis") == 1
+    receipt = load.add(10)[-1]
+    worker = drain(options, load)
+    assert worker.metric("rollbacks_total", server="redis") == 0
+    receipt.wait(1)
