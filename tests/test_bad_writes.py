@@ -275,7 +275,7 @@ def test_the_reasons_name_table_and_column(users: Target) -> None:
     )
     found = {d.position: (d.sqlstate, d.reason) for d in users.dead_letters()}
     assert found == {
-        0: ("42P01", "unknown table 'nowhere': it does not exist, or may not be written to"),
+        0: ("42P01", "unknown table 'nowhere': it does not exist, or --table does not allow it"),
         1: ("42703", "public.users has no column 'nick'"),
         2: ("42P10", "public.heap has no primary key: its rows cannot be told apart"),
         3: ("42P10", "the key of public.users is ['id'], not ['a', 'b']"),

@@ -149,7 +149,7 @@ def _name(what: str, name: Any) -> str:
 
 def _column(op: Op, table: str, column: Any, value: Any) -> bytes:
     if op == "increment" and (isinstance(value, bool) or not isinstance(value, int | float | Decimal)):
-        raise InvalidWrite(f"{table}.{column}: an increment must be a number, not {value!r}")
+        raise InvalidWrite(f"{table}.{column}: an increment must be a number, not a {type(value).__name__}")
     return _json(f"{table}.{column}", value)
 
 

@@ -188,7 +188,9 @@ class Application:
             self._conn.execute(delete(group), records)
         elif group.op == "patch":
             if self._conn.execute(update(group), records).rowcount < expected:
-                raise _Refused("there is no row with this key: a patch changes rows that exist")
+                raise _Refused(
+                    "there is no row with this key, or a trigger or policy skipped it: a patch changes rows that exist"
+                )
         elif may_upsert(group):
             written = self._conn.execute(upsert(group), records).rowcount
             self._check(group, written)

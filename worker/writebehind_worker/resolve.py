@@ -113,7 +113,7 @@ def _draft(message: Message, catalog: Catalog) -> _Draft | Fault:
     name = message.table or ""
     table = catalog.find(name)
     if table is None:
-        return make_fault("42P01", f"unknown table {name!r}: it does not exist, or may not be written to")
+        return make_fault("42P01", f"unknown table {name!r}: it does not exist, or --table does not allow it")
     if not table.key:
         return make_fault("42P10", f"{table.full_name} has no primary key: its rows cannot be told apart")
     names = [c.name for c in table.key]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
-Role = Literal["starting", "standby", "owner", "paused", "stopping"]
+Role = Literal["starting", "standby", "owner", "stopping"]
 
 _READY_ROLES = ("owner", "standby")
 
