@@ -122,12 +122,12 @@ def test_readiness_says_why_not(state: WorkerState) -> None:
     make_ready(state)
     state.postgres_is(False, "Postgres is read-only")
     state.breaker_is("1000 writes in a row to users were rejected: 42703")
-    state.role_is("paused")
+    state.role_is("starting")
     ready, facts = state.readiness()
     assert not ready
     assert facts["reasons"] == [
         "Postgres is read-only",
-        "the worker is paused",
+        "the worker is starting",
         "1000 writes in a row to users were rejected: 42703",
     ]
 

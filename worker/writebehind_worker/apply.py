@@ -189,7 +189,8 @@ class Application:
         elif group.op == "patch":
             if self._conn.execute(update(group), records).rowcount < expected:
                 raise _Refused(
-                    "there is no row with this key, or a trigger or policy skipped it: a patch changes rows that exist"
+                    "there is no row with this key (or a trigger or policy skipped it): "
+                    "a patch changes rows that exist"
                 )
         elif may_upsert(group):
             written = self._conn.execute(upsert(group), records).rowcount
