@@ -13,6 +13,7 @@ from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker, Workload
 
 from writebehind import WriteRejected
+from writebehind_worker.heartbeat import reap_sessions
 
 
 @pytest.fixture
@@ -71,10 +72,9 @@ def test_a_locked_table_is_waited_for_and_costs_one_write_at_most(
     assert dict(pg.execute("SELECT id, n FROM counters")) == load.counters
 
 
-def test_each_write_that_waits_has_a_time_of_its_own(
+def test_each_row_that_waits_has_a_time_of_its_own(
     options: dict[str, Any], load: Workload, postgres_url: str
 ) -> None:
-    """A is locked for too long; B is locked only when A has waited nearly as long as it may."""
     with RunningWorker(**options):
         load.wb.put("users", 100, {"name": "a"}).wait(10)
         load.wb.put("users", 101, {"name": "b"}).wait(10)
@@ -83,13 +83,73 @@ def test_each_write_that_waits_has_a_time_of_its_own(
     with psycopg.connect(postgres_url) as a, psycopg.connect(postgres_url) as b:
         a.execute("SELECT FROM users WHERE id = 100 FOR UPDATE")
         b.execute("SELECT FROM users WHERE id = 101 FOR UPDATE")
-        with RunningWorker(**options, lock_timeout_s=0.1, hold_timeout_s=1.5) as worker:
-            # The second is found when the first is given up: then its own time begins.
-            wait_until(lambda: "item 1" in str(worker.state.facts()["held"]), timeout=30)
+        with RunningWorker(**options, lock_timeout_s=0.1, hold_timeout_s=2.0):
+            waiting = wait_until(lambda: load.ledger("waiting_for"))
+            assert "1 rows more" in waiting  # both are found by one attempt
             b.rollback()
             with pytest.raises(WriteRejected):
                 first.wait(20)
             second.wait(20)
+
+
+def test_a_hot_row_that_is_locked_costs_the_others_one_hold_time(
+    options: dict[str, Any], load: Workload, postgres_url: str
+) -> None:
+    with RunningWorker(**options):
+        load.wb.put("users", 100, {"name": "a"}).wait(10)
+    with load.wb.batch() as hot:
+        for i in range(8):
+            hot.patch("users", 100, {"name": str(i)})
+    other = load.wb.put("users", 101, {"name": "b"})
+    with psycopg.connect(postgres_url) as user:
+        user.execute("SELECT FROM users WHERE id = 100 FOR UPDATE")
+        with RunningWorker(**options, lock_timeout_s=0.1, hold_timeout_s=1.0) as worker:
+            other.wait(20)
+        assert load.dead_letters() == 8
+        assert worker.metric("retries_total", reason="HeldByLock") <= 8  # not a hold for each of them
+
+
+def test_a_breaker_that_has_tripped_is_not_forgotten_with_the_ownership(
+    options: dict[str, Any], load: Workload, pg: psycopg.Connection[Any]
+) -> None:
+    pg.execute("CREATE TABLE notes (id int PRIMARY KEY, v text, w text)")
+    with RunningWorker(**options) as worker:
+        load.wb.put("notes", -1, {"w": "x"}).wait(10)
+        pg.execute("ALTER TABLE notes DROP COLUMN w")
+        with load.wb.batch() as batch:
+            for i in range(1200):
+                batch.put("notes", i, {"w": "x"})
+        wait_until(lambda: worker.state.facts()["breaker"], timeout=30)
+        epoch = worker.state.facts()["epoch"]
+        load.redis.delete(load.keys.lease)  # ownership is lost, and taken again
+        wait_until(lambda: (worker.state.facts()["epoch"] or 0) > epoch, timeout=30)
+        wait_until(lambda: worker.state.facts()["breaker"], timeout=30)
+        assert load.dead_letters() == 0
+        pg.execute("ALTER TABLE notes ADD COLUMN w text")
+        load.wait_until_done(30)
+    assert load.dead_letters() == 0
+
+
+@pytest.mark.parametrize("name", ["epoch", "producers", "inflight"])
+def test_what_others_write_to_our_keys_never_ends_the_process(
+    name: str, options: dict[str, Any], load: Workload
+) -> None:
+    key = getattr(load.keys, name)
+    with RunningWorker(**options) as worker:
+        worker.wait_for_role("owner")
+        if name == "producers":
+            load.redis.hset(key, "forged", "nonsense")
+            assert reap_sessions(load.redis, load.keys, 0) == 0
+        elif name == "inflight":
+            load.redis.rpush(key, "nonsense")
+            wait_until(lambda: worker.metric("retries_total", reason="begin again") > 1)
+            load.redis.lrem(key, 0, "nonsense")
+        else:
+            load.redis.set(key, "nonsense")
+            wait_until(lambda: worker.metric("retries_total", reason="begin again") > 1)
+            load.redis.delete(key)
+        load.add(10)
+        load.check()
 
 
 def test_the_applications_own_insert_of_the_row_is_no_reason_to_refuse_a_put(

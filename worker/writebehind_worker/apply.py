@@ -21,11 +21,12 @@ from .errors import HeldByLock
 from .plan import Group, groups, segments
 from .received import Fault, make_fault
 from .resolve import Refusal, RowId, Write
-from .sqlstate import Verdict, judge
+from .sqlstate import TIMEOUTS, Verdict, judge
 from .statement import delete, insert_missing, may_upsert, parameter, update, upsert
 
 _NO_PARENT = "23503"  # foreign key violation
 _DUPLICATE = "23505"  # unique violation
+_MOST_WAITING = 8  # rows that an attempt probes: behind more there is a locked table, which is waited for
 # A generated column is given; a text column incremented; an id of the fault shape.
 _ONE_MESSAGE_ONLY = frozenset({"428C9", "42804", "42P10"})
 
@@ -34,12 +35,12 @@ _ONE_MESSAGE_ONLY = frozenset({"428C9", "42804", "42P10"})
 class Patience:
     """What to do when a lock or a slow statement times out.
 
-    ``halve``: look for the write that waits, instead of giving up the whole attempt; ``bury``: positions
-    of those that have waited long enough, each by itself, and become dead letters.
+    ``halve``: look for the rows that wait, instead of giving up the whole attempt; ``bury``: those that have
+    waited long enough: writes to them become dead letters.
     """
 
     halve: bool = False
-    bury: Collection[int] = ()
+    bury: Collection[RowId] = ()
 
 
 class _Refused(Exception):
@@ -71,13 +72,15 @@ class Application:
         self._held: set[RowId] = set()
         self._held_back: list[Write] = []
         self._is_last_try = False
+        self._stuck: dict[RowId, Fault] = {}  # rows on which this attempt has timed out
+        self._waiting: list[Write] = []
 
     def run(self, writes: Sequence[Write]) -> Applied:
         """Applies them all, but for the refused.
 
         Raises:
             BreakerTripped: too many refusals alike.
-            HeldByLock: the write that waits for a lock has been found.
+            HeldByLock: rows that wait for a lock have been found: all of them, or as many as we look for.
             psycopg.Error: transient, time-outs too unless ``patience`` says otherwise.
         """
         fault = self._attempt(writes) if writes else None
@@ -88,6 +91,8 @@ class Application:
             for part in parts:
                 self._apply_segment(part, fault if len(parts) == 1 else None)
         self._hear_known(None)
+        if self._waiting:
+            raise self._held_by_lock()
         return self._outcome
 
     def _apply_segment(self, writes: Sequence[Write], fault: Fault | None) -> None:
@@ -99,6 +104,10 @@ class Application:
 
     def _apply(self, writes: Sequence[Write], fault: Fault | None = None) -> None:
         """Applies a part; ``fault`` is what it was refused for, if that is known already."""
+        if self._stuck:  # one probe a row: the later writes to it share its fate
+            for write in [w for w in writes if w.row in self._stuck]:
+                self._refuse(write, self._stuck[write.row])
+            writes = [w for w in writes if w.row not in self._stuck]
         if self._held:
             self._held_back += [w for w in writes if w.row in self._held]
             writes = [w for w in writes if w.row not in self._held]
@@ -124,6 +133,13 @@ class Application:
                 self._trial.applied(write.table.full_name)
 
     def _refuse(self, write: Write, fault: Fault) -> None:
+        if fault.sqlstate in TIMEOUTS:
+            self._stuck[write.row] = fault
+            if write.row not in self._patience.bury:
+                self._waiting.append(write)
+                if len(self._stuck) >= _MOST_WAITING:
+                    raise self._held_by_lock()
+                return
         if fault.sqlstate == _NO_PARENT and not self._is_last_try:
             self._held.add(write.row)
             self._held_back.append(write)
@@ -131,6 +147,11 @@ class Application:
         self._hear_known(write.message.position)
         self._hear(Refusal(write.message, fault, write.table, write.row[1]))
         self._outcome.refused.append(Refusal(write.message, fault, write.table, write.row[1]))
+
+    def _held_by_lock(self) -> HeldByLock:
+        first = self._waiting[0]
+        state = self._stuck[first.row].sqlstate
+        return HeldByLock(describe(first), {w.row for w in self._waiting}, f"SQLSTATE {state}")
 
     def _hear_known(self, position: int | None) -> None:
         """Tells the breaker of messages before ``position`` (``None``: all) that were refused before."""
@@ -166,10 +187,8 @@ class Application:
         verdict = judge(error)
         reason = error.diag.message_primary or str(error)
         if verdict is Verdict.TIMEOUT and self._patience.halve:
-            position = writes[0].message.position
-            if len(writes) == 1 and position not in self._patience.bury:
-                raise HeldByLock(describe(writes[0]), position, f"SQLSTATE {error.sqlstate}") from error
-        elif verdict is not Verdict.ROW:
+            return Fault(str(error.sqlstate), reason)
+        if verdict is not Verdict.ROW:
             raise error
         detail = f" ({error.diag.message_detail})" if error.diag.message_detail else ""
         return make_fault(error.sqlstate or "XX000", reason + detail)

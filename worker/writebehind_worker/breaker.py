@@ -5,8 +5,11 @@ No I/O.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import psycopg
 
+from .catalog import Catalog, Table
 from .errors import BreakerTripped
 from .received import Fault
 
@@ -18,11 +21,31 @@ Counts = dict[str, tuple[str, int]]
 
 
 class Breaker:
-    """Counts, for each table, structural refusals in a row, over the batches that were committed."""
+    """Counts, for each table, structural refusals in a row, over the batches that were committed.
+
+    It remembers, from one tenure to the next, which tables and columns there have been: a write to one that
+    never was is its producer's mistake, and no reason to stop the others.
+    """
 
     def __init__(self, limit: int = LIMIT) -> None:
         self.limit = limit
         self.counts: Counts = {}
+        self._tables: dict[str, Table] = {}
+        self._columns: dict[str, set[str]] = {}
+
+    def saw(self, catalog: Catalog) -> None:
+        """These tables exist now."""
+        self._tables |= catalog.tables
+        for table in catalog.tables.values():
+            self._columns.setdefault(table.full_name, set()).update(table.columns)
+
+    def former_table(self, name: str) -> Table | None:
+        """The table that a message could mean by ``name`` at some time."""
+        return self._tables.get(name)
+
+    def had_columns(self, table: Table, columns: Iterable[str]) -> bool:
+        """Whether the table has, or had, all of these columns."""
+        return self._columns[table.full_name].issuperset(columns)
 
     def trial(self) -> Trial:
         """For one attempt at a batch: what is counted in it counts once the batch is committed."""

@@ -14,6 +14,12 @@ WorkerError
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .resolve import RowId
+
 
 class WorkerError(Exception):
     """Base class of all errors of the worker."""
@@ -70,11 +76,12 @@ class LedgerRefused(WorkerError):
 
 
 class HeldByLock(WorkerError):
-    """``write`` describes, without its values, the one that waits; ``position`` is its place in the batch."""
+    """``write`` describes, without its values, the first that waits; ``rows`` are all rows found waiting."""
 
-    def __init__(self, write: str, position: int, reason: str) -> None:
-        super().__init__(f"{write} waits for a lock, or takes too long: {reason}")
-        self.write, self.position = write, position
+    def __init__(self, write: str, rows: Collection[RowId], reason: str) -> None:
+        others = f" (and {len(rows) - 1} rows more)" if len(rows) > 1 else ""
+        super().__init__(f"{write}{others} waits for a lock, or takes too long: {reason}")
+        self.write, self.rows = write, rows
 
 
 class BreakerTripped(WorkerError):

@@ -13,7 +13,7 @@ from writebehind.identity import TableKey
 
 from .apply import Application, Applied, Patience
 from .breaker import Breaker
-from .catalog import Catalog, Table, load_catalog, read_versions
+from .catalog import Catalog, load_catalog, read_versions
 from .errors import OwnershipLost
 from .frozen import FrozenBatch, split_applied_before
 from .history import LedgerRow
@@ -73,9 +73,6 @@ class Flusher:
         self._refused_tables = {table for table in dead if table is not None}
         self.open_dead_letters = sum(dead.values())
         self._publish = publish
-        # Tables and columns that are gone too: to others anybody may write by mistake.
-        self._seen: dict[str, Table] = {}
-        self._seen_columns: dict[str, set[str]] = {}
         self.catalog = self._read_catalog()
 
     def flush(self, batch: FrozenBatch, patience: Patience) -> Flushed:
@@ -96,7 +93,8 @@ class Flusher:
 
     def say_waiting(self, reason: str | None) -> None:
         """Lets `writebehind status` tell what the queue waits for."""
-        self._ledger.say_waiting(self._epoch, reason)
+        with contextlib.suppress(psycopg.errors.LockNotAvailable):  # then the log alone says it
+            self._ledger.say_waiting(self._epoch, reason)
 
     def _flush(self, batch: FrozenBatch, patience: Patience) -> Flushed:
         before, messages, rollback_left = split_applied_before(
@@ -124,22 +122,19 @@ class Flusher:
     def _read_catalog(self) -> Catalog:
         catalog = load_catalog(self._conn, self._allowed)
         self._publish({name: table.identity for name, table in catalog.tables.items() if table.key})
-        self._seen |= catalog.tables
-        for table in catalog.tables.values():
-            self._seen_columns.setdefault(table.full_name, set()).update(table.columns)
+        self._breaker.saw(catalog)
         return catalog
 
     def _placed(self, refusal: Refusal) -> Refusal:
         """With its table, if that has been dropped or renamed since: for the breaker, and for people."""
         if refusal.table is not None or refusal.message.table is None:
             return refusal
-        return Refusal(refusal.message, refusal.fault, self._seen.get(refusal.message.table))
+        return Refusal(refusal.message, refusal.fault, self._breaker.former_table(refusal.message.table))
 
     def _was_right(self, refusal: Refusal) -> bool:
         """Whether the table and the columns that it names have existed: then they were dropped or renamed."""
-        if refusal.table is None:
-            return False
-        return self._seen_columns[refusal.table.full_name].issuperset(refusal.message.columns or ())
+        table = refusal.table
+        return table is not None and self._breaker.had_columns(table, refusal.message.columns or ())
 
     def _check_catalog(self, writes: Sequence[Write]) -> None:
         """Whether the tables are as we believed; from the writes to COMMIT nobody can alter them.

@@ -35,16 +35,16 @@ def stamped_seq(item: bytes) -> int | None:
     return int(found[1]) if found and b',"key":"' in item else None
 
 
-def count_applied_before(items: Iterable[bytes], applied_seq: int) -> int:
+def count_applied_before(items: Iterable[bytes], applied_seq: int, clock: int) -> int:
     """How many items, oldest first, have been applied before Redis went back in time.
 
     Items up to the last one with ``seq <= applied_seq``, the raw ones among them included; the count stops
-    at the first newer one, since seqs grow along the list.
+    at the first newer one, since seqs grow along the list. One beyond the queue's clock is not ours.
     """
     count = 0
     for position, item in enumerate(items, start=1):
         seq = stamped_seq(item)
-        if seq is None:
+        if seq is None or seq > clock:
             continue
         if seq > applied_seq:
             break

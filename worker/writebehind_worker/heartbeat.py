@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from typing import Any, cast
@@ -18,6 +19,7 @@ from .lease import Lease
 from .metrics import Metrics
 
 _REAP = Script("writebehind_worker", "reap")
+_PRODUCER = re.compile(rb"[0-9]+:([0-9]{1,18}):")
 _REAP_EVERY_S = 3600.0
 _SESSION_IDLE_S = 86_400.0
 _SAMPLE_EVERY_S = 1.0
@@ -68,7 +70,7 @@ class Heartbeat:
                 renewed = time.monotonic()
                 self._sample()
                 self._reap()
-            except redis.RedisError as error:
+            except (redis.RedisError, ValueError) as error:  # anybody may write to our keys
                 self._log.debug("heartbeat failed", error=str(error))
                 if time.monotonic() - renewed > self._ttl_s:
                     return
@@ -109,9 +111,11 @@ class Heartbeat:
 
 def reap_sessions(client: Redis, keys: QueueKeys, idle_s: float) -> int:
     """Forgets the sessions whose last write is older than ``idle_s``; returns how many."""
-    cutoff_us = time.time_ns() // 1000 - int(idle_s * 1e6)
+    seconds, micros = client.time()  # the clock that stamped their writes
+    cutoff_us = seconds * 1_000_000 + micros - int(idle_s * 1e6)
     old: list[Any] = []
     for session, value in client.hscan_iter(keys.producers, count=500):
-        if int(cast(bytes, value).split(b":")[1]) < cutoff_us:
+        last = _PRODUCER.match(cast(bytes, value))
+        if last is not None and int(last[1]) < cutoff_us:
             old += (session, value)
     return sum(int(_REAP(client, [keys.producers], old[i : i + 1000])) for i in range(0, len(old), 1000))

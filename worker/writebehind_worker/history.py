@@ -62,9 +62,8 @@ def compare(ledger: LedgerRow, redis: Holdings, run_id: str | None) -> History:
     known = committed[-1] if committed else redis.acked
     if redis.generation not in ledger.generations:
         return History(redis_is_new=True, postgres_went_back=known > last)
-    behind = not committed and redis.applied < ledger.applied_seq
     return History(
         redis_restarted=None not in (run_id, ledger.redis_run_id) and run_id != ledger.redis_run_id,
-        redis_went_back=known < last or behind or redis.generation != ledger.generations[-1],
+        redis_went_back=known < last or redis.generation != ledger.generations[-1],
         postgres_went_back=known > last,
     )

@@ -22,7 +22,8 @@ RECENT = 64
 """How many batch ids the ledger remembers; far more than can be in flight."""
 
 _COLUMNS = "epoch, recent_batches, applied_seq, generations, redis_run_id, rollback_seq, rollback_items"
-_TAKE_WAIT_MS = 1000
+# Bounds the wait for the row's lock, by one statement: it needs no transaction of ours around it.
+_BOUNDED = "FROM (SELECT set_config('lock_timeout', '1s', true)) AS bounded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +79,7 @@ class Ledger:
             "owner_pid = pg_backend_pid(), owner_backend_start = "
             "(SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()), "
             "updated_at = now(), waiting_for = NULL "
-            f"FROM (SELECT set_config('lock_timeout', '{_TAKE_WAIT_MS}ms', true)) AS bounded "
-            f"WHERE queue = $1 RETURNING {_COLUMNS}",
+            f"{_BOUNDED} WHERE queue = $1 RETURNING {_COLUMNS}",
             [self._queue, epoch_floor, owner],
         ).fetchone()
         assert row is not None
@@ -102,7 +102,7 @@ class Ledger:
                 "UPDATE writebehind.ledger SET generations = (array_remove(generations, $3) || $3)"
                 f"[greatest(1, cardinality(generations) - {RECENT - 2}):], redis_run_id = $4, "
                 "rollback_seq = $5, rollback_items = $6, updated_at = now() "
-                "WHERE queue = $1 AND epoch = $2",
+                f"{_BOUNDED} WHERE queue = $1 AND epoch = $2",
                 [self._queue, epoch, generation, run_id, rollback_seq, rollback_items],
             ).rowcount
         if not done:
@@ -137,7 +137,7 @@ class Ledger:
         """Tells `writebehind status` what the oldest batch waits for; outside of its transaction."""
         with self._guarded():
             self._conn.execute(
-                "UPDATE writebehind.ledger SET waiting_for = $3 WHERE queue = $1 AND epoch = $2",
+                f"UPDATE writebehind.ledger SET waiting_for = $3 {_BOUNDED} WHERE queue = $1 AND epoch = $2",
                 [self._queue, epoch, reason],
             )
 

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import msgspec
 from redis import Redis
-from redis.exceptions import OutOfMemoryError
+from redis.exceptions import NoPermissionError, OutOfMemoryError
 
 from writebehind.identity import TableKey
 from writebehind.keys import QueueKeys
@@ -58,7 +58,10 @@ class OwnedQueue:
 
     def epoch_floor(self) -> int:
         """The epoch that Redis knows: where Postgres went back in time, it would give it out again."""
-        return int(cast(bytes | None, self._client.get(self._keys.epoch)) or 0)
+        try:
+            return int(cast(bytes | None, self._client.get(self._keys.epoch)) or 0)
+        except ValueError as error:
+            raise OwnershipLost(f"{self._keys.epoch} in Redis is no number ({error})") from error
 
     def own(
         self, epoch: int, applied_seq: int, *, generation: int | None = None, acked: int | None = None
@@ -170,7 +173,12 @@ class OwnedQueue:
             arguments: list[Argument] = [TOMBSTONE_TTL_S]
             for entry in part:
                 arguments += (entry.applied_seq, entry.ttl_s, entry.rejected_seq)
-            _SETTLE(self._client, [entry.cache_key for entry in part], arguments)
+            try:
+                _SETTLE(self._client, [entry.cache_key for entry in part], arguments)
+            except NoPermissionError:  # a raw message may name any key: settle the others
+                if len(part) > 1:
+                    self.settle(part[: len(part) // 2])
+                    self.settle(part[len(part) // 2 :])
 
     def acknowledge(self, batch: FrozenBatch, last_batch: int, rejections: Sequence[Rejection]) -> None:
         """Drops the oldest frozen batch: it is in Postgres, and ``last_batch`` the last one that is."""

@@ -34,7 +34,7 @@ _TRANSIENT = frozenset(
         "40P01",  # deadlock
     }
 )
-_TIMEOUTS = frozenset({"55P03", "57014"})  # lock not available, statement timeout
+TIMEOUTS = frozenset({"55P03", "57014"})  # lock not available, statement timeout
 _TARGET_CLASSES = frozenset({"28"})  # invalid authorization
 _TARGET = frozenset({"3D000"})  # no such database
 
@@ -44,7 +44,7 @@ def judge(error: psycopg.Error) -> Verdict:
     state = error.sqlstate
     if state is None:
         return Verdict.TRANSIENT if isinstance(error, psycopg.OperationalError) else Verdict.ROW
-    if state in _TIMEOUTS:
+    if state in TIMEOUTS:
         return Verdict.TIMEOUT
     if state in _TRANSIENT or state[:2] in _TRANSIENT_CLASSES:
         return Verdict.TRANSIENT

@@ -52,7 +52,7 @@ def _adopt(
     if history.redis_went_back or history.redis_restarted:  # it may have gone back to no older a batch
         unresolved = [b for b in frozen if b.id not in row.recent_batches]
         rollback_seq = row.applied_seq
-        rollback_items = count_applied_before(_bodies(unresolved, queue), row.applied_seq)
+        rollback_items = count_applied_before(_bodies(unresolved, queue), row.applied_seq, holdings.clock_seq)
     elif history.redis_is_new:
         rollback_seq = rollback_items = 0
     if history.receipts_are_void:

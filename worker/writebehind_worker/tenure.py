@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -31,6 +32,7 @@ from .frozen import FrozenBatch
 from .metrics import Metrics
 from .owned_queue import OwnedQueue
 from .postgres import is_broken
+from .resolve import RowId
 from .settle import settlements
 from .sqlstate import Verdict, judge
 from .state import WorkerState
@@ -41,7 +43,10 @@ _LOOK_AGAIN_LONGEST_S = 0.1
 _PING_S = 5.0
 _POLL_FULL_S = 0.1  # a full Redis refuses to block
 _TIMEOUTS_BEFORE_HALVING = 2
+_TIMEOUTS_OF_WRITES = 4  # more are not of the writes: those are found by halving
 _REFUSALS_BEFORE_RECONNECTING = 5
+_RACES = frozenset({"40001", "40P01"})  # serialization failure, deadlock: no other server would help
+_LOCK_PAUSE_S = 1.0
 
 
 class Stop(Protocol):
@@ -58,7 +63,15 @@ class _Waiting:
     backoff: Backoff
     timeouts: int = 0
     refusals: int = 0
-    held_since: dict[int, float] = field(default_factory=dict)  # position of a write → since when
+    held_since: dict[RowId, float] = field(default_factory=dict)
+
+    def hold(self, rows: Collection[RowId], longest_s: float) -> None:
+        """These rows wait for a lock now; of others only those are kept that have waited long enough."""
+        now = time.monotonic()
+        self.refusals = 0
+        self.held_since = {
+            row: since for row, since in self.held_since.items() if row in rows or now - since >= longest_s
+        } | {row: self.held_since.get(row, now) for row in rows}
 
 
 class Tenure:
@@ -136,7 +149,7 @@ class Tenure:
         enough = time.monotonic() - self._config.hold_timeout_s
         return Patience(
             halve=waiting.timeouts >= _TIMEOUTS_BEFORE_HALVING,
-            bury={position for position, since in waiting.held_since.items() if since <= enough},
+            bury={row for row, since in waiting.held_since.items() if since <= enough},
         )
 
     def _wait_after(self, error: Exception, waiting: _Waiting, stop: Stop) -> None:
@@ -150,15 +163,18 @@ class Tenure:
             reason = f"SQLSTATE {error.sqlstate}" + (
                 "" if verdict is Verdict.ROW else f": {error.diag.message_primary}"
             )
-            waiting.refusals += verdict is not Verdict.TIMEOUT
+            waiting.refusals += error.sqlstate not in _RACES
             if verdict is Verdict.TIMEOUT:
+                waiting.refusals = 0
                 waiting.timeouts += 1
+                if waiting.timeouts > _TIMEOUTS_OF_WRITES and self._state.postgres_is(False, reason):
+                    self._log.warning("postgres makes us wait, and not for a row of a write", reason=reason)
             elif waiting.refusals >= _REFUSALS_BEFORE_RECONNECTING:
                 raise error  # read-only, say: behind a new connection may be another server
             elif self._state.postgres_is(False, reason):
                 self._log.warning("postgres refuses", reason=reason, sqlstate=error.sqlstate)
         elif isinstance(error, HeldByLock):
-            waiting.held_since.setdefault(error.position, time.monotonic())
+            waiting.hold(error.rows, self._config.hold_timeout_s)
             if self._state.held_is(error.write):
                 self._log.warning("waiting for a lock", write=error.write, reason=reason)
                 self._flusher.say_waiting(reason)
@@ -172,7 +188,8 @@ class Tenure:
         self._state.progress()
         if self._failure is not None:
             raise self._failure
-        if stop.wait(waiting.backoff.next_s()):
+        pause_s = waiting.backoff.next_s()
+        if stop.wait(min(pause_s, _LOCK_PAUSE_S) if isinstance(error, HeldByLock) else pause_s):
             raise OwnershipLost("stopping; the batch stays frozen for the next owner") from error
 
     def _went_through(self, batch: FrozenBatch, flushed: Flushed, seconds: float) -> None:
