@@ -147,7 +147,7 @@ def test_a_crashed_reader_delays_the_others_by_the_fill_timeout_at_most(
 ) -> None:
     wb = connect(fill_timeout=0.3)
     started = time.monotonic()
-    token_of_the_dead = wb._begin_fill(key, "token of the dead")
+    token_of_the_dead = wb._cache.begin_fill(key, "token of the dead")
     assert token_of_the_dead.state == "absent"
     assert 0 < redis_client.pttl(key) <= 300
     assert wb.get("t", 1, lambda _: OLD) == OLD

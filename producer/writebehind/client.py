@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import secrets
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from redis import Redis
-from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from .batch import Batch
+from .cache import Loader, RowCache
 from .directory import TableDirectory
-from .entry import Entry, read_entry, row_decoder
-from .errors import FlushTimeout, InvalidWrite, OutcomeUnknown, QueueFull
+from .errors import InvalidWrite, OutcomeUnknown, QueueFull
 from .identity import cache_key
 from .keys import DEFAULT_QUEUE, QueueKeys
-from .message import MAX_COLUMNS, MAX_TTL_S, Id, Op, Write, encode_row, field_name, make_write
-from .receipt import Receipt, pauses
+from .message import MAX_TTL_S, Id, Op, Write, make_write
+from .receipt import Receipt
 from .script import Argument, Script
 from .session import Session, SessionPool
 from .translate import redis_errors_as_ours
 
-Loader = Callable[[Any], Mapping[str, Any] | None]
-
 _ENQUEUE = Script("writebehind", "enqueue")
-_BEGIN_FILL = Script("writebehind", "begin_fill")
-_END_FILL = Script("writebehind", "end_fill")
-_INVALIDATE = Script("writebehind", "invalidate")
 
 
 class WriteBehind:
@@ -70,10 +62,10 @@ class WriteBehind:
             raise ValueError("the Redis client must be made with decode_responses=False")
         self.redis = client
         self.keys = QueueKeys(queue)
-        self.ttl, self.negative_ttl, self.fill_timeout = ttl, negative_ttl, fill_timeout
+        self.ttl = ttl
         self.max_queue_length, self.max_message_bytes = max_queue_length, max_message_bytes
         self._prefix = prefix + (f"v{version}:" if version is not None else "")
-        self._row = row_decoder(parse_float)
+        self._cache = RowCache(client, self.keys, ttl, negative_ttl, fill_timeout, parse_float)
         self._directory = TableDirectory(client, self.keys)
         self._sessions = SessionPool()
 
@@ -216,27 +208,7 @@ class WriteBehind:
                 in time; to answer would be to go back to an older row.
         """
         where = self._cache_key(table, make_write("delete", table, id, None).key)
-        deadline = time.monotonic() + timeout
-        entry = self._look(where)
-        if load is None:
-            return self._row(entry.columns) if entry.state == "row" else None
-        for pause in pauses():
-            if entry.state == "absent":
-                token = secrets.token_hex(8)
-                entry = self._begin_fill(where, token)
-                if entry.state == "absent":
-                    return self._fill(where, token, table, id, load)
-            if entry.state == "row":
-                return self._row(entry.columns)
-            if entry.state == "gone":
-                return None
-            if entry.state != "filling":
-                break
-            time.sleep(pause)
-            entry = self._look(where)
-        if entry.state == "marker":
-            self._await_applied(table, entry.seq, deadline)
-        return self._loaded(table, load(id))[0]
+        return self._cache.get(where, table, id, load, timeout)
 
     def invalidate(self, table: str, id: Id) -> bool:
         """Removes a row from the cache, so that the next ``get`` loads it.
@@ -245,61 +217,4 @@ class WriteBehind:
         Postgres.
         """
         where = self._cache_key(table, make_write("delete", table, id, None).key)
-        with redis_errors_as_ours("invalidate"):
-            return bool(_INVALIDATE(self.redis, [where], []))
-
-    def _look(self, where: str) -> Entry:
-        with redis_errors_as_ours("get"):
-            try:
-                return read_entry(cast(dict[bytes, bytes], self.redis.hgetall(where)))
-            except ResponseError as error:
-                if str(error).startswith("WRONGTYPE"):
-                    return Entry("foreign", {})
-                raise
-
-    def _begin_fill(self, where: str, token: str) -> Entry:
-        with redis_errors_as_ours("get"):
-            try:
-                reply = _BEGIN_FILL(self.redis, [where], [token, int(self.fill_timeout * 1000)])
-            except OutOfMemoryError:  # a full Redis still answers reads: load, and cache nothing
-                return Entry("foreign", {})
-        fields = reply if isinstance(reply, dict) else dict(zip(*[iter(reply)] * 2, strict=True))
-        return read_entry(fields)
-
-    def _fill(self, where: str, token: str, table: str, id: Id, load: Loader) -> dict[str, Any] | None:
-        outcome: tuple[str, int, list[str | bytes]] = ("abandon", 1, [])
-        try:
-            row, columns = self._loaded(table, load(id))
-            if row is None:
-                outcome = ("negative", self.negative_ttl, [])
-            elif len(columns) <= MAX_COLUMNS:
-                fields = [item for c, v in columns.items() for item in (field_name(c), v)]
-                outcome = ("row", self.ttl, fields)
-            return row
-        finally:
-            self._end_fill(where, token, outcome)
-
-    def _end_fill(self, where: str, token: str, outcome: tuple[str, int, list[str | bytes]]) -> None:
-        kind, ttl, fields = outcome
-        with contextlib.suppress(RedisError, OSError):  # the row is loaded; the token runs out by itself
-            _END_FILL(self.redis, [where], [token, kind, ttl, *fields])
-
-    def _loaded(
-        self, table: str, loaded: Mapping[str, Any] | None
-    ) -> tuple[dict[str, Any] | None, dict[str, bytes]]:
-        if loaded is None:
-            return None, {}
-        columns = encode_row(table, loaded)
-        return self._row(columns), columns
-
-    def _await_applied(self, table: str, seq: int, deadline: float) -> None:
-        for pause in pauses():
-            with redis_errors_as_ours("get"):
-                applied = self.redis.get(self.keys.applied)
-            if int(applied or 0) >= seq:
-                return
-            if time.monotonic() + pause > deadline:
-                raise FlushTimeout(
-                    f"{table}: write {seq} to this row is not committed yet, and the cache cannot show it"
-                )
-            time.sleep(pause)
+        return self._cache.invalidate(where)
