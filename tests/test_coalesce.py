@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from writebehind.message import Op
 from writebehind_worker.apply import Patience
 from writebehind_worker.breaker import Breaker
-from writebehind_worker.catalog import Catalog, Column, KeyColumn, Table
+from writebehind_worker.catalog import Catalog
 from writebehind_worker.coalesce import NetOp, add, coalesce, fits_scale, needs_wide_delta
 from writebehind_worker.flush import Flushed, Flusher
 from writebehind_worker.frozen import freeze
@@ -24,6 +24,7 @@ from writebehind_worker.ledger import Ledger
 from writebehind_worker.postgres import connect
 from writebehind_worker.received import receive
 from writebehind_worker.resolve import Write, resolve
+from writebehind_worker.table import Column, KeyColumn, Table
 
 CLOCK = 10**15
 BATCHES = itertools.count(1)

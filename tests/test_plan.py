@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from writebehind.identity import KeyKind
 from writebehind.message import Op
-from writebehind_worker.catalog import Catalog, Column, KeyColumn, Table, load_catalog
+from writebehind_worker.catalog import Catalog, load_catalog
 from writebehind_worker.coalesce import coalesce
 from writebehind_worker.plan import Group, groups, segments
 from writebehind_worker.postgres import connect
 from writebehind_worker.received import receive
 from writebehind_worker.resolve import Write, resolve
+from writebehind_worker.table import Column, KeyColumn, Table
 
 CLOCK = 10**15
 

@@ -9,9 +9,10 @@ from collections.abc import Iterable
 
 import psycopg
 
-from .catalog import Catalog, Table
+from .catalog import Catalog
 from .errors import BreakerTripped
 from .received import Fault
+from .table import Table
 
 LIMIT = 1000
 """So many writes to one table refused in a row, with one code that no write can mend, trip it."""

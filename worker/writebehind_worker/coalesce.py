@@ -18,8 +18,8 @@ import msgspec
 
 from writebehind.message import Op
 
-from .catalog import Column, Table
 from .resolve import RowId, Write
+from .table import Column, Table
 
 _PLAIN_INTEGER = re.compile(rb"-?(0|[1-9][0-9]*)")
 _EXACT = decimal.Context(prec=5000, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN)

@@ -9,11 +9,11 @@ import psycopg
 
 from writebehind.message import encode
 
-from .catalog import Table
 from .postgres import milliseconds, roll_back
 from .resolve import Key
 from .sqlstate import Verdict, judge
 from .statement import canonical_keys
+from .table import Table
 
 
 class KeyReader:

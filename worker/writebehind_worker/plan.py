@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from writebehind.message import Op
 
-from .catalog import Table
 from .coalesce import NetOp, coalesce, needs_wide_delta
 from .resolve import Write
+from .table import Table
 
 _OP_ORDER: dict[Op, int] = {"delete": 0, "put": 1, "patch": 2, "increment": 3}
 

@@ -9,8 +9,9 @@ import msgspec
 from writebehind.identity import scalar_text
 from writebehind.message import Op
 
-from .catalog import Catalog, Table
+from .catalog import Catalog
 from .received import Fault, Message, make_fault
+from .table import Table
 
 Key = tuple[str, ...]
 RowId = tuple[int, Key]

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from writebehind.message import encode
 
-from .catalog import Column, KeyColumn, Table, quoted
 from .plan import Group
+from .table import Column, KeyColumn, Table, quoted
 
 
 def parameter(group: Group) -> str:
