@@ -800,3 +800,15 @@ def test_the_bare_push_of_any_language_is_an_item_like_ours(
     wb.put("users", 42, {"name": "Ada"})
     raw, ours = items(wb)
     assert raw == {k: v for k, v in ours.items() if k not in ("seq", "key", "ttl")}
+
+
+def test_pooling_timeouts_and_tls_are_passed_through_to_redis_py() -> None:
+    with WriteBehind.from_url(
+        "rediss://localhost:6379/3", max_connections=7, socket_timeout=1.5, ssl_ca_certs="/etc/ca.pem"
+    ) as wb:
+        pool = wb.redis.connection_pool
+        assert pool.connection_class is redis.SSLConnection
+        assert pool.max_connections == 7
+        given = pool.connection_kwargs
+        assert (given["db"], given["socket_timeout"], given["socket_connect_timeout"]) == (3, 1.5, 5.0)
+        assert given["ssl_ca_certs"] == "/etc/ca.pem"
