@@ -14,7 +14,7 @@ from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 from .entry import Entry, read_entry, row_decoder
 from .errors import FlushTimeout
 from .keys import QueueKeys
-from .message import MAX_COLUMNS, Id, encode_row, field_name
+from .message import MAX_COLUMNS, Id, cache_fields, encode_row
 from .receipt import pauses
 from .script import Script
 from .translate import redis_errors_as_ours
@@ -99,8 +99,7 @@ class RowCache:
             if row is None:
                 outcome = ("negative", self._negative_ttl, [])
             elif len(columns) <= MAX_COLUMNS:
-                fields = [item for c, v in columns.items() for item in (field_name(c), v)]
-                outcome = ("row", self._ttl, fields)
+                outcome = ("row", self._ttl, cache_fields(columns))
             return row
         finally:
             self._end_fill(where, token, outcome)

@@ -207,8 +207,7 @@ class WriteBehind:
             FlushTimeout: the row has a pending write that the cache cannot show, and it was not committed
                 in time; to answer would be to go back to an older row.
         """
-        where = self._cache_key(table, make_write("delete", table, id, None).key)
-        return self._cache.get(where, table, id, load, timeout)
+        return self._cache.get(self._where(table, id), table, id, load, timeout)
 
     def invalidate(self, table: str, id: Id) -> bool:
         """Removes a row from the cache, so that the next ``get`` loads it.
@@ -216,5 +215,8 @@ class WriteBehind:
         Returns ``False``, and removes nothing, while a write to it is pending: the cache is then newer than
         Postgres.
         """
-        where = self._cache_key(table, make_write("delete", table, id, None).key)
-        return self._cache.invalidate(where)
+        return self._cache.invalidate(self._where(table, id))
+
+    def _where(self, table: str, id: Id) -> str:
+        """The row's cache key; table and id are validated as a write's are."""
+        return self._cache_key(table, make_write("delete", table, id, None).key)

@@ -55,7 +55,12 @@ class Write:
 
     def cache_fields(self) -> list[str | bytes]:
         """Column, JSON text, column, ... as the cache entry holds them."""
-        return [item for c, v in self.columns.items() for item in (field_name(c), v)]
+        return cache_fields(self.columns)
+
+
+def cache_fields(columns: Mapping[str, bytes]) -> list[str | bytes]:
+    """Field, JSON text, field, ... as the hash of a row holds its columns."""
+    return [item for c, v in columns.items() for item in (field_name(c), v)]
 
 
 def field_name(column: str) -> str:

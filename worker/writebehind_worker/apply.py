@@ -27,7 +27,7 @@ from .statement import delete, insert_missing, may_upsert, parameter, update, up
 _NO_PARENT = "23503"  # foreign key violation
 _DUPLICATE = "23505"  # unique violation
 _MOST_WAITING = 8  # rows that an attempt probes: behind more there is a locked table, which is waited for
-# A generated column is given; a text column incremented; an id of the fault shape.
+# A generated column is given; a text column incremented; an id of the wrong shape.
 _ONE_MESSAGE_ONLY = frozenset({"428C9", "42804", "42P10"})
 
 
@@ -145,8 +145,9 @@ class Application:
             self._held_back.append(write)
             return
         self._hear_known(write.message.position)
-        self._hear(Refusal(write.message, fault, write.table, write.row[1]))
-        self._outcome.refused.append(Refusal(write.message, fault, write.table, write.row[1]))
+        refusal = Refusal(write.message, fault, write.table, write.row[1])
+        self._hear(refusal)
+        self._outcome.refused.append(refusal)
 
     def _held_by_lock(self) -> HeldByLock:
         first = self._waiting[0]

@@ -17,6 +17,7 @@ from writebehind.script import Script
 from .frozen import stamped_seq
 from .lease import Lease
 from .metrics import Metrics
+from .pending import read_frozen
 
 _REAP = Script("writebehind_worker", "reap")
 _PRODUCER = re.compile(rb"[0-9]+:([0-9]{1,18}):")
@@ -82,14 +83,8 @@ class Heartbeat:
             pipe.lrange(self._keys.inflight, 0, -1)
             pipe.time()
             length, oldest, batches, (seconds, micros) = pipe.execute()
-        frozen_items = 0
-        if batches:
-            with self._client.pipeline(transaction=False) as pipe:
-                pipe.lindex(self._keys.processing(int(batches[0])), 0)
-                for batch in batches:
-                    pipe.llen(self._keys.processing(int(batch)))
-                first, *lengths = pipe.execute()
-            oldest, frozen_items = first or oldest, sum(lengths)
+        lengths, frozen_oldest = read_frozen(self._client, self._keys, [int(b) for b in batches])
+        oldest = frozen_oldest or oldest
         seq = stamped_seq(oldest) if oldest else None
         if oldest is None or seq is not None:
             self._ageless_since = None
@@ -99,7 +94,7 @@ class Heartbeat:
             age_s = max(0.0, seconds + micros / 1e6 - seq / 1e6)
         else:  # a raw item does not tell its age: since we first saw such a one as the oldest
             age_s = time.monotonic() - (self._ageless_since or time.monotonic())
-        self._metrics.queue_is(length, frozen_items, len(batches), age_s)
+        self._metrics.queue_is(length, sum(lengths), len(batches), age_s)
 
     def _reap(self) -> None:
         """Producer sessions end without saying so; one that was idle for a day is taken as ended."""

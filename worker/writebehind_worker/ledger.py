@@ -143,7 +143,6 @@ class Ledger:
 
     def bury(self, batch: int, refusals: Sequence[Refusal], kind: str) -> None:
         """Writes dead letters, in the transaction of their batch."""
-        rows = [(r.message, r, r.fault) for r in refusals]
         with self._guarded():
             self._conn.execute(
                 "INSERT INTO writebehind.dead_letters (queue, batch, kind, position, seq, body, table_name, "
@@ -153,14 +152,14 @@ class Ledger:
                     self._queue,
                     batch,
                     kind,
-                    [m.position for m, _, _ in rows],
-                    [m.seq for m, _, _ in rows],
-                    [m.body for m, _, _ in rows],
-                    [_text(r.table.full_name if r.table else m.table) for m, r, _ in rows],
-                    [r.key_text for _, r, _ in rows],
-                    [_text(m.cache_key) for m, _, _ in rows],
-                    [f.sqlstate for _, _, f in rows],
-                    [_text(f.reason) for _, _, f in rows],
+                    [r.message.position for r in refusals],
+                    [r.message.seq for r in refusals],
+                    [r.message.body for r in refusals],
+                    [_text(r.table.full_name if r.table else r.message.table) for r in refusals],
+                    [r.key_text for r in refusals],
+                    [_text(r.message.cache_key) for r in refusals],
+                    [r.fault.sqlstate for r in refusals],
+                    [_text(r.fault.reason) for r in refusals],
                 ],
             )
 

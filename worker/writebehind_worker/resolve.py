@@ -106,7 +106,7 @@ def _complete_keys(drafts: Sequence[_Draft], ask: Ask) -> None:
     for oid in {d.table.oid for d in drafts if d.key is None}:
         same = [d for d in drafts if d.table.oid == oid]
         for draft, key in zip(same, ask(same[0].table, [d.key_json for d in same]), strict=True):
-            # Keys that Postgres cannot read stay apart by their texts; the flush will say what is fault.
+            # Keys that Postgres cannot read stay apart by their texts; the flush will say what is wrong.
             draft.key = key or tuple(draft.texts[c.name] for c in draft.table.key)
 
 

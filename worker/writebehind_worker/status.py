@@ -9,14 +9,14 @@ from typing import Any
 import psycopg
 import redis
 from psycopg import errors as pg
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from writebehind.keys import QueueKeys
 
 from .config import Config, one_line, redacted
 from .frozen import stamped_seq
+from .pending import read_frozen
 from .postgres import connect
+from .redis_server import RedisLink
 
 _TIMEOUT_S = 5
 
@@ -108,24 +108,21 @@ def read_status(config: Config) -> Status:
 
 def _read_redis(config: Config) -> QueueStatus:
     keys = QueueKeys(config.queue)
-    with redis.Redis.from_url(
-        config.redis_url,
-        socket_timeout=_TIMEOUT_S,
-        socket_connect_timeout=_TIMEOUT_S,
-        retry=Retry(NoBackoff(), 0),
-    ) as client:
+    with RedisLink(config.redis_url) as link:
+        client = link.client
         pipe: Any = client.pipeline()
         pipe.llen(keys.queue).lindex(keys.queue, -1).lrange(keys.inflight, 0, -1).get(keys.lease)
         pipe.hmget(keys.clock, "seq", "generation").mget(keys.epoch, keys.applied, keys.acked).time()
         length, tail, inflight, lease, clock, numbers, (now_s, now_us) = pipe.execute()
-        frozen, head = _read_frozen(client, keys, [int(batch) for batch in inflight])
+        batches = [int(batch) for batch in inflight]
+        lengths, head = read_frozen(client, keys, batches)
     now = now_s * 1_000_000 + now_us
     owner, expiry_ms = _lease(lease)
     seq, generation = clock
     epoch, applied, acked = (None if n is None else int(n) for n in numbers)
     return QueueStatus(
         length=length,
-        frozen=frozen,
+        frozen=tuple(FrozenBatchStatus(b, n) for b, n in zip(batches, lengths, strict=True) if n),
         oldest_age_s=_age_s(head or tail, now),
         owner=owner,
         lease_remaining_s=None if expiry_ms is None else expiry_ms / 1e3 - now / 1e6,
@@ -135,21 +132,6 @@ def _read_redis(config: Config) -> QueueStatus:
         applied=applied,
         acked=acked,
     )
-
-
-def _read_frozen(
-    client: redis.Redis, keys: QueueKeys, batches: list[int]
-) -> tuple[tuple[FrozenBatchStatus, ...], bytes | None]:
-    """The frozen batches and the oldest item; one more round trip, and only if there are any."""
-    if not batches:
-        return (), None
-    pipe: Any = client.pipeline()
-    for batch in batches:
-        pipe.llen(keys.processing(batch))
-    *lengths, head = pipe.lindex(keys.processing(batches[0]), 0).execute()
-    frozen = (FrozenBatchStatus(*pair) for pair in zip(batches, lengths, strict=True))
-    # Without items it was acknowledged between the two round trips.
-    return tuple(batch for batch in frozen if batch.items), head
 
 
 def _lease(value: bytes | None) -> tuple[str | None, int | None]:
