@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
@@ -14,7 +15,9 @@ import redis
 from hypothesis import settings
 from psycopg import sql
 from tests.support.servers import Servers, private_servers, session_servers
+from tests.support.workers import Workload
 
+from writebehind import WriteBehind
 from writebehind_worker.embedded import EmbeddedServers
 
 ROOT = Path(__file__).parents[1]
@@ -97,6 +100,28 @@ def redis_client(redis_url: str) -> Iterator[redis.Redis]:
 def queue() -> str:
     """A queue's name that no other test uses."""
     return f"test:{uuid.uuid4().hex[:12]}:queue"
+
+
+@pytest.fixture
+def connect(redis_url: str, queue: str) -> Iterator[Callable[..., WriteBehind]]:
+    """Makes producers of this test's queue, with cache keys of its own."""
+    made: list[WriteBehind] = []
+
+    def connect(url: str = redis_url, **options: Any) -> WriteBehind:
+        options.setdefault("prefix", f"{queue}:")
+        made.append(WriteBehind.from_url(url, queue=queue, **options))
+        return made[-1]
+
+    yield connect
+    for wb in made:
+        wb.close()
+
+
+@pytest.fixture
+def load(redis_url: str, queue: str, pg: psycopg.Connection[Any]) -> Iterator[Workload]:
+    """Writes whose outcome is known."""
+    with Workload(redis_url, queue, pg) as workload:
+        yield workload
 
 
 @pytest.fixture

@@ -6,10 +6,8 @@ import itertools
 import random
 import signal
 import time
-from collections.abc import Iterator
 from typing import Any
 
-import psycopg
 import pytest
 from tests.support.crashing_worker import CrashingWorker
 from tests.support.wait import wait_until
@@ -27,12 +25,6 @@ RECOVERING = ["take:{}:1", "own:{}:1", "record:{}:1", "buried:{}:1", "settle:{}:
 
 def _both(points: list[str]) -> list[str]:
     return [point.format(when) for point, when in itertools.product(points, ("before", "after"))]
-
-
-@pytest.fixture
-def load(redis_url: str, queue: str, pg: psycopg.Connection[Any]) -> Iterator[Workload]:
-    with Workload(redis_url, queue, pg) as workload:
-        yield workload
 
 
 @pytest.fixture

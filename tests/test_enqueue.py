@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,19 +38,9 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def connect(redis_url: str, queue: str) -> Iterator[Callable[..., WriteBehind]]:
-    """Makes producers of this test's queue; they re-send at once after a lost reply, three times."""
-    made: list[WriteBehind] = []
-
-    def connect(url: str = redis_url, **options: Any) -> WriteBehind:
-        options.setdefault("prefix", f"{queue}:")
-        options.setdefault("retry", Retry(NoBackoff(), 3))
-        made.append(WriteBehind.from_url(url, queue=queue, **options))
-        return made[-1]
-
-    yield connect
-    for wb in made:
-        wb.close()
+def connect(connect: Callable[..., WriteBehind]) -> Callable[..., WriteBehind]:
+    """Producers that re-send at once after a lost reply, three times."""
+    return partial(connect, retry=Retry(NoBackoff(), 3))
 
 
 @pytest.fixture

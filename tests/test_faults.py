@@ -32,12 +32,6 @@ Pg = psycopg.Connection[Any]
 
 
 @pytest.fixture
-def load(redis_url: str, queue: str, pg: Pg) -> Iterator[Workload]:
-    with Workload(redis_url, queue, pg) as workload:
-        yield workload
-
-
-@pytest.fixture
 def options(redis_url: str, postgres_url: str, queue: str) -> dict[str, Any]:
     return {"redis_url": redis_url, "postgres_url": postgres_url, "queue": queue, "batch_size": 20}
 

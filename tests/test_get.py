@@ -33,21 +33,6 @@ _BEGIN_FILL = Script("writebehind", "begin_fill")
 
 
 @pytest.fixture
-def connect(redis_url: str, queue: str) -> Iterator[Callable[..., WriteBehind]]:
-    """Makes producers of this test's queue."""
-    made: list[WriteBehind] = []
-
-    def connect(**options: Any) -> WriteBehind:
-        options.setdefault("prefix", f"{queue}:")
-        made.append(WriteBehind.from_url(redis_url, queue=queue, **options))
-        return made[-1]
-
-    yield connect
-    for wb in made:
-        wb.close()
-
-
-@pytest.fixture
 def wb(connect: Callable[..., WriteBehind]) -> WriteBehind:
     return connect()
 

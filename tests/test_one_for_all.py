@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -14,12 +13,6 @@ from tests.support.workers import RunningWorker, Workload
 
 from writebehind import WriteRejected
 from writebehind_worker.heartbeat import reap_sessions
-
-
-@pytest.fixture
-def load(redis_url: str, queue: str, pg: psycopg.Connection[Any]) -> Iterator[Workload]:
-    with Workload(redis_url, queue, pg) as workload:
-        yield workload
 
 
 @pytest.fixture
