@@ -89,6 +89,14 @@ def test_redis_shows_a_generation_that_the_ledger_has_never_served() -> None:
     assert compared(generation=7, acked=0, applied=0) == History(redis_is_new=True)
 
 
+@pytest.mark.parametrize(("acked", "inflight"), [(13, []), (5, []), (0, [13])])
+def test_redis_has_been_served_but_the_ledger_has_forgotten_its_generation(
+    acked: int, inflight: list[int]
+) -> None:
+    found = compared(generation=7, acked=acked, inflight=inflight)
+    assert found == History(redis_restarted=True, postgres_went_back=True)
+
+
 def test_a_first_owner_finds_new_histories() -> None:
     first = LedgerRow(1, [], 0, [], None, 0, 0)
     assert compare(first, Holdings(1, 0, 5, 0, 0, []), "one") == History(redis_is_new=True)

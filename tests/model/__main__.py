@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import sys
 import time
 
@@ -41,8 +42,6 @@ def _print_trace(found: Found) -> None:
 
 def _lower() -> None:
     """Ctrl-C ends the pool from the parent alone."""
-    import signal  # noqa: PLC0415
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

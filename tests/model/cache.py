@@ -92,11 +92,12 @@ class Cache:
         """The invariant that does not hold, if any."""
         if w.broken or w.entry is None:
             return w.broken
-        if not w.entry.has_ttl and w.settled == w.accepted:
+        if w.settled < w.accepted:
+            return None
+        if not w.entry.has_ttl:
             return "stale: the entry has no time to live, and nothing is pending"
-        if w.entry.kind in ("row", "tombstone") and w.settled == w.accepted:
-            if w.entry.content != self._row(w.committed):
-                return "stale: nothing is pending, and the entry is not what the row is"
+        if w.entry.kind in ("row", "tombstone") and w.entry.content != self._row(w.committed):
+            return "stale: nothing is pending, and the entry is not what the row is"
         return None
 
     def stuck(self, w: World) -> str | None:

@@ -38,27 +38,58 @@ def run(instance: Instance) -> Found:
 
 
 HOLDING: tuple[Instance, ...] = (
-    replace(_PROTOCOL, name="a Postgres failover, a suspicion, a lost reply", postgres_failovers=1, suspicions=1, lost_replies=1),
-    replace(_PROTOCOL, name="a kill, two suspicions, a lost reply", waiting=3, kills=1, suspicions=2, lost_replies=1),
+    replace(
+        _PROTOCOL,
+        name="a Postgres failover, a suspicion, a lost reply",
+        postgres_failovers=1,
+        suspicions=1,
+        lost_replies=1,
+    ),
+    replace(
+        _PROTOCOL,
+        name="a kill, two suspicions, a lost reply",
+        waiting=3,
+        kills=1,
+        suspicions=2,
+        lost_replies=1,
+    ),
     replace(_PROTOCOL, name="two Redis failovers", redis_failovers=2),
     replace(_PROTOCOL, name="a Redis failover, a suspicion", redis_failovers=1, suspicions=1),
     replace(_PROTOCOL, name="a failover of each server", redis_failovers=1, postgres_failovers=1),
-    replace(_PROTOCOL, name="batches of two, a kill, two suspicions", items=(_PUT, _ADD, _PUT, _ADD), waiting=3, batch_size=2, kills=1, suspicions=2),
+    replace(
+        _PROTOCOL,
+        name="batches of two, a kill, two suspicions",
+        items=(_PUT, _ADD, _PUT, _ADD),
+        waiting=3,
+        batch_size=2,
+        kills=1,
+        suspicions=2,
+    ),
     replace(_PROTOCOL, name="a Redis failover, a kill", redis_failovers=1, kills=1),
     replace(_PROTOCOL, name="a Redis failover, a lost reply", redis_failovers=1, lost_replies=1),
-    replace(_PROTOCOL, name="raw and sequenced writes in batches of two, a Redis failover, a kill", items=(_RAW_ADD, _PUT, _RAW_ADD, _PUT), waiting=3, batch_size=2, redis_failovers=1, kills=1),
+    replace(
+        _PROTOCOL,
+        name="raw and sequenced writes in batches of two, a Redis failover, a kill",
+        items=(_RAW_ADD, _PUT, _RAW_ADD, _PUT),
+        waiting=3,
+        batch_size=2,
+        redis_failovers=1,
+        kills=1,
+    ),
     replace(_PROTOCOL, name="a kill, a suspicion, a lost reply", kills=1, suspicions=1, lost_replies=1),
-    replace(_PROTOCOL, name="calls sent again, a kill, a suspicion", waiting=0, resends=2, kills=1, suspicions=1),
+    replace(
+        _PROTOCOL, name="calls sent again, a kill, a suspicion", waiting=0, resends=2, kills=1, suspicions=1
+    ),
     cache.Instance("cache: add, add, put", (_ADD_TO_ROW, _ADD_TO_ROW, _PUT_ROW)),
     cache.Instance("cache: put, add, put", (_PUT_ROW, _ADD_TO_ROW, _PUT_ROW)),
     cache.Instance("cache: delete, add, put", (_DELETE, _ADD_TO_ROW, _PUT_ROW)),
     cache.Instance("cache: put, a rejected add, add", (_PUT_ROW, _BAD_ADD, _ADD_TO_ROW)),
     cache.Instance("cache: put, delete, add", (_PUT_ROW, _DELETE, _ADD_TO_ROW)),
     cache.Instance("cache: put, put, two gets each", (_PUT_ROW, _PUT_ROW), gets=2, late_settles=0),
-)  # fmt: skip
+)
 """Searched without a violation; the largest first."""
 
-QUICK = tuple(instance for instance in HOLDING[-9:])
+QUICK = HOLDING[-9:]
 """Those that the tests search."""
 
 
@@ -76,14 +107,27 @@ LEFT_OUT: tuple[LeftOut, ...] = (
     _without("frozen batches", items=(_RAW_ADD, _RAW_ADD), kills=1, violation="repeated"),
     _without("frozen batches", "skipping by seq", kills=1, violation="repeated"),
     _without("ledger", kills=1, violation="repeated"),
-    _without("membership", items=(_PUT, _ADD), waiting=1, batch_size=2, redis_failovers=1, suspicions=1, violation="lost"),
+    _without(
+        "membership",
+        items=(_PUT, _ADD),
+        waiting=1,
+        batch_size=2,
+        redis_failovers=1,
+        suspicions=1,
+        violation="lost",
+    ),
     _without("ordered recovery", items=(_PUT, _PUT), kills=1, violation="order"),
     _without("commit before acknowledge", violation="lost"),
     _without("fence", suspicions=1, recent_batches=1, violation="repeated"),
     _without("epoch floor", postgres_failovers=1, suspicions=1, violation="lost"),
     _without("reading again after COMMIT", lost_replies=1, violation="lost"),
-    _without("reading again after a claim", "checking inflight", items=(_PUT, _PUT), lost_replies=1, violation="stuck"),
-    _without("reading again after acknowledge", "checking inflight", lost_replies=1, violation="stuck"),
+    _without(
+        "reading again after a claim",
+        "checking inflight",
+        items=(_PUT, _PUT),
+        lost_replies=1,
+        violation="stuck",
+    ),
     _without("checking inflight", redis_failovers=1, lost_replies=1, violation="stuck"),
     _without("epoch in Redis", "lease", "checking inflight", "fence", suspicions=1, violation="order"),
     _without("connection", redis_failovers=1, violation="unsaid"),
@@ -100,5 +144,5 @@ LEFT_OUT: tuple[LeftOut, ...] = (
     _cache_without("settle compares seq", _PUT_ROW, _PUT_ROW, violation="went back"),
     _cache_without("dirty", _PUT_ROW, _BAD_ADD, _ADD_TO_ROW, violation="stale"),
     _cache_without("invalidate waits", _PUT_ROW, violation="went back"),
-)  # fmt: skip
+)
 """Each rule alone, or together with those that back it up."""

@@ -220,9 +220,7 @@ class Protocol:
             case "idle":
                 if w.redis.lease is None or w.redis.lease[0] == n or w.redis.lease[1]:
                     # The floor of the epoch, the run id and the connection to Postgres are had now.
-                    taken = Worker(
-                        "leased", epoch=w.redis.epoch, run=w.redis_run, connection=w.postgres_run
-                    )
+                    taken = Worker("leased", epoch=w.redis.epoch, run=w.redis_run, connection=w.postgres_run)
                     redis = w.redis._replace(lease=(n, False))
                     yield f"{n}: take the lease", _with(w, n, taken, redis=redis)
             case "leased":
@@ -249,7 +247,7 @@ class Protocol:
             yield f"{name}, reply lost", self._end(lost, n)
 
     def _end(self, w: World, n: int) -> World:
-        """The tenure is over: a transaction that is open may still be committed, then the lease is released."""
+        """The tenure is over: an open transaction may still be committed, then the lease is released."""
         me = w.workers[n]
         if me.is_open:
             return _with(w, n, me._replace(phase="ending", done=(), batches=me.batches[len(me.done) :]))
@@ -269,8 +267,8 @@ class Protocol:
         return _with(w, n, me._replace(phase="taken", epoch=row.epoch, row=row), postgres=row)
 
     def _own(self, w: World, n: int, me: Worker) -> World:
-        assert me.row is not None
-        redis = w.redis
+        redis, row = w.redis, me.row
+        assert row is not None
         if redis.lease is None or redis.lease[0] != n:
             return self._end(w, n)
         if not self._needs({"frozen batches"}):
@@ -280,11 +278,11 @@ class Protocol:
             epoch=me.epoch, generation=redis.generation or len(w.log) + 10 * w.redis_run + 5
         )
         ids = tuple(batch for batch, _ in redis.inflight)
-        clock = max(len(w.log), me.row.applied_seq)
+        clock = max(len(w.log), row.applied_seq)
         history = compare(
             LedgerRow(
-                me.epoch, me.row.recent, me.row.applied_seq, me.row.generations,
-                None if me.row.run is None else str(me.row.run), 0, 0,
+                me.epoch, row.recent, row.applied_seq, row.generations,
+                None if row.run is None else str(row.run), 0, 0,
             ),
             Holdings(0, clock, redis.generation, 0, redis.acked, ids),
             str(me.run),
@@ -296,11 +294,11 @@ class Protocol:
             batches=redis.inflight,
             inflight=ids,
             acked=redis.acked,
-            rollback_items=me.row.rollback_items,
+            rollback_items=row.rollback_items,
         )
         if history.receipts_are_void or history.redis_is_new:  # it is said which server went back
             w = w._replace(redis_lost=0, postgres_lost=w.postgres_lost & self._held(w, redis))
-        if history.is_plain and me.row.run == me.run:
+        if history.is_plain and row.run == me.run:
             return self._serve(w._replace(redis=redis), n, me)
         return _with(w, n, me._replace(phase="adopting"), redis=redis)
 
@@ -321,8 +319,9 @@ class Protocol:
         generation = me.generation
         if me.history.receipts_are_void:
             generation = max(len(w.log) + 10 * w.redis_run + 5, generation + 1)
+        served = (me.generation,) if generation == me.generation else (me.generation, generation)
         row = w.postgres._replace(
-            generations=(*(g for g in w.postgres.generations if g != generation), generation),
+            generations=(*(g for g in w.postgres.generations if g not in served), *served),
             run=me.run,
             rollback_seq=seq,
             rollback_items=kept,
@@ -350,7 +349,7 @@ class Protocol:
     def _claim(self, w: World, n: int, me: Worker) -> Iterator[Step]:
         redis = w.redis
         refused = (redis.lease != (n, False) and self._needs({"lease"})) or (
-            (redis.epoch != me.epoch and self._needs({"epoch in Redis"}))
+            redis.epoch != me.epoch and self._needs({"epoch in Redis"})
         )
         if self._needs({"checking inflight"}):
             ids = tuple(batch for batch, _ in redis.inflight)
@@ -361,9 +360,7 @@ class Protocol:
         if not redis.queue or len(me.inflight) >= self.i.max_in_flight:
             return
         batch = (me.epoch << 8 | me.claimed + 1, redis.queue[: self.i.batch_size])
-        redis = redis._replace(
-            queue=redis.queue[self.i.batch_size :], inflight=(*redis.inflight, batch)
-        )
+        redis = redis._replace(queue=redis.queue[self.i.batch_size :], inflight=(*redis.inflight, batch))
         if not self._needs({"frozen in Redis"}):  # a plain RPOP
             redis = redis._replace(inflight=w.redis.inflight)
         known = me._replace(
@@ -384,9 +381,8 @@ class Protocol:
     def _flush(self, w: World, n: int, me: Worker) -> Iterator[Step]:
         if me.is_open:
             yield from self._commit(w, n, me)
-        elif me.phase == "serving" and len(me.done) < len(me.batches):
-            if not any(worker.is_open for worker in w.workers):
-                yield f"{n}: record", self._record(w, n, me)
+        elif len(me.done) < len(me.batches) and not any(worker.is_open for worker in w.workers):
+            yield f"{n}: record", self._record(w, n, me)
 
     def _record(self, w: World, n: int, me: Worker) -> World:
         batch = me.batches[len(me.done)][0]
@@ -425,9 +421,7 @@ class Protocol:
                     lost = self._end(lost, n)
                 yield f"{n}: COMMIT {name}, reply lost", lost
 
-    def _applied(
-        self, w: World, me: Worker, batch: int, seqs: Ids
-    ) -> tuple[Postgres, str | None, int]:
+    def _applied(self, w: World, me: Worker, batch: int, seqs: Ids) -> tuple[Postgres, str | None, int]:
         """The rows and the ledger after the batch; what it has broken; rollback items left."""
         row, broken = w.postgres, None
         before, applied = 0, row.applied
@@ -446,8 +440,8 @@ class Protocol:
             elif not w.may_repeat & bit:
                 if item.op == "increment" and applied & bit:
                     broken = f"repeated: increment {number} took effect twice"
-                newer = [k for k in range(number + 1, w.sent) if self.i.items[k].key == item.key]
-                if any(applied >> k & 1 for k in newer if not w.may_repeat >> k & 1):
+                later = [k for k in range(number + 1, w.sent) if self.i.items[k].key == item.key]
+                if any(applied >> k & 1 for k in later if not w.may_repeat >> k & 1):
                     broken = f"order: write {number} came after a newer one of its row"
             applied |= bit
         highest = max((s for s in seqs if not self._item(w, s).raw), default=0)
@@ -483,10 +477,7 @@ class Protocol:
         yield f"{n}: acknowledge", _with(after, n, known)
         if w.lost_replies:
             lost = after._replace(lost_replies=w.lost_replies - 1)
-            if self._needs({"reading again after acknowledge"}):
-                yield f"{n}: acknowledge, reply lost", self._end(lost, n)
-            else:
-                yield f"{n}: acknowledge, reply lost", _with(lost, n, me)
+            yield f"{n}: acknowledge, reply lost", self._end(lost, n)
 
     # Faults.
 
@@ -510,8 +501,9 @@ class Protocol:
         held = self._held(w, redis)
         lost = (1 << w.sent) - 1 & ~held & ~w.postgres.applied
         raw = sum(1 << k for k in range(w.sent) if self.i.items[k].raw)
-        if redis.lease is not None and w.workers[redis.lease[0]] is _IDLE:
-            redis = redis._replace(lease=None)  # of a tenure that is over
+        if redis.lease is not None:  # of a tenure that is over, or renewed by the heartbeat
+            holder = redis.lease[0]
+            redis = redis._replace(lease=None if w.workers[holder] is _IDLE else (holder, False))
         return w._replace(
             redis=redis._replace(calls=0),
             redis_run=w.redis_run + 1,
@@ -555,6 +547,8 @@ class Protocol:
         return b'{"seq":%d,"table":"t","id":1,"data":{},"key":"t:1","ttl":1}' % seq
 
 
-def _with(w: World, n: int, worker: Worker, **changes: object) -> World:
+def _with(
+    w: World, n: int, worker: Worker, *, redis: Redis | None = None, postgres: Postgres | None = None
+) -> World:
     workers = (worker, w.workers[1]) if n == 0 else (w.workers[0], worker)
-    return w._replace(workers=workers, **changes)
+    return w._replace(workers=workers, redis=redis or w.redis, postgres=postgres or w.postgres)

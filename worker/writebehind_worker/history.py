@@ -61,7 +61,11 @@ def compare(ledger: LedgerRow, redis: Holdings, run_id: str | None) -> History:
     committed = [b for b in redis.inflight if b in ledger.recent_batches]
     known = committed[-1] if committed else redis.acked
     if redis.generation not in ledger.generations:
-        return History(redis_is_new=True, postgres_went_back=known > last)
+        if known == 0:
+            return History(redis_is_new=True)
+        # An owner has served it, so the ledger has known it: Postgres has forgotten. What else happened to
+        # Redis it has forgotten too: look for writes that have been applied.
+        return History(redis_restarted=True, postgres_went_back=True)
     return History(
         redis_restarted=None not in (run_id, ledger.redis_run_id) and run_id != ledger.redis_run_id,
         redis_went_back=known < last or redis.generation != ledger.generations[-1],

@@ -57,8 +57,8 @@ def _adopt(
         rollback_seq = rollback_items = 0
     if history.receipts_are_void:
         generation = max(holdings.now_us, holdings.generation + 1)
-    serving = generation or holdings.generation
-    ledger.adopt(row.epoch, serving, run_id, rollback_seq, rollback_items)
+    served = [holdings.generation] if generation is None else [holdings.generation, generation]
+    ledger.adopt(row.epoch, served, run_id, rollback_seq, rollback_items)
     last = row.recent_batches[-1] if row.recent_batches else 0
     queue.own(row.epoch, row.applied_seq, generation=generation, acked=last)
     return replace(row, rollback_seq=rollback_seq, rollback_items=rollback_items)
