@@ -19,9 +19,10 @@ from .owned_queue import OwnedQueue
 
 @dataclass(frozen=True, slots=True)
 class Takeover:
-    """What the new owner starts with."""
+    """What the new owner starts with; ``found`` is what Redis held before the two were made to agree."""
 
     row: LedgerRow
+    found: Holdings
     history: History
     frozen: Sequence[FrozenBatch]
 
@@ -33,8 +34,9 @@ def take_over(queue: OwnedQueue, ledger: Ledger, owner: str, run_id: str | None)
     history = compare(row, holdings, run_id)
     frozen = [queue.read_frozen(batch, holdings.clock_seq) for batch in holdings.inflight]
     if history.is_plain and row.redis_run_id == run_id:
-        return Takeover(row, history, frozen)
-    return Takeover(_adopt(queue, ledger, row, holdings, history, frozen, run_id), history, frozen)
+        return Takeover(row, holdings, history, frozen)
+    adopted = _adopt(queue, ledger, row, holdings, history, frozen, run_id)
+    return Takeover(adopted, holdings, history, frozen)
 
 
 def _adopt(
