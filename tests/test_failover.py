@@ -1,4 +1,4 @@
-"""A primary is lost and its replica is promoted, with real processes: what may be lost, and how it is seen."""
+"""A primary is lost and its replica promoted, with real processes: what may be lost, and how one sees it."""
 
 from __future__ import annotations
 
@@ -291,6 +291,26 @@ def test_at_a_redis_replica_a_worker_waits_until_it_is_promoted(
     database.check(set(tally.ticks))
 
 
+def test_two_primaries_that_both_have_a_worker_let_nothing_take_effect_twice(
+    redis_pair: RedisPair, options: dict[str, Any], queue: str, tally: Tally, database: TallyDatabase
+) -> None:
+    common = tally.tick(40)
+    redis_pair.lag()
+    redis_pair.promote()
+    with Tally(redis_pair.replica.url, queue) as other:
+        other.count = tally.count
+        with RunningWorker(**options), RunningWorker(**{**options, "redis_url": redis_pair.replica.url}):
+            for _ in range(5):
+                tally.tick(4)
+                other.tick(4)
+            tally.wait_until_drained()
+            other.wait_until_drained()
+    applied = database.applied()
+    assert applied >= common
+    assert applied | numbers(database.dead("rollback")) == tally.ticks.keys() | other.ticks.keys()
+    database.check(applied)
+
+
 # Postgres.
 
 
@@ -449,8 +469,33 @@ def test_a_url_with_both_hosts_finds_the_promoted_standby(
         ticks.wait_until_drained()
         postgres_pair.catch_up()
         postgres_pair.primary.kill()
+        ticks.tick(10)
         wait_until(lambda: worker.facts["postgres_up"] is False)
         postgres_pair.promote()
-        ticks.tick(10)
         ticks.wait_until_drained()
     standby.check(set(ticks.ticks))
+
+
+# Both.
+
+
+@pytest.mark.parametrize("point", ["own:after:2", "acknowledge:after:1"])
+def test_redis_fails_over_and_then_postgres_which_loses_that_it_was_noticed(
+    point: str, redis_pair: RedisPair, postgres_pair: PostgresPair, queue: str, standby: TallyDatabase
+) -> None:
+    urls = {"redis_url": redis_pair.url, "postgres_url": postgres_pair.url}
+    options = {**urls, "queue": queue, "batch_size": 20}
+    with Tally(redis_pair.url, queue) as tally:
+        repeated = tally.tick(20)
+        redis_pair.lag()
+        finish(options, tally)
+        postgres_pair.lag()
+        redis_pair.fail_over()
+        kill_at(point, options, redis_pair.on_replica, tally)
+        postgres_pair.fail_over()
+        later = tally.tick(10)
+        finish(options, tally)
+    standby.check(repeated | later)
+    # A batch of them had been set aside at the old primary, and was acknowledged.
+    set_aside = 10 if point.startswith("acknowledge") else 0
+    assert numbers(standby.dead("rollback")) == {tick for tick in repeated if tick >= set_aside}

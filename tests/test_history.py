@@ -89,6 +89,12 @@ def test_redis_shows_a_generation_that_the_ledger_has_never_served() -> None:
     assert compared(generation=7, acked=0, applied=0) == History(redis_is_new=True)
 
 
+def test_an_unknown_generation_that_holds_a_batch_of_ours_is_an_old_one_that_postgres_has_forgotten() -> None:
+    assert compared(generation=7) == History(redis_went_back=True)
+    assert compared(generation=7, acked=14, applied=550).must_count
+    assert not compared(generation=7, acked=0, applied=0).must_count
+
+
 def test_a_first_owner_finds_new_histories() -> None:
     first = LedgerRow(1, [], 0, [], None, 0, 0)
     assert compare(first, Holdings(1, 0, 5, 0, 0, []), "one") == History(redis_is_new=True)

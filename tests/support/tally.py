@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import psycopg
 from redis import Redis
@@ -34,20 +35,24 @@ WRITES = 2
 
 
 class Tally:
-    """A producer that re-sends for as long as Redis is away. ``ticks``: receipts of what it was told is in."""
+    """A producer that re-sends for as long as Redis is away.
+
+    ``ticks``: receipts of what was accepted. ``count`` numbers them, in the order in which they are sent.
+    """
 
     def __init__(self, redis_url: str, queue: str) -> None:
         again = Retry(ConstantBackoff(0.02), 1000, (ConnectionError, TimeoutError, BusyLoadingError))
         self.wb = WriteBehind.from_url(redis_url, queue=queue, prefix=f"{queue}:cache:", retry=again)
         self.keys = QueueKeys(queue)
         self.ticks: dict[int, Receipt] = {}
+        self.count = itertools.count()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def tick(self, times: int = 1) -> set[int]:
         """Accepts so many more; returns their numbers."""
         made = set()
-        for i in range(len(self.ticks), len(self.ticks) + times):
+        for i in itertools.islice(self.count, times):
             with self.wb.batch() as batch:
                 batch.increment("tally", i, {"n": 1})
                 batch.put("latest", i % 3, {"write": i})
@@ -80,7 +85,7 @@ class Tally:
         """The ticks that a server holds: in its list, and in frozen batches that are not ``resolved``."""
         frozen = [int(batch) for batch in client.lrange(self.keys.inflight, 0, -1)]
         lists = [self.keys.queue, *(self.keys.processing(b) for b in frozen if b not in resolved)]
-        return numbers([item for name in lists for item in client.lrange(name, 0, -1)])
+        return numbers([cast(bytes, item) for name in lists for item in client.lrange(name, 0, -1)])
 
     def wait_until_drained(self, timeout: float = 20) -> None:
         """Until nothing waits and nothing is frozen."""

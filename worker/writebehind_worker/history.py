@@ -45,6 +45,11 @@ class History:
     postgres_went_back: bool = False
 
     @property
+    def must_count(self) -> bool:
+        """Items in Redis may have been applied before. Of a new Redis only where the ledger has forgotten it."""
+        return self.redis_went_back or self.redis_restarted or (self.redis_is_new and self.postgres_went_back)
+
+    @property
     def receipts_are_void(self) -> bool:
         """What earlier receipts stand for may be gone: a new generation begins."""
         return self.redis_went_back or self.redis_restarted or self.postgres_went_back
@@ -60,10 +65,12 @@ def compare(ledger: LedgerRow, redis: Holdings, run_id: str | None) -> History:
     last = ledger.recent_batches[-1] if ledger.recent_batches else 0
     committed = [b for b in redis.inflight if b in ledger.recent_batches]
     known = committed[-1] if committed else redis.acked
-    if redis.generation not in ledger.generations:
+    # A generation that the ledger does not know is that of a new Redis; but where its last batch is one of
+    # ours, Postgres has failed over and lost that a rollback had been noticed: it is noticed again.
+    if redis.generation not in ledger.generations and known not in ledger.recent_batches:
         return History(redis_is_new=True, postgres_went_back=known > last)
     return History(
         redis_restarted=None not in (run_id, ledger.redis_run_id) and run_id != ledger.redis_run_id,
-        redis_went_back=known < last or redis.generation != ledger.generations[-1],
+        redis_went_back=known < last or redis.generation not in ledger.generations[-1:],
         postgres_went_back=known > last,
     )

@@ -51,7 +51,7 @@ def _adopt(
     """Settles on one history in both servers. The ledger first: killed in between, we find the same again."""
     generation: int | None = None
     rollback_seq, rollback_items = row.rollback_seq, row.rollback_items
-    if history.redis_went_back or history.redis_restarted:  # how far, nothing else tells
+    if history.must_count:  # how far, nothing else tells
         unresolved = [b for b in frozen if b.id not in row.recent_batches]
         rollback_seq = row.applied_seq
         rollback_items = count_applied_before(_bodies(unresolved, queue), row.applied_seq, holdings.clock_seq)
