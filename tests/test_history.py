@@ -90,11 +90,19 @@ def test_redis_shows_a_generation_that_the_ledger_has_never_served() -> None:
 
 
 @pytest.mark.parametrize(("acked", "inflight"), [(13, []), (5, []), (0, [13])])
-def test_redis_has_been_served_but_the_ledger_has_forgotten_its_generation(
-    acked: int, inflight: list[int]
-) -> None:
+def test_redis_was_noticed_to_go_back_and_postgres_has_forgotten_it(acked: int, inflight: list[int]) -> None:
     found = compared(generation=7, acked=acked, inflight=inflight)
+    assert found == History(redis_went_back=True)
+    assert found.must_count
+
+
+def test_an_unknown_generation_with_a_batch_that_the_ledger_has_never_seen_is_one_that_it_has_forgotten() -> (
+    None
+):
+    found = compared(generation=7, acked=14, applied=550)
     assert found == History(redis_restarted=True, postgres_went_back=True)
+    assert found.must_count
+    assert not compared(generation=7, acked=0, applied=0).must_count
 
 
 def test_a_first_owner_finds_new_histories() -> None:

@@ -307,7 +307,7 @@ class Protocol:
         if me.connection != w.postgres_run or w.postgres.epoch != me.epoch:
             return self._end(w, n)
         seq, items = me.row.rollback_seq, me.row.rollback_items
-        if me.history.redis_went_back or me.history.redis_restarted:
+        if me.history.must_count:
             unresolved = [seqs for batch, seqs in me.batches if batch not in me.row.recent]
             bodies = [self._body(w, s) for seqs in (*unresolved, w.redis.queue) for s in seqs]
             seq, items = me.row.applied_seq, count_applied_before(bodies, me.row.applied_seq, me.clock)

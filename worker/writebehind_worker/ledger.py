@@ -47,9 +47,12 @@ class Ledger:
         self._conn, self._queue = conn, queue
 
     def check(self) -> None:
-        """Raises :class:`LedgerMissing` or :class:`LedgerRefused` if the tables cannot be used."""
+        """Raises :class:`LedgerMissing` or :class:`LedgerRefused` if the tables cannot be used.
+
+        ``psycopg.errors.ReadOnlySqlTransaction``: the server is a standby.
+        """
         with self._guarded():
-            self._conn.execute("SELECT FROM writebehind.ledger LIMIT 0")
+            self._conn.execute("SELECT FROM writebehind.ledger LIMIT 0 FOR UPDATE")
             self._conn.execute("SELECT FROM writebehind.dead_letters LIMIT 0")
 
     def take(self, owner: str, epoch_floor: int) -> LedgerRow:

@@ -19,9 +19,10 @@ from .owned_queue import OwnedQueue
 
 @dataclass(frozen=True, slots=True)
 class Takeover:
-    """What the new owner starts with."""
+    """What the new owner starts with; ``found`` is what Redis held before the two were made to agree."""
 
     row: LedgerRow
+    found: Holdings
     history: History
     frozen: Sequence[FrozenBatch]
 
@@ -33,8 +34,9 @@ def take_over(queue: OwnedQueue, ledger: Ledger, owner: str, run_id: str | None)
     history = compare(row, holdings, run_id)
     frozen = [queue.read_frozen(batch, holdings.clock_seq) for batch in holdings.inflight]
     if history.is_plain and row.redis_run_id == run_id:
-        return Takeover(row, history, frozen)
-    return Takeover(_adopt(queue, ledger, row, holdings, history, frozen, run_id), history, frozen)
+        return Takeover(row, holdings, history, frozen)
+    adopted = _adopt(queue, ledger, row, holdings, history, frozen, run_id)
+    return Takeover(adopted, holdings, history, frozen)
 
 
 def _adopt(
@@ -49,7 +51,7 @@ def _adopt(
     """Settles on one history in both servers. The ledger first: killed in between, we find the same again."""
     generation: int | None = None
     rollback_seq, rollback_items = row.rollback_seq, row.rollback_items
-    if history.redis_went_back or history.redis_restarted:  # how far, nothing else tells
+    if history.must_count:  # how far, nothing else tells
         unresolved = [b for b in frozen if b.id not in row.recent_batches]
         rollback_seq = row.applied_seq
         rollback_items = count_applied_before(_bodies(unresolved, queue), row.applied_seq, holdings.clock_seq)
