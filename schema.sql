@@ -21,7 +21,8 @@ CREATE TABLE IF NOT EXISTS writebehind.ledger (
     updated_at          timestamptz NOT NULL DEFAULT now()
 );
 
--- Writes that could not be applied, as they were received, and why.
+-- Writes that could not be applied, as they were received, and why. `writebehind dead retry` sends one again;
+-- rejected again, it stays the same row. The ids are in the order of the writes.
 CREATE TABLE IF NOT EXISTS writebehind.dead_letters (
     id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     queue         text NOT NULL,
@@ -36,8 +37,14 @@ CREATE TABLE IF NOT EXISTS writebehind.dead_letters (
     sqlstate      text,
     reason        text NOT NULL,
     created_at    timestamptz NOT NULL DEFAULT now(),
-    superseded_at timestamptz                               -- a later write of the same key has been applied
+    superseded_at timestamptz,                              -- a later write of the same key has been applied
+    retried_at    timestamptz,                              -- when a retry of it was rejected, the last time
+    history       jsonb NOT NULL DEFAULT '[]'               -- earlier rejections: {at, batch, sqlstate, reason}
 );
+-- For a table that an earlier version has made.
+ALTER TABLE writebehind.dead_letters
+    ADD COLUMN IF NOT EXISTS retried_at timestamptz,
+    ADD COLUMN IF NOT EXISTS history jsonb NOT NULL DEFAULT '[]';
 CREATE INDEX IF NOT EXISTS dead_letters_batch ON writebehind.dead_letters (queue, batch);
 CREATE INDEX IF NOT EXISTS dead_letters_open ON writebehind.dead_letters (queue, table_name, key)
     WHERE superseded_at IS NULL;

@@ -43,7 +43,7 @@ def test_gauges_show_the_last_value(metrics: Metrics) -> None:
     metrics.lease_is(True)
     metrics.redis_is(True)
     metrics.postgres_is(False)
-    metrics.dead_letters_are(7)
+    metrics.dead_letters_are({("users", "23505"): 7, ("pages", "23514"): 2, (None, ""): 1})
     assert value(metrics, "queue_length") == 10
     assert value(metrics, "frozen_items") == 5
     assert value(metrics, "frozen_batches") == 2
@@ -51,7 +51,11 @@ def test_gauges_show_the_last_value(metrics: Metrics) -> None:
     assert value(metrics, "lease_held") == 1
     assert value(metrics, "redis_up") == 1
     assert value(metrics, "postgres_up") == 0
-    assert value(metrics, "dead_letters_open") == 7
+    assert value(metrics, "dead_letters_open", table="users", sqlstate="23505") == 7
+    assert value(metrics, "dead_letters_open", table="unknown", sqlstate="none") == 1
+    metrics.dead_letters_are({("users", "23505"): 6})
+    assert value(metrics, "dead_letters_open", table="users", sqlstate="23505") == 6
+    assert value(metrics, "dead_letters_open", table="pages", sqlstate="23514") is None
     metrics.queue_is(0, 0, 0, None)
     assert value(metrics, "oldest_age_seconds") == 0
 

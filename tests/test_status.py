@@ -144,14 +144,14 @@ def test_the_ledger_and_the_dead_letters_are_shown(config: Config, ledger: psyco
     status = read_status(config)
     assert status.ledger == LedgerStatus(7, 3, 5, 99, 2, "host:42", 0)
     assert status.dead_letters == (
-        DeadLetterCount("rejected", "23505", 2),
-        DeadLetterCount("rejected", None, 1),
-        DeadLetterCount("rollback", "", 1),
+        DeadLetterCount("rejected", "23505", 2, "unique_violation"),
+        DeadLetterCount("rejected", None, 1, None),
+        DeadLetterCount("rollback", "", 1, None),
     )
     shown = render(status)
     assert "epoch 7, generation 2, applied 99, last batch 5 (3 kept)" in shown
     assert "dead letters 4\n" in shown
-    assert "2 rejected, 23505\n" in shown
+    assert "2 rejected, 23505 unique_violation\n" in shown
     assert "1 rejected, refused by the worker\n" in shown
     assert "1 rollback, applied before Redis went back" in shown
 

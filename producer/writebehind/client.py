@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from redis import Redis
-from redis.exceptions import ResponseError
 
 from .batch import Batch
 from .cache import Loader, RowCache
 from .directory import TableDirectory
-from .errors import InvalidWrite, OutcomeUnknown, QueueFull
+from .enqueue import Enqueue
+from .errors import InvalidWrite
 from .identity import cache_key
 from .keys import DEFAULT_QUEUE, QueueKeys
 from .message import MAX_TTL_S, Id, Op, Write, make_write
 from .receipt import Receipt
-from .script import Argument, Script
-from .session import Session, SessionPool
-from .translate import redis_errors_as_ours
-
-_ENQUEUE = Script("writebehind", "enqueue")
+from .script import Argument
 
 
 class WriteBehind:
@@ -67,7 +63,7 @@ class WriteBehind:
         self._prefix = prefix + (f"v{version}:" if version is not None else "")
         self._cache = RowCache(client, self.keys, ttl, negative_ttl, fill_timeout, parse_float)
         self._directory = TableDirectory(client, self.keys)
-        self._sessions = SessionPool()
+        self._enqueue = Enqueue(client, self.keys)
 
     @classmethod
     def from_url(
@@ -143,7 +139,7 @@ class WriteBehind:
         return self._send([make_write(op, table, id, data)])[0]
 
     def _send(self, writes: Sequence[Write]) -> list[Receipt]:
-        keys = [self.keys.queue, self.keys.clock, self.keys.producers]
+        entries: list[str] = []
         arguments: list[Argument] = []
         for write in writes:
             entry = self._cache_key(write.table, write.key)
@@ -153,35 +149,10 @@ class WriteBehind:
                     f"{write.table}: the message has {len(message)} bytes, at most "
                     f"{self.max_message_bytes} are allowed (max_message_bytes)"
                 )
-            keys.append(entry)
+            entries.append(entry)
             arguments += (write.op, message, len(write.columns), *write.cache_fields())
-        seq, generation = self._enqueue(keys, arguments)
+        seq, generation = self._enqueue(entries, arguments, self.max_queue_length)
         return [Receipt(self.redis, self.keys, generation, seq + i) for i in range(len(writes))]
-
-    def _enqueue(self, keys: list[str], arguments: list[Argument]) -> tuple[int, int]:
-        with redis_errors_as_ours("write"), self._sessions.borrow() as session:
-            head: list[Argument] = [session.id, session.counter, self.max_queue_length]
-            try:
-                reply = _ENQUEUE(self.redis, keys, head + arguments)
-            except ResponseError as error:
-                reply = self._accepted_before(session, error)
-            first, second = (*reply, b"")[:2]
-        if first == b"full":
-            raise QueueFull(self.keys.queue, int(second), self.max_queue_length)
-        if first == b"stale":
-            raise OutcomeUnknown("write: a later call of the same session has overtaken this one")
-        return int(first), int(second)
-
-    def _accepted_before(self, session: Session, error: ResponseError) -> list[bytes]:
-        """The first answer to a call that was refused when redis-py re-sent it: Redis had become full.
-
-        Raises ``error`` if the call has not been accepted.
-        """
-        seen = cast(bytes | None, self.redis.hget(self.keys.producers, session.id))
-        counter, *answer = (seen or b"0").split(b":")
-        if int(counter) != session.counter:
-            raise error
-        return answer
 
     def _cache_key(self, table: str, key: str | Mapping[str, str]) -> str:
         made = cache_key(self._prefix, self._directory.find(table), key)

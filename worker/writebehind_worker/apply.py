@@ -160,6 +160,8 @@ class Application:
             self._hear(self._known.popleft())
 
     def _hear(self, refusal: Refusal) -> None:
+        if refusal.message.retry is not None:
+            return  # it becomes no new dead letter: who retries too early does not pause the queue
         if refusal.table is not None and is_structural(refusal):
             self._trial.refused(refusal.table.full_name, refusal.fault)
 

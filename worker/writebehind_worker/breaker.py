@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import psycopg
-
 from .catalog import Catalog
 from .errors import BreakerTripped
 from .received import Fault
+from .sqlstate import condition
 from .table import Table
 
 LIMIT = 1000
@@ -83,17 +82,10 @@ class Trial:
             raise BreakerTripped(
                 # Not the reason: it may hold values.
                 f"the last {limit} writes to {table} were all refused with SQLSTATE {fault.sqlstate} "
-                f"({_name(fault.sqlstate)}); the queue waits until that is mended"
+                f"({condition(fault.sqlstate) or 'unknown'}); the queue waits until that is mended"
             )
         self._counts[table] = (fault.sqlstate, count)
 
     def commit(self) -> None:
         """The batch is in Postgres."""
         self._breaker.counts = self._counts
-
-
-def _name(sqlstate: str) -> str:
-    try:
-        return psycopg.errors.lookup(sqlstate).__name__
-    except KeyError:
-        return "a code that we do not know"

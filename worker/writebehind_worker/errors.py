@@ -4,6 +4,7 @@ WorkerError
  ├─ FatalError          the operator has to change something; the process ends with code 2
  │   ├─ ConfigError     an option is wrong
  │   ├─ LedgerMissing   the ledger's tables are not in the database
+ │   ├─ LedgerOutdated  they are those of an earlier version
  │   ├─ UnsafeRedis     Redis may evict the queue
  │   └─ UnsupportedRedis  it is too old
  ├─ OwnershipLost       Redis or Postgres says that the queue is not ours (any more): begin again
@@ -44,6 +45,16 @@ class LedgerMissing(FatalError):
         super().__init__(
             f"the ledger's tables are missing in the database {database!r}",
             "run `writebehind init` with the same --postgres-url",
+        )
+
+
+class LedgerOutdated(FatalError):
+    """The tables of `schema.sql` in ``database`` were made by an earlier version."""
+
+    def __init__(self, database: str) -> None:
+        super().__init__(
+            f"the ledger's tables in the database {database!r} are those of an earlier version",
+            "run `writebehind init` with the same --postgres-url: it adds what is missing",
         )
 
 

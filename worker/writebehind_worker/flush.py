@@ -23,9 +23,11 @@ from .metrics import Outcome
 from .postgres import milliseconds, roll_back
 from .received import Fault, Message
 from .resolve import Refusal, Write, names_unknown, resolve
+from .retry import letters_of, without_effect, written_rows
 
 _ROLLED_BACK = Fault("", "applied before Redis went back in time; not applied again")
 _PATIENT_LOCK_TIMEOUT_S = 1.0
+_COUNT_TIMEOUT_S = 2.0
 _MOST_ALTERATIONS = 5  # of a batch's tables while it is flushed
 
 
@@ -38,14 +40,16 @@ class Flushed:
     """A batch that is in Postgres: what Redis and the metrics must hear of it.
 
     ``last_batch`` is the last one that the ledger has: this one, unless it had been committed before.
-    ``writes`` counts messages by (``schema.table`` or ``unknown``, outcome), ``rows`` rows by table;
-    both are empty where an earlier attempt had already been committed.
+    ``writes`` counts messages by (``schema.table`` or ``unknown``, outcome), ``rows`` rows by table,
+    ``passed_over`` are the dead letters whose retry had no effect;
+    all are empty where an earlier attempt had already been committed.
     """
 
     buried: Sequence[Buried]
     last_batch: int
     writes: Mapping[tuple[str, Outcome], int] = field(default_factory=dict)
     rows: Mapping[str, int] = field(default_factory=dict)
+    passed_over: Sequence[int] = ()
 
 
 class Flusher:
@@ -69,9 +73,7 @@ class Flusher:
         self._allowed = tables
         self._lock_timeout_s, self._statement_timeout_s = lock_timeout_s, statement_timeout_s
         self._keys = KeyReader(conn, statement_timeout_s)
-        dead = ledger.open_dead_letters()
-        self._refused_tables = {table for table in dead if table is not None}
-        self.open_dead_letters = sum(dead.values())
+        self._refused_tables = {table for table, _ in ledger.open_dead_letters() if table is not None}
         self._publish = publish
         self.catalog = self._read_catalog()
 
@@ -91,6 +93,17 @@ class Flusher:
                 self.catalog = self._read_catalog()
         raise OwnershipLost("the tables of a batch are being altered again and again")
 
+    def count_dead_letters(self) -> dict[tuple[str | None, str | None], int] | None:
+        """As :meth:`Ledger.open_dead_letters`; ``None`` if somebody's lock, or their number, holds it up."""
+        limit = milliseconds(min(self._statement_timeout_s, _COUNT_TIMEOUT_S))
+        self._conn.execute(f"BEGIN; SET LOCAL lock_timeout = {limit}; SET LOCAL statement_timeout = {limit}")
+        try:
+            return self._ledger.open_dead_letters()
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled):
+            return None
+        finally:
+            roll_back(self._conn)
+
     def say_waiting(self, reason: str | None) -> None:
         """Lets `writebehind status` tell what the queue waits for."""
         with contextlib.suppress(psycopg.errors.LockNotAvailable):  # then the log alone says it
@@ -100,24 +113,29 @@ class Flusher:
         before, messages, rollback_left = split_applied_before(
             batch.messages, self._rollback_seq, self._rollback_items
         )
+        retried_before = letters_of(before)  # whatever became of them: the dead letters tell
+        before = [m for m in before if m.retry is None]
         writes, refusals = resolve(messages, self.catalog, self._keys)
         refusals = [self._placed(r) for r in refusals]
         try:
             with self._transaction(patience):
                 self._ledger.record(self._epoch, batch.id, batch.applied_seq, rollback_left)
+                over = self._passed_over(messages, writes)
+                writes = [w for w in writes if w.message.position not in over]
+                refusals = [r for r in refusals if r.message.position not in over]
                 trial = self._breaker.trial()
                 known = [r for r in refusals if self._was_right(r)]
                 applied = Application(self._conn, trial, patience, known).run(writes)
                 self._check_catalog(writes)
                 refusals += applied.refused
-                touched, opened = self._bury(batch.id, before, refusals, applied.written)
+                touched = self._bury(batch.id, before, refusals, applied.written)
         except AlreadyApplied:
             return Flushed(self._ledger.buried(batch.id), self._ledger.last_batch())
         trial.commit()
         self._rollback_items = rollback_left
         self._refused_tables |= touched
-        self.open_dead_letters += opened
-        return _flushed(batch.id, before, refusals, applied)
+        passed_over = retried_before + letters_of(m for m in messages if m.position in over)
+        return _flushed(batch.id, before, refusals, applied, passed_over)
 
     def _read_catalog(self) -> Catalog:
         catalog = load_catalog(self._conn, self._allowed)
@@ -145,29 +163,32 @@ class Flusher:
         if oids and read_versions(self._conn, oids) != {o: self.catalog.versions.get(o) for o in oids}:
             raise _CatalogChanged
 
+    def _passed_over(self, messages: Sequence[Message], writes: Sequence[Write]) -> set[int]:
+        """Positions of the retries that have no effect; the letters of the others are ours until the end."""
+        letters = letters_of(messages)
+        return without_effect(messages, writes, self._ledger.retriable(letters)) if letters else set()
+
     def _bury(
         self,
         batch: int,
         before: Sequence[Message],
         refusals: Sequence[Refusal],
         written: Sequence[Write],
-    ) -> tuple[set[str], int]:
-        """Writes the dead letters: the tables that have some from now on, and how many more are open."""
+    ) -> set[str]:
+        """Writes the dead letters, takes away those that were retried: the tables that have some now."""
         if before:
             self._ledger.bury(batch, [Refusal(m, _ROLLED_BACK) for m in before], "rollback")
-        if refusals:
-            self._ledger.bury(batch, refusals, "rejected")
+        if fresh := [r for r in refusals if r.message.retry is None]:
+            self._ledger.bury(batch, fresh, "rejected")
+        if again := [r for r in refusals if r.message.retry is not None]:
+            self._ledger.bury_again(batch, again)
+        if landed := letters_of(w.message for w in written):
+            self._ledger.remove(landed)
         touched = {r.table.full_name for r in refusals if r.table is not None}
         open_tables = self._refused_tables | touched
-        rows = {
-            (w.table.full_name, w.key_text): w.message.position
-            for w in written
-            if w.table.full_name in open_tables
-        }
-        opened = len(before) + len(refusals)
-        if rows:
-            opened -= self._ledger.supersede(batch, [(t, k, at) for (t, k), at in rows.items()])
-        return touched, opened
+        if rows := written_rows(w for w in written if w.table.full_name in open_tables):
+            self._ledger.supersede(batch, rows)
+        return touched
 
     @contextlib.contextmanager
     def _transaction(self, patience: Patience) -> Iterator[None]:
@@ -187,7 +208,13 @@ class Flusher:
             raise
 
 
-def _flushed(batch: int, before: Sequence[Message], refusals: Sequence[Refusal], applied: Applied) -> Flushed:
+def _flushed(
+    batch: int,
+    before: Sequence[Message],
+    refusals: Sequence[Refusal],
+    applied: Applied,
+    passed_over: Sequence[int],
+) -> Flushed:
     counts: dict[tuple[str, Outcome], int] = {}
     label: tuple[str, Outcome]
     for write in applied.written:
@@ -198,6 +225,8 @@ def _flushed(batch: int, before: Sequence[Message], refusals: Sequence[Refusal],
         counts[label] = counts.get(label, 0) + 1
     if before:
         counts[("unknown", "rollback")] = len(before)
+    if passed_over:
+        counts[("unknown", "passed_over")] = len(passed_over)
     buried = [Buried(m.position, "rollback", None, _ROLLED_BACK.reason) for m in before]
     buried += [Buried(r.message.position, "rejected", r.fault.sqlstate, r.fault.reason) for r in refusals]
-    return Flushed(sorted(buried, key=lambda b: b.position), batch, counts, applied.rows)
+    return Flushed(sorted(buried, key=lambda b: b.position), batch, counts, applied.rows, passed_over)

@@ -13,13 +13,16 @@ from typing import Any
 import psycopg
 from psycopg import errors as pg_errors
 
-from .errors import LedgerMissing, LedgerRefused, OwnershipLost
+from .errors import LedgerMissing, LedgerOutdated, LedgerRefused, OwnershipLost
 from .history import LedgerRow
 from .resolve import Refusal
 from .sqlstate import Verdict, judge
 
 RECENT = 64
 """How many batch ids the ledger remembers; far more than can be in flight."""
+
+MOST_HISTORY = 20
+"""Earlier rejections that a dead letter tells: the first one, and the last ones."""
 
 _COLUMNS = "epoch, recent_batches, applied_seq, generations, redis_run_id, rollback_seq, rollback_items"
 # Bounds the wait for the row's lock, by one statement: it needs no transaction of ours around it.
@@ -36,6 +39,20 @@ class Buried:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class WrittenRow:
+    """A row that a batch has written: which older dead letters that supersedes.
+
+    ``position`` is that of the last write to it that was no retry, -1 if there was none; ``letter`` the
+    newest dead letter of it that was retried, 0 if there was none.
+    """
+
+    table: str
+    key: str
+    position: int = -1
+    letter: int = 0
+
+
 class AlreadyApplied(Exception):
     """The ledger has the batch: a COMMIT whose reply was lost, or another owner's."""
 
@@ -47,13 +64,18 @@ class Ledger:
         self._conn, self._queue = conn, queue
 
     def check(self) -> None:
-        """Raises :class:`LedgerMissing` or :class:`LedgerRefused` if the tables cannot be used.
+        """Raises :class:`LedgerMissing`, `LedgerOutdated` or `LedgerRefused` if the tables cannot be used.
 
         ``psycopg.errors.ReadOnlySqlTransaction``: the server is a standby.
         """
         with self._guarded():
             self._conn.execute("SELECT FROM writebehind.ledger LIMIT 0 FOR UPDATE")
-            self._conn.execute("SELECT FROM writebehind.dead_letters LIMIT 0")
+            self._conn.execute("SELECT retried_at, history FROM writebehind.dead_letters LIMIT 0")
+            may = self._conn.execute(
+                "SELECT has_table_privilege('writebehind.dead_letters', 'DELETE')"
+            ).fetchone()
+        if may is not None and not may[0]:  # else only the first retry would tell, and hold the queue
+            raise LedgerRefused("the role may not DELETE from writebehind.dead_letters: grant it")
 
     def take(self, owner: str, epoch_floor: int) -> LedgerRow:
         """Makes us the owner under a new epoch, higher than any before and than ``epoch_floor``.
@@ -155,25 +177,51 @@ class Ledger:
             )
 
     def bury(self, batch: int, refusals: Sequence[Refusal], kind: str) -> None:
-        """Writes dead letters, in the transaction of their batch."""
+        """Writes dead letters, in the transaction of their batch; their ids get the order of the list."""
+        refusals = sorted(refusals, key=lambda r: r.message.position)
         with self._guarded():
             self._conn.execute(
                 "INSERT INTO writebehind.dead_letters (queue, batch, kind, position, seq, body, table_name, "
                 "key, cache_key, sqlstate, reason) SELECT $1, $2, $3, * FROM unnest($4::int[], $5::bigint[], "
                 "$6::bytea[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[])",
-                [
-                    self._queue,
-                    batch,
-                    kind,
-                    [r.message.position for r in refusals],
-                    [r.message.seq for r in refusals],
-                    [r.message.body for r in refusals],
-                    [_text(r.table.full_name if r.table else r.message.table) for r in refusals],
-                    [r.key_text for r in refusals],
-                    [_text(r.message.cache_key) for r in refusals],
-                    [r.fault.sqlstate for r in refusals],
-                    [_text(r.fault.reason) for r in refusals],
-                ],
+                [self._queue, batch, kind, *_columns(refusals)],
+            )
+
+    def retriable(self, letters: Sequence[int]) -> dict[int, bool]:
+        """Those of these dead letters that are there, locked; False: a retry must be forced."""
+        with self._guarded():
+            rows = self._conn.execute(
+                "SELECT id, superseded_at IS NULL AND kind = 'rejected' FROM writebehind.dead_letters "
+                "WHERE queue = $1 AND id = ANY ($2::bigint[]) ORDER BY id FOR UPDATE",
+                [self._queue, letters],
+            ).fetchall()
+        return dict(rows)
+
+    def bury_again(self, batch: int, refusals: Sequence[Refusal]) -> None:
+        """Retried writes that were rejected again: each stays the dead letter that it was, with its history.
+
+        One that was superseded or applied before a rollback stays so, too.
+        """
+        with self._guarded():
+            self._conn.execute(
+                "UPDATE writebehind.dead_letters d SET batch = $2, position = w.position, seq = w.seq, "
+                "body = w.body, table_name = w.table_name, key = w.key, cache_key = w.cache_key, "
+                "sqlstate = w.sqlstate, reason = w.reason, retried_at = now(), history = "
+                f"CASE WHEN jsonb_array_length(d.history) < {MOST_HISTORY} THEN d.history "
+                "ELSE d.history - 1 END || jsonb_build_object('at', coalesce(d.retried_at, d.created_at), "
+                "'batch', d.batch, 'sqlstate', d.sqlstate, 'reason', d.reason) "
+                "FROM unnest($3::bigint[], $4::int[], $5::bigint[], $6::bytea[], $7::text[], $8::text[], "
+                "$9::text[], $10::text[], $11::text[]) AS w(id, position, seq, body, table_name, key, "
+                "cache_key, sqlstate, reason) WHERE d.queue = $1 AND d.id = w.id",
+                [self._queue, batch, [r.message.retry for r in refusals], *_columns(refusals)],
+            )
+
+    def remove(self, letters: Sequence[int]) -> None:
+        """Dead letters whose retry has been applied."""
+        with self._guarded():
+            self._conn.execute(
+                "DELETE FROM writebehind.dead_letters WHERE queue = $1 AND id = ANY ($2::bigint[])",
+                [self._queue, letters],
             )
 
     def buried(self, batch: int) -> list[Buried]:
@@ -196,29 +244,37 @@ class Ledger:
         assert found is not None
         return int(found[0] or 0)
 
-    def open_dead_letters(self) -> dict[str | None, int]:
-        """How many no later write has superseded, by ``schema.table`` (``None``: unknown)."""
+    def open_dead_letters(self) -> dict[tuple[str | None, str | None], int]:
+        """How many no later write has superseded, by (``schema.table`` or ``None``, SQLSTATE)."""
         with self._guarded():
             rows = self._conn.execute(
-                "SELECT table_name, count(*) FROM writebehind.dead_letters "
-                "WHERE queue = $1 AND superseded_at IS NULL GROUP BY table_name",
+                "SELECT table_name, sqlstate, count(*) FROM writebehind.dead_letters "
+                "WHERE queue = $1 AND superseded_at IS NULL GROUP BY table_name, sqlstate",
                 [self._queue],
             ).fetchall()
-        return dict(rows)
+        return {(table, sqlstate): count for table, sqlstate, count in rows}
 
-    def supersede(self, batch: int, written: Sequence[tuple[str, str, int]]) -> int:
-        """Marks older dead letters of rows that have been written: (table, key, position in the batch).
+    def supersede(self, batch: int, written: Sequence[WrittenRow]) -> None:
+        """Marks the dead letters of these rows that are older than what has been written.
 
-        Returns how many there were.
+        A write is newer than all of former batches; a retried one is as old as the letter that it retries.
         """
         with self._guarded():
-            return self._conn.execute(
-                "UPDATE writebehind.dead_letters d SET superseded_at = now() "
-                "FROM unnest($3::text[], $4::text[], $5::int[]) AS w(table_name, key, position) "
+            self._conn.execute(
+                "UPDATE writebehind.dead_letters d SET superseded_at = now() FROM unnest($3::text[], "
+                "$4::text[], $5::int[], $6::bigint[]) AS w(table_name, key, position, letter) "
                 "WHERE d.queue = $1 AND d.table_name = w.table_name AND d.key = w.key "
-                "AND d.superseded_at IS NULL AND (d.batch <> $2 OR d.position < w.position)",
-                [self._queue, batch, *(list(column) for column in zip(*written, strict=True))],
-            ).rowcount
+                "AND d.superseded_at IS NULL AND (d.id < w.letter OR w.position >= 0 "
+                "AND (d.batch <> $2 OR d.position < w.position))",
+                [
+                    self._queue,
+                    batch,
+                    [w.table for w in written],
+                    [w.key for w in written],
+                    [w.position for w in written],
+                    [w.letter for w in written],
+                ],
+            )
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -227,6 +283,8 @@ class Ledger:
             yield
         except (pg_errors.UndefinedTable, pg_errors.InvalidSchemaName) as error:
             raise LedgerMissing(self._conn.info.dbname) from error
+        except pg_errors.UndefinedColumn as error:
+            raise LedgerOutdated(self._conn.info.dbname) from error
         except psycopg.Error as error:
             if judge(error) is not Verdict.ROW:
                 raise
@@ -234,6 +292,20 @@ class Ledger:
                 f"Postgres refuses the ledger: {error.diag.message_primary or error} "
                 f"(SQLSTATE {error.sqlstate}); the role needs the schema writebehind and its tables"
             ) from error
+
+
+def _columns(refusals: Sequence[Refusal]) -> list[list[Any]]:
+    """What a dead letter says of its write, a list for each column: from position to reason."""
+    return [
+        [r.message.position for r in refusals],
+        [r.message.seq for r in refusals],
+        [r.message.body for r in refusals],
+        [_text(r.table.full_name if r.table else r.message.table) for r in refusals],
+        [r.key_text for r in refusals],
+        [_text(r.message.cache_key) for r in refusals],
+        [r.fault.sqlstate for r in refusals],
+        [_text(r.fault.reason) for r in refusals],
+    ]
 
 
 def _text(value: str | None) -> str | None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-Outcome = Literal["applied", "rejected", "rollback"]
+Outcome = Literal["applied", "rejected", "rollback", "passed_over"]
 Server = Literal["redis", "postgres"]
 
 LAG_BUCKETS_S = (
@@ -73,10 +73,17 @@ class Metrics:
         self._lease = gauge("lease_held", "1 while this worker owns the queue.")
         self._redis = gauge("redis_up", "1 while Redis answers.")
         self._postgres = gauge("postgres_up", "1 while Postgres answers.")
-        self._dead_open = gauge("dead_letters_open", "Dead letters that no later write has superseded.")
+        self._dead_open = Gauge(
+            "writebehind_dead_letters_open",
+            "Dead letters that no later write has superseded.",
+            ["table", "sqlstate"],
+            registry=self.registry,
+        )
+        self._dead_shown: set[tuple[str, str]] = set()
 
     def flushed(self, table: str, outcome: Outcome, writes: int) -> None:
-        """So many messages for ``table`` were applied, rejected, or not applied after a Redis rollback."""
+        """So many messages for ``table`` were applied, rejected, not applied after a Redis rollback, or
+        passed over: retries whose dead letter was gone or superseded."""
         self._writes.labels(self._table(table), outcome).inc(writes)
 
     def rows_written(self, table: str, rows: int) -> None:
@@ -119,8 +126,17 @@ class Metrics:
     def postgres_is(self, up: bool) -> None:
         self._postgres.set(up)
 
-    def dead_letters_are(self, count: int) -> None:
-        self._dead_open.set(count)
+    def dead_letters_are(self, counts: Mapping[tuple[str | None, str | None], int]) -> None:
+        """All open ones, by (table, SQLSTATE); for one thread."""
+        shown: dict[tuple[str, str], int] = {}
+        for (table, sqlstate), count in counts.items():
+            labels = (self._table(table or "unknown"), self._code(sqlstate or "none"))
+            shown[labels] = shown.get(labels, 0) + count
+        for labels, count in shown.items():
+            self._dead_open.labels(*labels).set(count)
+        for labels in self._dead_shown - shown.keys():
+            self._dead_open.remove(*labels)
+        self._dead_shown = set(shown)
 
 
 class _Bounded:

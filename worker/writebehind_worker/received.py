@@ -45,6 +45,8 @@ class Message(msgspec.Struct, frozen=True):
     seq: int | None = None
     cache_key: str | None = None
     ttl_s: int = _DEFAULT_TTL_S
+    retry: int | None = None  # the dead letter that this sends again
+    force: bool = False  # also if that one is superseded, or was applied before Redis went back
     fault: Fault | None = None
 
 
@@ -56,6 +58,8 @@ class _Envelope(msgspec.Struct, forbid_unknown_fields=True):
     seq: int | None = None
     key: str | None = None
     ttl: int | None = None
+    retry: int | None = None
+    force: bool = False
 
 
 _decode = msgspec.json.Decoder(_Envelope).decode
@@ -88,6 +92,10 @@ def _message(position: int, body: bytes, read: _Envelope, clock: int) -> Message
         raise _Bad("`seq` is not one that this queue has given out; leave it away")
     if read.ttl is not None and not 0 < read.ttl <= MAX_TTL_S:
         raise _Bad(f"`ttl` must be a number of seconds from 1 to {MAX_TTL_S}")
+    if read.retry is not None and not _is_letter(read.retry):
+        raise _Bad("`retry` must be the id of a dead letter")
+    if read.force and read.retry is None:
+        raise _Bad("`force` has no meaning without `retry`")
     id_text, id_json = _id(bytes(read.id))
     return Message(
         position,
@@ -100,7 +108,13 @@ def _message(position: int, body: bytes, read: _Envelope, clock: int) -> Message
         read.seq,
         read.key,
         read.ttl or _DEFAULT_TTL_S,
+        read.retry,
+        read.force,
     )
+
+
+def _is_letter(value: object) -> bool:
+    return type(value) is int and 0 < value < 1 << 63
 
 
 def _columns(read: _Envelope) -> dict[str, bytes] | None:
@@ -147,12 +161,14 @@ def _faulty(position: int, body: bytes, reason: str, clock: int) -> Message:
         return Message(position, body, fault=fault)
     if not isinstance(read, dict):
         return Message(position, body, fault=fault)
-    table, seq, key = read.get("table"), read.get("seq"), read.get("key")
+    table, seq, key, retry = (read.get(name) for name in ("table", "seq", "key", "retry"))
     return Message(
         position,
         body,
         table if isinstance(table, str) else None,
         seq=seq if type(seq) is int and 0 < seq <= clock and isinstance(key, str) else None,
         cache_key=key if isinstance(key, str) else None,
+        retry=retry if _is_letter(retry) else None,
+        force=read.get("force") is True,
         fault=fault,
     )

@@ -19,7 +19,11 @@ class Settlement:
 
 
 def settlements(messages: Iterable[Message], buried: Container[int]) -> list[Settlement]:
-    """One for each cache key of the batch; ``buried`` holds the positions of its dead letters."""
+    """One for each cache key of the batch; ``buried`` holds the positions of its dead letters.
+
+    The entry of a retried write is removed whatever became of it: that it had no effect, its dead letter
+    being gone, nothing tells a next owner.
+    """
     found: dict[str, Settlement] = {}
     for message in messages:
         if message.cache_key is None or message.seq is None:
@@ -27,7 +31,7 @@ def settlements(messages: Iterable[Message], buried: Container[int]) -> list[Set
         entry = found.get(message.cache_key)
         if entry is None:
             entry = found[message.cache_key] = Settlement(message.cache_key, message.ttl_s)
-        if message.position in buried:
+        if message.position in buried or message.retry is not None:
             entry.rejected_seq = max(entry.rejected_seq, message.seq)
         else:
             entry.applied_seq, entry.ttl_s = max(entry.applied_seq, message.seq), message.ttl_s

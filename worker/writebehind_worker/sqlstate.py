@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 
 import psycopg
@@ -37,6 +38,15 @@ _TRANSIENT = frozenset(
 TIMEOUTS = frozenset({"55P03", "57014"})  # lock not available, statement timeout
 _TARGET_CLASSES = frozenset({"28"})  # invalid authorization
 _TARGET = frozenset({"3D000"})  # no such database
+
+
+def condition(sqlstate: str | None) -> str | None:
+    """What Postgres' manual calls a code: 23505 is unique_violation."""
+    try:
+        name = psycopg.errors.lookup(sqlstate or "").__name__
+    except KeyError:
+        return None
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.rstrip("_")).lower()
 
 
 def judge(error: psycopg.Error) -> Verdict:

@@ -17,6 +17,7 @@ from .frozen import stamped_seq
 from .pending import read_frozen
 from .postgres import connect
 from .redis_server import RedisLink
+from .sqlstate import condition
 
 _TIMEOUT_S = 5
 
@@ -64,11 +65,15 @@ class LedgerStatus:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterCount:
-    """Open dead letters (superseded ones are not counted) of one kind and SQLSTATE."""
+    """Open dead letters (superseded ones are not counted) of one kind and SQLSTATE.
+
+    ``condition`` is what Postgres' manual calls the code.
+    """
 
     kind: str
     sqlstate: str | None
     count: int
+    condition: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +166,8 @@ def _read_postgres(config: Config) -> tuple[LedgerStatus, tuple[DeadLetterCount,
             " WHERE queue = $1 AND superseded_at IS NULL GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2",
             [config.queue],
         ).fetchall()
-    return LedgerStatus(*row or ()), tuple(DeadLetterCount(*count) for count in counts)
+    found = tuple(DeadLetterCount(kind, code, n, condition(code)) for kind, code, n in counts)
+    return LedgerStatus(*row or ()), found
 
 
 def render(status: Status) -> str:
@@ -225,7 +231,7 @@ def _dead_lines(counts: tuple[DeadLetterCount, ...]) -> Iterator[tuple[str, str]
 def _why(count: DeadLetterCount) -> str:
     if count.kind == "rollback":
         return "applied before Redis went back"
-    return count.sqlstate or "refused by the worker"
+    return f"{count.sqlstate} {count.condition or ''}".strip() if count.sqlstate else "refused by the worker"
 
 
 def _or_none(value: object) -> object:

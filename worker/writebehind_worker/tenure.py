@@ -40,7 +40,8 @@ from .state import WorkerState
 _BLOCK_S = 1.0  # an idle owner looks at its lease, and at the stop signal, so often
 _LOOK_AGAIN_S = 0.005  # while a batch is in Postgres and the queue is empty: at first, and then ...
 _LOOK_AGAIN_LONGEST_S = 0.1
-_PING_S = 5.0
+_COUNT_EVERY_S = 1.0  # the open dead letters; more seldom where there are so many that it takes long
+_COUNT_SHARE = 0.02
 _POLL_FULL_S = 0.1  # a full Redis refuses to block
 _TIMEOUTS_BEFORE_HALVING = 2
 _TIMEOUTS_OF_WRITES = 4  # more are not of the writes: those are found by halving
@@ -94,6 +95,7 @@ class Tenure:
         self._frozen: deque[FrozenBatch] = deque(recovered)
         self._flushed: deque[tuple[FrozenBatch, Flushed]] = deque()
         self._look_again_s = _LOOK_AGAIN_S
+        self._count_at = 0.0
         self._is_over = False  # nothing more will be frozen
         self._failure: BaseException | None = None
 
@@ -102,12 +104,14 @@ class Tenure:
         redis_side = threading.Thread(target=self._redis_side, args=(stop, lost), name="redis", daemon=True)
         redis_side.start()
         try:
+            self._count_dead_letters()
             while (batch := self._next_frozen()) is not None:
                 flushed = self._flush(batch, stop)
                 with self._turn:
                     self._frozen.popleft()
                     self._flushed.append((batch, flushed))
                     self._turn.notify_all()
+                self._count_dead_letters()
         except BaseException as error:
             self._fail(error)
         redis_side.join()
@@ -125,12 +129,24 @@ class Tenure:
         while True:
             with self._turn:
                 if not (self._frozen or self._is_over or self._failure):
-                    self._turn.wait(_PING_S)
+                    self._turn.wait(_COUNT_EVERY_S)
                 if self._is_over or self._failure is not None:
                     return None
                 if self._frozen:
                     return self._frozen[0]
+            self._count_dead_letters()
             self._conn.execute("SELECT")  # idle: a server that is gone is noticed, and said
+
+    def _count_dead_letters(self) -> None:
+        """For the gauge, if it is time: others retry and drop them too."""
+        began = time.monotonic()
+        if began < self._count_at:
+            return
+        counts = self._flusher.count_dead_letters()
+        if counts is not None:
+            self._metrics.dead_letters_are(counts)
+        now = time.monotonic()
+        self._count_at = now + max(_COUNT_EVERY_S, (now - began) / _COUNT_SHARE)
 
     def _flush(self, batch: FrozenBatch, stop: Stop) -> Flushed:
         """Tries until the batch is in Postgres; a broken connection or a lost ownership is raised."""
@@ -200,7 +216,6 @@ class Tenure:
             self._flusher.say_waiting(None)
         self._state.progress()
         self._metrics.postgres_is(True)
-        self._metrics.dead_letters_are(self._flusher.open_dead_letters)
         self._metrics.batch(len(batch.messages), seconds)
         self._metrics.lag(self._queue.now_us(), [m.seq for m in batch.messages if m.seq is not None])
         for (table, outcome), writes in flushed.writes.items():
@@ -210,6 +225,13 @@ class Tenure:
         rejected = [b for b in flushed.buried if b.kind == "rejected"]
         for buried in rejected:
             self._metrics.dead_lettered(buried.sqlstate, 1)
+        if flushed.passed_over:
+            self._log.warning(
+                "retries passed over: the dead letters are gone, or a newer write has superseded them",
+                batch=batch.id,
+                retries=len(flushed.passed_over),
+                dead_letters=flushed.passed_over[:20],
+            )
         self._log.info(
             "flushed",
             batch=batch.id,

@@ -146,7 +146,6 @@ class Worker:
             taken = self._take_over(link, queue, ledger)
             self._tell(taken)
             flusher = self._flusher(conn, ledger, taken, side)
-            self._metrics.dead_letters_are(flusher.open_dead_letters)
             Tenure(c, queue, flusher, conn, list(taken.frozen), self._state, self._metrics, self._log).serve(
                 stop, heart.lost
             )
@@ -154,6 +153,7 @@ class Worker:
             heart.stop()
             self._metrics.lease_is(False)
             self._metrics.queue_is(0, 0, 0, None)  # the next owner tells
+            self._metrics.dead_letters_are({})
             self._state.held_is(None)
             self._state.breaker_is(None)
             with contextlib.suppress(redis.RedisError):

@@ -1,0 +1,56 @@
+"""Retried dead letters in a batch: which take effect, and what they supersede. No I/O."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from .ledger import WrittenRow
+from .received import Message
+from .resolve import RowId, Write
+
+
+def letters_of(messages: Iterable[Message]) -> list[int]:
+    """The dead letters that a batch sends again."""
+    return [m.retry for m in messages if m.retry is not None]
+
+
+def without_effect(
+    messages: Sequence[Message], writes: Sequence[Write], retriable: Mapping[int, bool]
+) -> set[int]:
+    """Positions of the retried messages that are passed over. ``retriable``: see `Ledger.retriable`.
+
+    The letter is gone, applied or dropped; or it is superseded, and nothing forces it; or it occurs twice; or
+    a newer write of its row stands before it in the batch: that would have superseded it in a batch of its
+    own. Whether that one is refused cannot be told yet; the letter is still there if it is.
+    """
+    row_of = {w.message.position: w.row for w in writes}
+    newest: dict[RowId, float] = {}
+    seen: set[int] = set()
+    passed_over: set[int] = set()
+    for message in messages:
+        row, letter = row_of.get(message.position), message.retry
+        age = math.inf if letter is None else letter
+        if letter is not None:
+            is_newest = message.force or row is None or newest.get(row, 0) < letter
+            is_there = letter in retriable and (message.force or retriable[letter])
+            if letter in seen or not is_there or not is_newest:
+                passed_over.add(message.position)
+                continue
+            seen.add(letter)
+        if row is not None:
+            newest[row] = max(age, newest.get(row, 0))
+    return passed_over
+
+
+def written_rows(written: Iterable[Write]) -> list[WrittenRow]:
+    """The rows of what was written, with what tells the older dead letters from the newer ones."""
+    position: dict[tuple[str, str], int] = {}
+    letter: dict[tuple[str, str], int] = {}
+    for write in written:
+        row, message = (write.table.full_name, write.key_text), write.message
+        if message.retry is None:
+            position[row] = max(message.position, position.get(row, -1))
+        else:
+            letter[row] = max(message.retry, letter.get(row, 0))
+    return [WrittenRow(*row, position.get(row, -1), letter.get(row, 0)) for row in position | letter]
