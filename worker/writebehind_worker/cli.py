@@ -20,6 +20,7 @@ import psycopg
 from click.core import ParameterSource
 
 from .config import SETTINGS, Config, one_line, redacted
+from .dead_cli import dead
 from .endpoint import Endpoint
 from .errors import ConfigError, FatalError
 from .ledger_schema import apply_schema
@@ -94,6 +95,9 @@ def demo(writes: int, rows: int) -> None:
     from .demo import run_demo  # noqa: PLC0415 - needs the extra `embedded`
 
     sys.exit(run_demo(writes, rows))
+
+
+cli.add_command(dead)
 
 
 def _run_worker(config: Config, stop: threading.Event) -> None:

@@ -1,0 +1,221 @@
+"""Sending dead letters again: each as a new write that names the letter, so that it takes effect once."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import msgspec
+import psycopg
+from redis import Redis
+
+from writebehind.enqueue import Enqueue
+from writebehind.errors import QueueFull
+from writebehind.keys import QueueKeys
+from writebehind.message import MAX_COLUMNS, cache_fields
+from writebehind.receipt import pauses
+from writebehind.script import Argument
+from writebehind.translate import redis_errors_as_ours
+
+from .dead import PAGE, Letter
+from .errors import FatalError
+from .received import Message, receive
+
+_BYTES_AT_ONCE = 8 << 20
+_OURS = ("seq", "retry", "force")
+_decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """A message to send. ``shown`` is what its cache entry is to show; ``None``: it is pushed as it is."""
+
+    letter: int
+    message: bytes
+    shown: Message | None
+
+
+def make_retry(letter: Letter, body: bytes, keys: QueueKeys, *, force: bool) -> Retry | None:
+    """The write of a dead letter, to be sent again; ``None`` where the body is no JSON object."""
+    fields = _fields(body)
+    if fields is None:
+        return None
+    message = _composed(fields, letter.id, force)
+    return Retry(letter.id, message, _shown(message, keys) if letter.seq is not None else None)
+
+
+def make_correction(letter: Letter, body: bytes, corrected: str, keys: QueueKeys, *, force: bool) -> Retry:
+    """``corrected`` in the place of the letter's ``body``; it keeps the cache entry if it is the same row.
+
+    Raises:
+        FatalError: the worker would not take it for a message.
+    """
+    fields = _fields(corrected.encode(errors="surrogateescape"))
+    if fields is None:
+        raise FatalError("--body is no JSON object", "see docs/wire-format.md; the letter is unchanged")
+    message = _composed(fields, letter.id, force)
+    fault = receive(0, message, 0).fault
+    if fault is not None:
+        raise FatalError(f"--body: {fault.reason}", "see docs/wire-format.md; the letter is unchanged")
+    was = _fields(body) or {}
+    is_same_row = all(fields.get(name) == was.get(name) for name in ("table", "id"))
+    if "key" in was and not is_same_row and fields.get("key") == was["key"]:
+        raise FatalError(
+            "--body: its `key` is the cache entry of another row, that of the letter",
+            "leave `key` and `ttl` away; the letter is unchanged",
+        )
+    if is_same_row and "key" not in fields:
+        fields = {name: was[name] for name in ("key", "ttl") if name in was} | fields
+        message = _composed(fields, letter.id, force)
+    return Retry(letter.id, message, _shown(message, keys))
+
+
+def _fields(body: bytes) -> dict[str, bytes] | None:
+    try:
+        return {name: bytes(value) for name, value in _decode(body.decode()).items()}
+    except (UnicodeDecodeError, msgspec.MsgspecError, RecursionError):
+        return None
+
+
+def _composed(fields: Mapping[str, bytes], letter: int, force: bool) -> bytes:
+    """`table` in front, where the script puts `seq` before it; values keep their texts."""
+    kept = [(n, v) for n, v in fields.items() if n not in _OURS]
+    kept.sort(key=lambda member: member[0] != "table")
+    kept.append(("retry", str(letter).encode()))
+    if force:
+        kept.append(("force", b"true"))
+    return b"{" + b",".join(msgspec.json.encode(name) + b":" + value for name, value in kept) + b"}"
+
+
+def _shown(message: bytes, keys: QueueKeys) -> Message | None:
+    """The message as the producers' script takes it, or ``None`` if that must not touch the cache for it."""
+    read = receive(0, message, 0)
+    if read.fault is not None or read.cache_key is None or keys.owns(read.cache_key):
+        return None
+    return read if len(read.columns or ()) <= MAX_COLUMNS else None
+
+
+def chunks(letters: Iterable[Letter]) -> Iterator[list[Letter]]:
+    """Cuts a page where the bodies would become too much to hold at once."""
+    part: list[Letter] = []
+    size = 0
+    for letter in letters:
+        if part and size + letter.body_bytes > _BYTES_AT_ONCE:
+            yield part
+            part, size = [], 0
+        part.append(letter)
+        size += letter.body_bytes
+    if part:
+        yield part
+
+
+class Sender:
+    """Puts retries into the queue, up to ``max_queue_length``."""
+
+    def __init__(self, client: Redis, keys: QueueKeys, max_queue_length: int) -> None:
+        self._client, self._keys, self._limit = client, keys, max_queue_length
+        self._enqueue = Enqueue(client, keys)
+
+    def send(self, retries: Iterable[Retry]) -> Iterator[Sequence[int]]:
+        """Sends them in order; yields the letters of each call once it is done.
+
+        Raises:
+            QueueFull, RedisFull, RedisRefused, RedisUnavailable: what was sent stays sent.
+        """
+        for is_raw, run in groupby(retries, key=lambda retry: retry.shown is None):
+            part = list(run)
+            if is_raw:
+                self._push(part)
+            else:
+                self._accept(part)
+            yield [retry.letter for retry in part]
+
+    def _accept(self, retries: Sequence[Retry]) -> None:
+        entries: list[str] = []
+        arguments: list[Argument] = []
+        for retry in retries:
+            shown = retry.shown
+            assert shown is not None
+            assert shown.cache_key is not None
+            fields = cache_fields(shown.columns or {})
+            entries.append(shown.cache_key)
+            arguments += (shown.op, retry.message, len(fields) // 2, *fields)
+        self._enqueue(entries, arguments, self._limit)
+
+    def _push(self, retries: Sequence[Retry]) -> None:
+        with redis_errors_as_ours("retry"):
+            length: int = self._client.llen(self._keys.queue)
+            if length + len(retries) > self._limit:
+                raise QueueFull(self._keys.queue, length, self._limit)
+            self._client.lpush(self._keys.queue, *(retry.message for retry in retries))
+
+
+@dataclass(slots=True)
+class Returned:
+    """Retries that were rejected with one SQLSTATE: how many, and one of them."""
+
+    count: int
+    letter: int
+    reason: str
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What has become of the retries that were sent, as far as it can be told by now."""
+
+    landed: int = 0
+    superseded: int = 0
+    unknown: int = 0
+    returned: dict[str | None, Returned] = field(default_factory=dict)
+
+
+class Watch:
+    """Watches dead letters that are sent again: made before the first, told of each, asked at the end."""
+
+    def __init__(self, conn: psycopg.Connection[Any], queue: str, *, force: bool) -> None:
+        self._conn, self._queue, self._force = conn, queue, force
+        self._sent = array("q")
+        self._began = conn.execute("SELECT clock_timestamp()").fetchone()
+
+    def __len__(self) -> int:
+        return len(self._sent)
+
+    def sent(self, letters: Iterable[int]) -> None:
+        """These have been sent."""
+        self._sent.extend(letters)
+
+    def outcome(self, timeout_s: float) -> Outcome:
+        """Waits until all are told, up to ``timeout_s``. They come to the queue's end in order."""
+        found, deadline = Outcome(), time.monotonic() + timeout_s
+        for start in range(0, len(self._sent), PAGE):
+            pending = list(self._sent[start : start + PAGE])
+            for pause in pauses():
+                pending = self._look(pending, found)
+                if not pending or time.monotonic() + pause > deadline:
+                    break
+                time.sleep(pause)
+            found.unknown += len(pending)
+        return found
+
+    def _look(self, letters: Sequence[int], found: Outcome) -> list[int]:
+        """Counts those whose outcome is known; returns the others."""
+        began = self._began[0] if self._began else None
+        rows = self._conn.execute(
+            "SELECT id, coalesce(retried_at >= $3, false), superseded_at IS NOT NULL, sqlstate, reason "
+            "FROM writebehind.dead_letters WHERE queue = $1 AND id = ANY ($2::bigint[]) ORDER BY id",
+            [self._queue, letters, began],
+        ).fetchall()
+        found.landed += len(letters) - len(rows)
+        pending = []
+        for letter, has_returned, is_superseded, sqlstate, reason in rows:
+            if has_returned:
+                found.returned.setdefault(sqlstate, Returned(0, letter, reason)).count += 1
+            elif is_superseded and not self._force:
+                found.superseded += 1
+            else:
+                pending.append(letter)
+        return pending

@@ -1,0 +1,51 @@
+"""The connections of `writebehind dead`, with their errors as an operator needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+import redis
+from psycopg import errors as pg
+
+from writebehind import QueueFull, WriteBehindError
+
+from .config import Config, one_line, redacted
+from .dead import DeadLetters
+from .errors import FatalError, LedgerMissing, LedgerOutdated
+from .postgres import connect
+
+
+@contextmanager
+def dead_letters(config: Config) -> Iterator[DeadLetters]:
+    """Over a connection of its own."""
+    where = redacted(config.postgres_url)
+    try:
+        with connect(config.postgres_url) as conn:
+            try:
+                yield DeadLetters(conn, config.queue)
+            except (pg.UndefinedTable, pg.InvalidSchemaName) as error:
+                raise LedgerMissing(conn.info.dbname) from error
+            except pg.UndefinedColumn as error:
+                raise LedgerOutdated(conn.info.dbname) from error
+    except pg.InsufficientPrivilege as error:
+        hint = "grant USAGE of the schema writebehind and SELECT on its dead_letters; for drop, DELETE"
+        raise FatalError(f"Postgres at {where}: {one_line(error)}", hint) from error
+    except psycopg.Error as error:
+        hint = "check --postgres-url, and that the server runs"
+        raise FatalError(f"Postgres at {where}: {one_line(error)}", hint) from error
+
+
+@contextmanager
+def connected_redis(config: Config) -> Iterator[redis.Redis]:
+    try:
+        with redis.Redis.from_url(config.redis_url, socket_timeout=5.0, socket_connect_timeout=5.0) as client:
+            yield client
+    except QueueFull as error:
+        hint = "what was sent stays sent; once the worker has caught up, run the same command again"
+        raise FatalError(str(error), hint) from error
+    except (redis.RedisError, WriteBehindError) as error:
+        where = redacted(config.redis_url)
+        hint = "check --redis-url and the user's rights; what was sent stays sent: run the same command again"
+        raise FatalError(f"Redis at {where}: {one_line(error)}", hint) from error
