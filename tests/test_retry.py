@@ -69,7 +69,7 @@ class Desk:
         )
         return dict(found.fetchall())
 
-    def letter(self, id: int, columns: str) -> tuple[Any, ...]:
+    def letter(self, id: int, columns: str) -> Any:
         query = f"SELECT {columns} FROM writebehind.dead_letters WHERE id = $1"
         found = self.conn.execute(query.encode(), [id]).fetchone()
         assert found is not None
@@ -80,7 +80,7 @@ def put(n: Any, id: int = 1, **fields: Any) -> dict[str, Any]:
     return {"table": "t", "id": id, "data": {"n": n}} | fields
 
 
-def add(n: int, id: int = 1, **fields: Any) -> dict[str, Any]:
+def add(n: Any, id: int = 1, **fields: Any) -> dict[str, Any]:
     return put(n, id, op="increment", **fields)
 
 
