@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import io
 import json
 import signal
 import subprocess
@@ -16,14 +18,17 @@ import pytest
 import redis
 from click.testing import CliRunner, Result
 from psycopg.conninfo import make_conninfo
+from rich.console import Console
 from tests.support.crashing_worker import CrashingWorker
 from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker, WorkerProcess, flags
 
 from writebehind import WriteBehind, WriteRejected
 from writebehind.keys import QueueKeys
+from writebehind_worker import dead_view
 from writebehind_worker.cli import cli
 from writebehind_worker.config import SETTINGS
+from writebehind_worker.dead import Letter
 
 TABLES = """
 CREATE TABLE users (id int PRIMARY KEY, name text, age int CHECK (age >= 0));
@@ -144,6 +149,33 @@ def test_list_is_a_table_with_the_reasons_counted(mixed: Office) -> None:
     assert "1  no table: 22P02 invalid_text_representation" in shown
     assert "The oldest 3 are shown; --limit 0 shows all" in shown
     assert "[superseded]" in mixed.run("list", "--all").output
+
+
+def test_on_a_terminal_the_list_is_a_table_and_what_is_in_it_no_markup() -> None:
+    now = dt.datetime.now(dt.UTC)
+    since = now - dt.timedelta(hours=5)
+    letter = Letter(
+        7,
+        "rejected",
+        "app.users",
+        '["[red]x"]',
+        "23514",
+        "a\nb\x9b",
+        since,
+        None,
+        None,
+        3,
+        1,
+        0,
+        None,
+        None,
+        0,
+    )
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(dead_view.table([letter], now))
+    assert " ".join(console.export_text().split()).endswith(
+        '7 5 h app.users ["[red]x"] [3 times] 23514 a b\\x9b'
+    )
 
 
 def test_an_empty_list_says_so(office: Office) -> None:

@@ -286,6 +286,15 @@ def test_retries_from_before_a_rollback_have_no_effect_and_leave_no_second_lette
     assert kinds == [(1, "rejected"), (2, "rejected"), (3, "rollback")]
 
 
+def test_a_letter_that_somebody_has_locked_holds_nothing_up(desk: Desk, database: str) -> None:
+    desk.flush(add(11), add(12, id=2))
+    desk.allow(100)
+    with psycopg.connect(database) as other:
+        other.execute("SELECT FROM writebehind.dead_letters WHERE id = 1 FOR UPDATE")
+        assert desk.flush(add(11, retry=1), add(12, id=2, retry=2), add(1, id=3)).passed_over == [1]
+    assert (desk.rows(), desk.letters()) == ({2: 12, 3: 1}, {1: True})
+
+
 def test_the_letters_of_another_queue_are_not_ours(desk: Desk) -> None:
     desk.flush(add(11))
     desk.allow(100)

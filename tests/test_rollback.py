@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 from psycopg import sql
 from structlog.testing import capture_logs
 from tests.conftest import SCHEMA
@@ -21,6 +22,8 @@ from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker, Workload, flags
 
 from writebehind import OutcomeUnknown
+from writebehind_worker.cli import cli
+from writebehind_worker.config import SETTINGS
 from writebehind_worker.embedded import EmbeddedServers
 from writebehind_worker.ledger import RECENT
 
@@ -446,3 +449,29 @@ def test_a_rollback_with_a_committed_batch_in_flight_is_told_once(
     worker = drain(options, load)
     assert worker.metric("rollbacks_total", server="redis") == 0
     receipt.wait(1)
+
+
+def test_retries_that_redis_brings_back_are_not_applied_again(
+    options: dict[str, Any], load: Workload, past: Callable[[], Past]
+) -> None:
+    drain(options, load)
+    load.pg.execute("ALTER TABLE counters ADD CONSTRAINT closed CHECK (n < 0)")
+    load.add(20)
+    load.add_raw(20)
+    drain(options, load)
+    load.pg.execute("ALTER TABLE counters DROP CONSTRAINT closed")
+    servers = [part for name in ("redis_url", "postgres_url", "queue") for part in flag(name, options)]
+    result = CliRunner().invoke(cli, ["dead", "retry", "--all", "--wait", "0", *servers])
+    assert "Sent 33 dead letters again." in result.output
+    then = past()
+    drain(options, load)
+    load.check()
+
+    then.bring_back()
+    assert load.pending == 33
+    drain(options, load)
+    load.check()
+
+
+def flag(name: str, options: dict[str, Any]) -> tuple[str, str]:
+    return SETTINGS[name].flag, options[name]

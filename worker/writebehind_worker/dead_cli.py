@@ -26,7 +26,6 @@ from .options import config_options
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _SHOWN = 50
-_WIDTH = 200  # where the output is no terminal
 
 
 def _age(value: str) -> float:
@@ -80,7 +79,10 @@ def dead() -> None:
 def list_letters(
     config: Config, superseded: bool, everything: bool, limit: int | None, as_json: bool, **given: Any
 ) -> None:
-    """List dead letters, oldest first: the open ones, unless told otherwise."""
+    """List dead letters, oldest first: the open ones, unless told otherwise.
+
+    A table on a terminal; else a line each, its parts separated by tabs.
+    """
     choice = Choice(**given, which="superseded" if superseded else "all" if everything else "open")
     limit = (0 if as_json else _SHOWN) if limit is None else limit
     with dead_letters(config) as letters:
@@ -227,9 +229,12 @@ def _print_json(pages: Iterator[list[Letter]]) -> None:
 def _print_table(letters: DeadLetters, choice: Choice, pages: Iterator[list[Letter]], limit: int) -> None:
     found = letters.reasons(choice)
     count, shown = sum(reason.count for reason in found), 0
-    console = Console(width=None if sys.stdout.isatty() else _WIDTH, soft_wrap=not sys.stdout.isatty())
+    now = dt.datetime.now(dt.UTC)
     for page in pages:
-        console.print(dead_view.table(page, dt.datetime.now(dt.UTC)))
+        if sys.stdout.isatty():
+            Console().print(dead_view.table(page, now))
+        else:
+            click.echo("\n".join("\t".join(dead_view.cells(letter, now)) for letter in page))
         shown += len(page)
     click.echo("\n".join([many(count) + (", by reason:" if count else "."), *dead_view.reasons(found)]))
     if shown < count:

@@ -33,16 +33,21 @@ def age(since: dt.datetime, now: dt.datetime) -> str:
     return f"{seconds:.0f} s"
 
 
+def cells(letter: Letter, now: dt.datetime) -> list[str]:
+    """Id, age, table, key and reason."""
+    found = (str(letter.id), age(letter.created_at, now), letter.table, letter.key, _why(letter))
+    return [" ".join(printable(cell or "-").split()) for cell in found]
+
+
 def table(letters: Sequence[Letter], now: dt.datetime) -> Table:
-    """One line a letter."""
+    """For a terminal: a row a letter."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     shown.add_column("id", justify="right", no_wrap=True)
     shown.add_column("age", justify="right", no_wrap=True)
     for name in ("table", "key", "why"):
         shown.add_column(name, overflow="fold")
     for letter in letters:
-        cells = (str(letter.id), age(letter.created_at, now), letter.table or "", letter.key or "")
-        shown.add_row(*(Text(printable(cell)) for cell in (*cells, _why(letter))))
+        shown.add_row(*map(Text, cells(letter, now)))  # Text: what is in it is no markup
     return shown
 
 

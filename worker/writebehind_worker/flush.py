@@ -121,8 +121,9 @@ class Flusher:
             with self._transaction(patience):
                 self._ledger.record(self._epoch, batch.id, batch.applied_seq, rollback_left)
                 over = self._passed_over(messages, writes)
-                writes = [w for w in writes if w.message.position not in over]
-                refusals = [r for r in refusals if r.message.position not in over]
+                if over:
+                    writes = [w for w in writes if w.message.position not in over]
+                    refusals = [r for r in refusals if r.message.position not in over]
                 trial = self._breaker.trial()
                 known = [r for r in refusals if self._was_right(r)]
                 applied = Application(self._conn, trial, patience, known).run(writes)

@@ -188,11 +188,14 @@ class Ledger:
             )
 
     def retriable(self, letters: Sequence[int]) -> dict[int, bool]:
-        """Those of these dead letters that are there, locked; False: a retry must be forced."""
+        """Those of these dead letters that are there, locked; False: a retry must be forced.
+
+        One that somebody else has locked, to drop it perhaps, is not waited for: it is not there for us.
+        """
         with self._guarded():
             rows = self._conn.execute(
                 "SELECT id, superseded_at IS NULL AND kind = 'rejected' FROM writebehind.dead_letters "
-                "WHERE queue = $1 AND id = ANY ($2::bigint[]) ORDER BY id FOR UPDATE",
+                "WHERE queue = $1 AND id = ANY ($2::bigint[]) FOR UPDATE SKIP LOCKED",
                 [self._queue, letters],
             ).fetchall()
         return dict(rows)

@@ -227,7 +227,7 @@ class Tenure:
             self._metrics.dead_lettered(buried.sqlstate, 1)
         if flushed.passed_over:
             self._log.warning(
-                "retries passed over: the dead letters are gone, or a newer write has superseded them",
+                "retries passed over: the dead letters are gone, superseded by newer writes, or locked",
                 batch=batch.id,
                 retries=len(flushed.passed_over),
                 dead_letters=flushed.passed_over[:20],
