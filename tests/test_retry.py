@@ -16,6 +16,7 @@ from tests.support.servers import Servers
 
 from writebehind_worker.apply import Patience
 from writebehind_worker.breaker import Breaker
+from writebehind_worker.dead import Choice, DeadLetters
 from writebehind_worker.flush import Flushed, Flusher
 from writebehind_worker.frozen import freeze
 from writebehind_worker.ledger import MOST_HISTORY, Ledger
@@ -126,6 +127,24 @@ def test_a_letter_sent_twice_is_applied_once_within_a_batch_and_beyond(desk: Des
     assert flushed.writes == {("public.t", "applied"): 1, ("unknown", "passed_over"): 1}
     assert desk.flush(add(11, retry=1)).passed_over == [1]
     assert (desk.rows(), desk.letters()) == ({1: 11}, {})
+
+
+def test_a_letter_sent_twice_in_other_words_is_applied_once_even_by_force(desk: Desk) -> None:
+    desk.flush(add(11))
+    desk.allow(100)
+    again = [add(11, retry=1, force=True), add(12, retry=1, force=True), add(11, id=2, retry=1)]
+    assert desk.flush(*again).passed_over == [1, 1]
+    assert (desk.rows(), desk.letters()) == ({1: 11}, {})
+
+
+def test_a_letter_that_has_come_back_since_it_was_read_is_not_dropped(desk: Desk, queue: str) -> None:
+    """Its new batch may still be in flight."""
+    letters = DeadLetters(desk.conn, queue)
+    desk.flush(add(11), add(11, id=2))
+    (read,) = letters.pages(Choice())
+    desk.flush(add(11, retry=1))
+    assert letters.remove(read) == 1
+    assert desk.letters() == {1: True}
 
 
 def test_a_retry_of_a_letter_that_was_dropped_has_no_effect(desk: Desk) -> None:
