@@ -114,7 +114,14 @@ def show(config: Config, id: int, as_json: bool) -> None:
 @click.option("--all", "everything", is_flag=True, help="All that are open.")
 @click.option("--force", is_flag=True, help="Superseded ones too; those of kind rollback if asked for.")
 @click.option("--body", help="A corrected message (JSON), sent in the place of that of the one letter.")
-@click.option("--wait", "wait_s", default=10.0, show_default=True, help="Seconds to wait for the outcome.")
+@click.option(
+    "--wait",
+    "wait_s",
+    default=10.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Seconds to wait for the outcome.",
+)
 @click.option(
     "--max-queue-length",
     default=1_000_000,
@@ -142,13 +149,7 @@ def retry(
     _must_choose(choice, everything)
     if body is not None and len(ids) != 1:
         raise FatalError("--body corrects one letter", "give its id: writebehind dead retry 17 --body …")
-    if not ids and choice.kind is None:
-        choice = _with(choice, kind="rejected")
-    if choice.kind == "rollback" and not force:
-        raise FatalError(
-            "dead letters of kind rollback were applied before Redis went back in time",
-            "--force applies them a second time",
-        )
+    choice = _without_rollbacks(choice, force)
     with dead_letters(config) as letters, connected_redis(config) as client:
         watch = Watch(letters.connection, config.queue, force=force)
         run = RetryRun(letters, client, QueueKeys(config.queue), max_queue_length, watch, force, body)
@@ -198,6 +199,16 @@ def drop(
 def _must_choose(choice: Choice, everything: bool) -> None:
     if choice.is_everything and not everything:
         raise FatalError("this says not which dead letters", "give ids, a filter (--table, …), or --all")
+
+
+def _without_rollbacks(choice: Choice, force: bool) -> Choice:
+    """What was applied before Redis went back must be asked for, by id or by kind, and forced."""
+    if choice.kind == "rollback" and not force:
+        raise FatalError(
+            "dead letters of kind rollback were applied before Redis went back in time",
+            "--force applies them a second time",
+        )
+    return choice if choice.ids or choice.kind else _with(choice, kind="rejected")
 
 
 def _with(choice: Choice, **changes: Any) -> Choice:
