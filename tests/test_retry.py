@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -365,3 +366,30 @@ def test_letters_are_numbered_in_the_order_of_the_list(desk: Desk) -> None:
 def test_a_forged_retry_is_a_bad_message(desk: Desk, fields: dict[str, Any]) -> None:
     assert [b.sqlstate for b in desk.flush(put(5) | fields).buried] == ["22P02"]
     assert desk.rows() == {}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_whatever_is_retried_each_write_has_taken_effect_or_has_one_letter(desk: Desk, seed: int) -> None:
+    """Write number i adds 2**i, so that each row shows which have been applied, and a twofold one."""
+    source = random.Random(seed)
+    desk.conn.execute("ALTER TABLE t ALTER n TYPE bigint")
+    known: dict[int, dict[str, Any]] = {}  # what each letter there has been holds
+    written = 0
+    for _ in range(12):
+        blocked = sum(1 << bit for bit in range(40) if source.random() < 0.3)
+        desk.conn.execute("ALTER TABLE t DROP CONSTRAINT small")
+        desk.conn.execute(f"ALTER TABLE t ADD CONSTRAINT small CHECK (n & {blocked} = 0) NOT VALID".encode())
+        items: list[dict[str, Any]] = []
+        for _ in range(source.randint(1, 6)):
+            if known and source.random() < 0.6:
+                letter = source.choice(list(known))
+                items.append(known[letter] | {"retry": letter, "force": source.random() < 0.3})
+            elif written < 40:
+                items.append(add(1 << written, source.randint(1, 3)))
+                written += 1
+        desk.flush(*items)
+        found = desk.conn.execute("SELECT id, body FROM writebehind.dead_letters").fetchall()
+        known |= {id: json.loads(body) for id, body in found}
+        in_letters = [known[id]["data"]["n"] for id, _ in found]
+        assert sum(desk.rows().values()) + sum(in_letters) == (1 << written) - 1
+        assert len(set(in_letters)) == len(in_letters)
