@@ -46,7 +46,7 @@ class History:
 
     @property
     def must_count(self) -> bool:
-        """Items in Redis may have been applied before. Of a new Redis only where the ledger has forgotten it."""
+        """Items in Redis may have been applied before; in a new one, only if the ledger has forgotten it."""
         return self.redis_went_back or self.redis_restarted or (self.redis_is_new and self.postgres_went_back)
 
     @property
