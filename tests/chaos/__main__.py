@@ -1,0 +1,115 @@
+"""``python -m tests.chaos``: rounds of a minute, each from a seed of its own; see docs/chaos.md."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import signal
+import sys
+from collections import Counter
+from pathlib import Path
+
+from writebehind_worker.embedded import temporary_data_dir
+
+from .report import LiveLine, checked_line, last_line, violation_lines
+from .round import Outcome, Plan, keep, play
+from .sabotage import SABOTAGES
+from .stage import Stage
+
+ROUND_S = 60.0
+_SABOTAGE_ROUND_S = 8.0
+_SABOTAGE_ROUNDS = 5
+_SABOTAGE_HURRY = 3.0
+
+
+def main() -> int:
+    """The exit code: 0 if nothing was found (by ``--sabotage``: if each broken rule was)."""
+    arguments = _arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends all processes, as Ctrl-C does
+    try:
+        if arguments.sabotage:
+            names = list(SABOTAGES) if arguments.sabotage == "all" else [arguments.sabotage]
+            return max(_prove(name, arguments.seed) for name in names)
+        return _run(arguments)
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60, help="how long faults happen, in all rounds")
+    parser.add_argument("--seed", type=int, default=1, help="of the first round; the next has the next")
+    parser.add_argument("--rate", type=float, default=4500, help="writes offered per second")
+    parser.add_argument("--keep", type=Path, help="keep everything in this new folder, found or not")
+    parser.add_argument(
+        "--sabotage", choices=["all", *SABOTAGES], help="break this rule, and succeed if that is found"
+    )
+    return parser.parse_args()
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    folder: Path = arguments.keep or temporary_data_dir()
+    line = LiveLine()
+    line.say(f"seed {arguments.seed}, {arguments.seconds:.0f} s; everything is in {folder}")
+    counts: Counter[str] = Counter()
+    found: Counter[str] = Counter()
+    is_good = False
+    try:
+        with Stage(folder, arguments.seed, arguments.rate) as stage:
+            left, seed = arguments.seconds, arguments.seed
+            while left > 0:
+                plan = Plan(seed, min(left, ROUND_S))
+                history = folder / f"seed-{seed}"
+                outcome = play(stage, plan, history, line)
+                counts += outcome.verdict.counts + outcome.faults
+                found += Counter(v.kind for v in outcome.verdict.violations)
+                is_good = outcome.is_good
+                _tell(line, plan, outcome)
+                if not is_good:
+                    keep(history, outcome, plan)
+                    break
+                left, seed = left - plan.seconds, seed + 1
+                stage.clear()
+                if arguments.keep is None:
+                    shutil.rmtree(history)
+    finally:
+        if is_good and arguments.keep is None:
+            shutil.rmtree(folder, ignore_errors=True)
+    if not is_good:
+        line.say(f"kept in {folder}; again: make chaos SECONDS={plan.seconds:.0f} SEED={plan.seed}")
+    line.say(last_line(counts, found))
+    return 0 if is_good else 1
+
+
+def _tell(line: LiveLine, plan: Plan, outcome: Outcome) -> None:
+    line.say(f"seed {plan.seed}: {checked_line(outcome.verdict)}")
+    for text in (*outcome.troubles, *violation_lines(outcome.verdict)):
+        line.say(text)
+
+
+def _prove(name: str, seed: int) -> int:
+    """Breaks one rule, and looks whether the check says so."""
+    sabotage, line = SABOTAGES[name], LiveLine()
+    folder = temporary_data_dir()
+    shown: Counter[str] = Counter()
+    rounds = 0
+    try:
+        with Stage(folder, seed, 4000, name) as stage:
+            while rounds < _SABOTAGE_ROUNDS and not sabotage.shows & shown.keys():
+                plan = Plan(seed + rounds, _SABOTAGE_ROUND_S, sabotage.faults, _SABOTAGE_HURRY)
+                outcome = play(stage, plan, folder / f"seed-{plan.seed}", line)
+                shown += Counter(v.kind for v in outcome.verdict.violations)
+                rounds += 1
+                stage.clear()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    is_caught = bool(sabotage.shows & shown.keys())
+    told = ", ".join(f"{n} {kind}" for kind, n in shown.most_common()) or "nothing found"
+    verdict = "caught" if is_caught else "NOT CAUGHT"
+    line.say(f"{name} ({sabotage.breaks}): {verdict} after {rounds * _SABOTAGE_ROUND_S:.0f} s: {told}")
+    return 0 if is_caught else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
