@@ -18,8 +18,8 @@ from .stage import Stage
 
 ROUND_S = 60.0
 _SABOTAGE_ROUND_S = 8.0
-_SABOTAGE_ROUNDS = 5
-_SABOTAGE_HURRY = 3.0
+_SABOTAGE_ROUNDS = 6
+_SABOTAGE_HURRY = 1.5
 
 
 def main() -> int:
@@ -95,7 +95,7 @@ def _prove(name: str, seed: int) -> int:
     shown: Counter[str] = Counter()
     rounds = 0
     try:
-        with Stage(folder, seed, 4000, name) as stage:
+        with Stage(folder, seed, 2500, name) as stage:
             while rounds < _SABOTAGE_ROUNDS and not sabotage.shows & shown.keys():
                 plan = Plan(seed + rounds, _SABOTAGE_ROUND_S, sabotage.faults, _SABOTAGE_HURRY)
                 outcome = play(stage, plan, folder / f"seed-{plan.seed}", line)

@@ -121,7 +121,9 @@ def _unfinished(story: Story, at: int) -> tuple[Kind, str] | None:
 def _explain(story: Story, at: int, version: State | None) -> tuple[Kind, str]:
     """Why a version is none of the states after ``at``."""
     had = f"after {_shown(story.states[at])} ({_step(story, at)}) it became {_shown(version)}"
-    if version in story.states[: at + 1]:
+    if version == story.states[at]:
+        return "repeated", f"{had} once more: {_step(story, at)} was done twice"
+    if version in story.states[:at]:
         return "out of order", f"{had}, which it was before ({_step(story, story.states.index(version))})"
     if version is None:
         return "out of order", f"{had}: no later write deletes it"
@@ -129,7 +131,7 @@ def _explain(story: Story, at: int, version: State | None) -> tuple[Kind, str]:
     writers = {step.token: i for i, step in enumerate(story.steps, start=1)}
     for text in version[:2]:
         if text is not None and text in refused:
-            return "wrongly refused", f"{had}: {refused[text]} had to be refused"
+            return "repeated", f"{had}: {refused[text]} had been refused before it took effect"
         if text is not None and text not in writers:
             return "broken", f"{had}: nobody wrote {text!r} to this row"
     found = _sum(story, version)

@@ -108,14 +108,14 @@ class _LibraryProducer(_Producer):
         chance = self._stream.chance
         while not stop.is_set():
             draw = chance.random()
-            if draw < 0.6:
+            if draw < 0.4:
                 call = self._next_call()
                 writes = self._stream.batch(call)
                 self._send(call, "batch", writes)
                 stop.wait(len(writes) / self._orders.writes_per_s)
-            elif draw < 0.9:
+            elif draw < 0.74:
                 self._single()
-            elif draw < 0.91:
+            elif draw < 0.76:
                 self._invalidate(self._stream.own_row())
             else:
                 self._read(self._stream.own_row())

@@ -34,7 +34,7 @@ class Sabotage:
     faults: frozenset[str]
     spoil_worker: Callable[[], None] = _nothing
     spoil_producer: Callable[[], None] = _nothing
-    batch_size: int = 500
+    batch_size: int = 200
 
 
 def _forget_batches() -> None:

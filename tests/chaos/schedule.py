@@ -38,21 +38,21 @@ _LINK = {
     "drop replies": (4, 0.3, 1.5),
 }
 LANES = {
-    "killed workers": _Lane((0.7, 2.5), {"kill worker": (1, 0.0, 0.3)}),
+    "killed workers": _Lane((0.8, 2.8), {"kill worker": (1, 0.0, 0.3)}),
     "paused workers": _Lane((1.0, 3.5), {"pause worker": (1, 0.2, 3.5)}),
     "producers": _Lane((0.5, 2.0), {"kill producer": (1, 0.0, 0.1)}),
-    "redis": _Lane((3.0, 8.0), {"kill redis": (2, 0.0, 0.7), "fill redis": (1, 0.5, 2.5)}),
+    "redis": _Lane((4.0, 9.0), {"kill redis": (2, 0.0, 0.7), "fill redis": (1, 0.5, 2.5)}),
     "postgres": _Lane(
-        (2.5, 6.0),
+        (4.0, 9.0),
         {
             "restart postgres": (2, 0.0, 0.7),
             "read-only postgres": (1, 0.5, 2.5),
             "terminate backends": (3, 0.0, 0.0),
         },
     ),
-    "worker-redis": _Lane((2.0, 6.0), _LINK),
-    "worker-postgres": _Lane((2.0, 6.0), _LINK),
-    "producer-redis": _Lane((1.0, 4.0), _LINK),
+    "worker-redis": _Lane((3.0, 8.0), _LINK),
+    "worker-postgres": _Lane((3.0, 8.0), _LINK),
+    "producer-redis": _Lane((2.0, 6.0), _LINK),
 }
 FAULTS = frozenset(name for lane in LANES.values() for name in lane.faults)
 

@@ -23,7 +23,7 @@ from .sabotage import SABOTAGES
 QUEUE = "chaos:queue"
 WORKERS = 3
 PRODUCERS = 3  # the last one raw
-LEASE_TTL_S = 1.5
+LEASE_TTL_S = 0.7
 _SCHEMA = Path(__file__).with_name("schema.sql")
 _LEDGER = Path(__file__).parents[2] / "schema.sql"
 _TABLES = "shared, own, raw, events, marks, versions, writebehind.dead_letters"
@@ -92,7 +92,7 @@ class Stage:
             postgres_url=proxied_url(self.servers.postgres_url, self.links["worker-postgres"].port),
             queue=QUEUE,
             lease_ttl_s=LEASE_TTL_S,
-            batch_size=SABOTAGES[self._sabotage].batch_size if self._sabotage else 500,
+            batch_size=SABOTAGES[self._sabotage].batch_size if self._sabotage else 1000,
         )
         child = Child(work, (arguments, self._sabotage), self.folder / f"worker-{index}.log")
         child.start()

@@ -74,13 +74,13 @@ class Stream:
             return Write("put", "shared", row, {"a": f"bad {at}", "b": at})
         if draw < 0.1004:
             return Write("put", "shared", row, {"a": at, "no such column": at})
-        return self._write("shared", row, at, deletes=0.003)
+        return self._write("shared", row, at, deletes=0.001)
 
     def _raw(self, at: str) -> Write:
         draw, row = self.chance.random(), str(self.chance.randrange(RAW_ROWS))
         if draw < 0.002:
             return Write("broken", "raw", row, {"a": at})
-        return self._write("raw", row, at, deletes=0.003)
+        return self._write("raw", row, at, deletes=0.001)
 
     def _write(self, table: str, row: str, at: str, deletes: float) -> Write:
         draw = self.chance.random()
