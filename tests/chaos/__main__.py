@@ -95,7 +95,7 @@ def _prove(name: str, seed: int) -> int:
     shown: Counter[str] = Counter()
     rounds = 0
     try:
-        with Stage(folder, seed, 2500, name) as stage:
+        with Stage(folder, seed, 2000, name) as stage:
             while rounds < _SABOTAGE_ROUNDS and not sabotage.shows & shown.keys():
                 plan = Plan(seed + rounds, _SABOTAGE_ROUND_S, sabotage.faults, _SABOTAGE_HURRY)
                 outcome = play(stage, plan, folder / f"seed-{plan.seed}", line)

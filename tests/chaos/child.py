@@ -36,6 +36,10 @@ class Child:
         """``None`` while it runs; negative for the signal that ended it."""
         return self._process.exitcode
 
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid
+
     def send(self, number: signal.Signals) -> None:
         """Nothing happens if it has ended."""
         assert self._process.pid is not None

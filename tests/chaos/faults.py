@@ -15,6 +15,7 @@ from .stage import Stage
 
 _LONGEST_WAIT_FOR_A_CALL_S = 0.5
 _LONGEST_DELAY_S = 0.05
+_OWNERS_SHARE = 0.5
 _TINY_BYTES = 1 << 20
 
 
@@ -76,15 +77,20 @@ class Faults:
 
     # Processes.
 
+    def _worker(self, fault: Fault) -> int:
+        """The owner more often than another."""
+        owner = self._stage.owner() if fault.pick < _OWNERS_SHARE else None
+        return random.Random(fault.pick).randrange(len(self._stage.workers)) if owner is None else owner
+
     def _kill_worker(self, fault: Fault) -> None:
-        index = int(fault.pick * len(self._stage.workers))
+        index = self._worker(fault)
         self._stage.workers[index].kill()
         self._count("kills")
         self._stop.wait(fault.lasts_s)
         self._stage.workers[index] = self._stage.new_worker(index)
 
     def _pause_worker(self, fault: Fault) -> None:
-        child = self._stage.workers[int(fault.pick * len(self._stage.workers))]
+        child = self._stage.workers[self._worker(fault)]
         child.send(signal.SIGSTOP)
         self._count("pauses")
         self._stop.wait(fault.lasts_s)

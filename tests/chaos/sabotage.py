@@ -58,7 +58,7 @@ def _let_everybody_commit() -> None:
 
     @functools.wraps(inner)
     def record(self: Any, epoch: int, batch: int, *rest: int) -> None:
-        time.sleep(0.005)
+        time.sleep(0.02)
         found = self._conn.execute("SELECT epoch FROM writebehind.ledger WHERE queue = $1", [self._queue])
         inner(self, found.fetchone()[0], batch, *rest)
 

@@ -143,6 +143,16 @@ class Stage:
             with suppress(ValueError, AttributeError):
                 child.kill()
 
+    def owner(self) -> int | None:
+        """Which worker holds the lease, as far as Redis tells."""
+        try:
+            with self.redis() as client:
+                lease: Any = client.get(f"{{{QUEUE}}}:lease")
+        except RedisError:
+            return None
+        pid = (lease or b"").rpartition(b":")[2].decode()
+        return next((i for i, child in enumerate(self.workers) if str(child.pid) == pid), None)
+
     # Quiet.
 
     def pending(self) -> int | None:
