@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Mapping, MutableSequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ CACHE_PREFIX = "c:"
 _LONGEST_QUEUE = 20_000
 _TIMEOUT_S = 1.0
 _REFUSED_PAUSE_S = 0.02
+_OWN_PAUSE_S = 0.005
 _READ_TIMEOUT_S = 0.3  # a row that the cache cannot show yet
 _COLUMNS = ("a", "b", "n", "s")
 
@@ -105,20 +107,23 @@ class _LibraryProducer(_Producer):
         self._postgres: psycopg.Connection[Any] | None = None
 
     def run(self, stop: threading.Event) -> None:
-        chance = self._stream.chance
         while not stop.is_set():
-            draw = chance.random()
-            if draw < 0.4:
-                call = self._next_call()
-                writes = self._stream.batch(call)
-                self._send(call, "batch", writes)
-                stop.wait(len(writes) / self._orders.writes_per_s)
-            elif draw < 0.74:
-                self._single()
-            elif draw < 0.76:
-                self._invalidate(self._stream.own_row())
-            else:
-                self._read(self._stream.own_row())
+            call = self._next_call()
+            writes = self._stream.batch(call)
+            self._send(call, "batch", writes)
+            next_batch = time.monotonic() + len(writes) / self._orders.writes_per_s
+            while time.monotonic() < next_batch and not stop.wait(_OWN_PAUSE_S):
+                self._use_own_row()
+
+    def _use_own_row(self) -> None:
+        draw = self._stream.chance.random()
+        if draw < 0.5:
+            self._single()
+            return
+        row = self._stream.own_row()
+        if draw < 0.6:
+            self._invalidate(row)
+        self._read(row)
 
     def _next_call(self) -> int:
         self._calls += 1
@@ -141,7 +146,7 @@ class _LibraryProducer(_Producer):
         outcome = self._outcome(call, writes)
         self._ended(outcome, len(writes))
         if outcome.refused is not None:
-            threading.Event().wait(_REFUSED_PAUSE_S)
+            time.sleep(_REFUSED_PAUSE_S)
         return outcome
 
     def _outcome(self, call: int, writes: list[Write]) -> Line:
