@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ from tests.support.servers import missing
 from writebehind_worker.embedded import ServerNotFound, temporary_data_dir
 
 WHO = 3
+CHAOS = Path(__file__).parent / "chaos"
 
 
 # The schedule.
@@ -379,6 +381,15 @@ def test_the_last_line_has_the_numbers() -> None:
     assert last_line(counts, Counter({"stale": 2})).endswith("0 lost, 0 repeated, 0 out of order, 2 stale")
 
 
+@pytest.mark.parametrize("module", ["history", "snapshot", "model", "checker"])
+def test_the_checker_shares_no_code_with_the_product(module: str) -> None:
+    tree = ast.parse((CHAOS / f"{module}.py").read_text())
+    names = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
+    froms = {(node.level, node.module or "") for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not any(name.startswith("writebehind") for name in names | {name for _, name in froms})
+    assert {name for level, name in froms if level} <= {"history", "snapshot", "model"}
+
+
 # For real.
 
 
@@ -392,7 +403,7 @@ def folder() -> Iterator[Path]:
 @pytest.mark.timeout(180)
 def test_a_short_round_finds_nothing_wrong(folder: Path) -> None:
     try:
-        with Stage(folder, seed=5, writes_per_s=2000) as stage:
+        with Stage(folder, writes_per_s=2000) as stage:
             outcome = play(stage, Plan(5, 6.0, hurry=2.0), folder / "history", LiveLine())
     except ServerNotFound as error:
         missing(str(error))

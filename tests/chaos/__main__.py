@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from writebehind_worker.embedded import temporary_data_dir
@@ -18,8 +19,9 @@ from .stage import Stage
 
 ROUND_S = 60.0
 _SABOTAGE_ROUND_S = 8.0
-_SABOTAGE_ROUNDS = 6
+_SABOTAGE_ROUNDS = 7  # within a minute
 _SABOTAGE_HURRY = 1.5
+_SABOTAGE_WRITES_PER_S = 2000
 
 
 def main() -> int:
@@ -29,7 +31,7 @@ def main() -> int:
     try:
         if arguments.sabotage:
             names = list(SABOTAGES) if arguments.sabotage == "all" else [arguments.sabotage]
-            return max(_prove(name, arguments.seed) for name in names)
+            return _prove(names, arguments.seed)
         return _run(arguments)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
@@ -56,11 +58,12 @@ def _run(arguments: argparse.Namespace) -> int:
     found: Counter[str] = Counter()
     is_good = False
     try:
-        with Stage(folder, arguments.seed, arguments.rate) as stage:
+        with Stage(folder, arguments.rate) as stage:
             left, seed = arguments.seconds, arguments.seed
             while left > 0:
                 plan = Plan(seed, min(left, ROUND_S))
                 history = folder / f"seed-{seed}"
+                is_good = False  # until the round has ended well
                 outcome = play(stage, plan, history, line)
                 counts += outcome.verdict.counts + outcome.faults
                 found += Counter(v.kind for v in outcome.verdict.violations)
@@ -88,27 +91,37 @@ def _tell(line: LiveLine, plan: Plan, outcome: Outcome) -> None:
         line.say(text)
 
 
-def _prove(name: str, seed: int) -> int:
-    """Breaks one rule, and looks whether the check says so."""
-    sabotage, line = SABOTAGES[name], LiveLine()
+def _prove(names: Sequence[str], seed: int) -> int:
+    """Breaks one rule after the other, and looks whether the check says so."""
     folder = temporary_data_dir()
-    shown: Counter[str] = Counter()
-    rounds = 0
+    missed = []
     try:
-        with Stage(folder, seed, 2000, name) as stage:
-            while rounds < _SABOTAGE_ROUNDS and not sabotage.shows & shown.keys():
-                plan = Plan(seed + rounds, _SABOTAGE_ROUND_S, sabotage.faults, _SABOTAGE_HURRY)
-                outcome = play(stage, plan, folder / f"seed-{plan.seed}", line)
-                shown += Counter(v.kind for v in outcome.verdict.violations)
-                rounds += 1
-                stage.clear()
+        with Stage(folder, _SABOTAGE_WRITES_PER_S) as stage:
+            for name in names:
+                if not _is_caught(stage, name, seed):
+                    missed.append(name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    print(f"sabotage: {len(names)} rules broken, {len(names) - len(missed)} caught")
+    return 1 if missed else 0
+
+
+def _is_caught(stage: Stage, name: str, seed: int) -> bool:
+    sabotage, line = SABOTAGES[name], LiveLine()
+    shown: Counter[str] = Counter()
+    rounds = 0
+    stage.spoil(name)
+    while rounds < _SABOTAGE_ROUNDS and not sabotage.shows & shown.keys():
+        plan = Plan(seed + rounds, _SABOTAGE_ROUND_S, sabotage.faults, _SABOTAGE_HURRY)
+        outcome = play(stage, plan, stage.folder / f"{name}-{rounds}", line)
+        shown += Counter(v.kind for v in outcome.verdict.violations)
+        rounds += 1
+        stage.clear()
     is_caught = bool(sabotage.shows & shown.keys())
     told = ", ".join(f"{n} {kind}" for kind, n in shown.most_common()) or "nothing found"
-    verdict = "caught" if is_caught else "NOT CAUGHT"
-    line.say(f"{name} ({sabotage.breaks}): {verdict} after {rounds * _SABOTAGE_ROUND_S:.0f} s: {told}")
-    return 0 if is_caught else 1
+    verdict = f"{'caught' if is_caught else 'NOT CAUGHT'} in {rounds * _SABOTAGE_ROUND_S:.0f} s"
+    line.say(f"{name} (broken: {sabotage.breaks}): {verdict}: {told}")
+    return is_caught
 
 
 if __name__ == "__main__":

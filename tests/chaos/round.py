@@ -51,7 +51,7 @@ def play(stage: Stage, plan: Plan, history: Path, line: LiveLine) -> Outcome:
     history.mkdir(parents=True, exist_ok=True)
     lanes = {} if plan.only == set() else schedule(plan.seed, plan.seconds, plan.only or (), plan.hurry)
     faults = Faults(stage, lanes)
-    stage.start_producers(history)
+    stage.start_producers(plan.seed, history)
     faults.start()
     try:
         _watch(stage, plan, faults, line)

@@ -32,14 +32,15 @@ _TABLES = "shared, own, raw, events, marks, versions, writebehind.dead_letters"
 class Stage:
     """Started with its ``with`` block; however that is left, all processes are ended."""
 
-    def __init__(self, folder: Path, seed: int, writes_per_s: float, sabotage: str | None = None) -> None:
-        self.folder, self._seed, self._writes_per_s, self._sabotage = folder, seed, writes_per_s, sabotage
+    def __init__(self, folder: Path, writes_per_s: float) -> None:
+        self.folder, self._writes_per_s = folder, writes_per_s
         self.servers = EmbeddedServers(folder / "servers", redis_options={"maxmemory-policy": "noeviction"})
         self.workers: list[Child] = []
         self.producers: list[Child] = []
-        self.history = folder
+        self._sabotage: str | None = None
+        self._seed, self._history = 0, folder
         self._progress: Any = None
-        self._produced = 0  # producers started, in all rounds
+        self._produced = 0  # producers started in this round
         self._accepted_before = 0
         self._stack = ExitStack()
 
@@ -98,9 +99,20 @@ class Stage:
         child.start()
         return child
 
-    def start_producers(self, history: Path) -> None:
+    def spoil(self, sabotage: str) -> None:
+        """Begins anew, with empty servers and workers that break this rule; the producers will, too."""
+        self._end_children()
+        self._sabotage = sabotage
+        self.clear()
+        with self.postgres() as pg, self.redis() as client:
+            pg.execute("TRUNCATE writebehind.ledger")
+            client.flushall()
+        self.workers = [self.new_worker(i) for i in range(WORKERS)]
+
+    def start_producers(self, seed: int, history: Path) -> None:
         """A fresh set, which writes its histories to this folder."""
-        self.history = history
+        self._seed, self._history = seed, history
+        self._produced = 0
         self._progress = [RawArray("q", 2) for _ in range(PRODUCERS)]
         self.producers = [self.new_producer(i) for i in range(PRODUCERS)]
 
@@ -116,7 +128,7 @@ class Stage:
             redis_url=proxied_url(self.servers.redis_url, self.links["producer-redis"].port),
             postgres_url=self.servers.postgres_url,
             queue=QUEUE,
-            folder=self.history,
+            folder=self._history,
             writes_per_s=self._writes_per_s / PRODUCERS,
             sabotage=self._sabotage,
             progress=self._progress[index],
