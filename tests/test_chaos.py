@@ -165,11 +165,19 @@ def shown(text: str | None, n: int = 0, s: int = 0) -> State:
         ([shown("x"), None, shown("y")], "out of order"),
         ([shown("y"), shown("x")], "out of order"),
         ([shown("x"), shown("x"), shown("y")], "repeated"),
+        ([shown("y", n=1)], "repeated"),
         ([shown("z")], "broken"),
     ],
 )
 def test_two_puts_and_the_versions_of_their_row(versions: list[State | None], kind: Kind | None) -> None:
     assert wrong(tell(steps_of(put("x"), put("y"))), versions) == kind
+
+
+def test_a_column_that_shows_an_older_write_than_before_went_back() -> None:
+    patch = Write("patch", "shared", "1", {"b": "z"})
+    story = tell(steps_of(put("x"), put("y"), patch))
+    assert wrong(story, [shown("y"), ("x", "z", 0, 0)]) == "out of order"
+    assert wrong(story, [("x", "z", 0, 0)]) == "lost"
 
 
 def test_an_uncertain_last_write_counts_or_does_not() -> None:

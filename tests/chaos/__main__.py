@@ -20,7 +20,6 @@ from .stage import Stage
 ROUND_S = 60.0
 _SABOTAGE_ROUND_S = 8.0
 _SABOTAGE_ROUNDS = 7  # within a minute
-_SABOTAGE_HURRY = 1.5
 _SABOTAGE_WRITES_PER_S = 2000
 
 
@@ -112,7 +111,7 @@ def _is_caught(stage: Stage, name: str, seed: int) -> bool:
     rounds = 0
     stage.spoil(name)
     while rounds < _SABOTAGE_ROUNDS and not sabotage.shows & shown.keys():
-        plan = Plan(seed + rounds, _SABOTAGE_ROUND_S, sabotage.faults, _SABOTAGE_HURRY)
+        plan = Plan(seed + rounds, _SABOTAGE_ROUND_S, sabotage.faults, sabotage.hurry)
         outcome = play(stage, plan, stage.folder / f"{name}-{rounds}", line)
         shown += Counter(v.kind for v in outcome.verdict.violations)
         rounds += 1

@@ -15,7 +15,7 @@ from .stage import Stage
 
 _LONGEST_WAIT_FOR_A_CALL_S = 0.5
 _LONGEST_DELAY_S = 0.05
-_OWNERS_SHARE = 0.5
+_OWNERS_SHARE = 0.7
 _TINY_BYTES = 1 << 20
 
 
@@ -182,7 +182,11 @@ class Faults:
         while time.monotonic() < deadline and not self._stop.is_set():
             before = link.dropped
             chosen = _Chosen(fault.lane, chance)
-            link.drop_reply_after(chosen)
+            # Prepared statements of Postgres are known by the reply only.
+            if fault.lane == "worker-postgres":
+                link.drop_reply_matching(chosen)
+            else:
+                link.drop_reply_after(chosen)
             while link.dropped == before and time.monotonic() < deadline and not self._stop.wait(0.01):
                 pass
             chosen.is_over = True
@@ -190,11 +194,11 @@ class Faults:
 
 
 class _Chosen:
-    """A predicate of `Proxy`: some of the requests whose effect must not come twice, and not be lost."""
+    """A predicate of `Proxy`: some of the calls whose effect must not come twice, and not be lost."""
 
     _MARKS: ClassVar = {
         "worker-redis": (b":processing:", b":epoch"),
-        "worker-postgres": (b"COMMIT", b"writebehind.ledger"),
+        "worker-postgres": (b"COMMIT\0",),
         "producer-redis": (b"EVALSHA", b"LPUSH"),
     }
 

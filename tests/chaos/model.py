@@ -128,7 +128,12 @@ def _explain(story: Story, at: int, version: State | None) -> tuple[Kind, str]:
     if version is None:
         return "out of order", f"{had}: no later write deletes it"
     refused = {str(v): step for step in story.refused for v in step.write.data.values()}
-    writers = {step.token: i for i, step in enumerate(story.steps, start=1)}
+    writers = {
+        str(step.write.data[name]): i
+        for i, step in enumerate(story.steps, start=1)
+        for name in COLUMNS[:2]
+        if name in step.write.data
+    }
     for text in version[:2]:
         if text is not None and text in refused:
             return "repeated", f"{had}: {refused[text]} had been refused before it took effect"
@@ -137,9 +142,10 @@ def _explain(story: Story, at: int, version: State | None) -> tuple[Kind, str]:
     found = _sum(story, version)
     if found is not None:
         return found[0], f"{had}: {found[1]}"
+    for name, text, old in zip(COLUMNS, version[:2], (story.states[at] or _NEW)[:2], strict=False):
+        if old is not None and (text is None or writers[str(text)] < writers[str(old)]):
+            return "out of order", f"{had}: {name} went back to an older write"
     newest = max((writers[text] for text in version[:2] if text is not None), default=0)
-    if newest < at and version[:2] != (story.states[at] or _NEW)[:2]:
-        return "out of order", f"{had}: an older write came after a newer one"
     return _by_count(story, max(at, newest), version, had)
 
 

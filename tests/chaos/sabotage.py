@@ -15,7 +15,7 @@ from typing import Any
 
 from writebehind import client as producer_client
 from writebehind.script import Script
-from writebehind_worker import owned_queue, takeover, worker
+from writebehind_worker import ledger, owned_queue, takeover, worker
 from writebehind_worker.frozen import FrozenBatch, freeze
 from writebehind_worker.ledger import Ledger
 from writebehind_worker.owned_queue import OwnedQueue
@@ -27,7 +27,7 @@ def _nothing() -> None:
 
 @dataclass(frozen=True)
 class Sabotage:
-    """``breaks``: the rule. ``faults`` ("LANE/FAULT") bring it to light, and the check says ``shows``."""
+    """``breaks``: the rule. The check says ``shows`` once ``faults`` ("LANE/FAULT") have exposed it."""
 
     breaks: str
     shows: frozenset[str]
@@ -35,6 +35,7 @@ class Sabotage:
     spoil_worker: Callable[[], None] = _nothing
     spoil_producer: Callable[[], None] = _nothing
     batch_size: int = 200
+    hurry: float = 1.5
 
 
 def _forget_batches() -> None:
@@ -53,12 +54,13 @@ def _forget_batches() -> None:
 
 
 def _let_everybody_commit() -> None:
-    """Slow, so that a pause often comes right before."""
+    """Slow, so that a pause often comes right before; the ledger remembers just enough for recovery."""
+    _replace(ledger, "RECENT", 4)
     inner = Ledger.record
 
     @functools.wraps(inner)
     def record(self: Any, epoch: int, batch: int, *rest: int) -> None:
-        time.sleep(0.02)
+        time.sleep(0.05)
         found = self._conn.execute("SELECT epoch FROM writebehind.ledger WHERE queue = $1", [self._queue])
         inner(self, found.fetchone()[0], batch, *rest)
 
@@ -127,7 +129,7 @@ def _take_each_call_as_new() -> None:
     _rewrite(producer_client._ENQUEUE, b"if seen == counter", b"if seen == false")
 
 
-def _replace(owner: Any, name: str, new: Callable[..., Any]) -> None:
+def _replace(owner: Any, name: str, new: Any) -> None:
     setattr(owner, name, new)
 
 
@@ -138,22 +140,23 @@ def _rewrite(script: Script, old: bytes, new: bytes) -> None:
 
 
 _KILLS = frozenset({"killed workers/kill worker"})
-_COMMITS_UNKNOWN = _KILLS | {"worker-postgres/drop replies", "worker-postgres/cut"}
 _LOST, _REPEATED, _ORDER = frozenset({"lost"}), frozenset({"repeated"}), frozenset({"out of order"})
 
 SABOTAGES = {
     "forgetful-ledger": Sabotage(
         "the ledger remembers each batch that it has committed",
         _REPEATED,
-        _COMMITS_UNKNOWN,
+        frozenset({"worker-postgres/drop replies"}),
         spoil_worker=_forget_batches,
+        hurry=5,
     ),
     "no-fence": Sabotage(
         "only the epoch's owner commits",
         _REPEATED | _ORDER,
         frozenset({"paused workers/pause worker"}),
         spoil_worker=_let_everybody_commit,
-        batch_size=20,
+        batch_size=100,
+        hurry=5,
     ),
     "queued-again": Sabotage(
         "the next owner finishes what is frozen, and queues nothing again",
@@ -173,6 +176,7 @@ SABOTAGES = {
         _REPEATED,
         frozenset({"producer-redis/drop replies"}),
         spoil_producer=_take_each_call_as_new,
+        hurry=3,
     ),
     "blind-settle": Sabotage(
         "a cache entry is settled only if it shows the write that was flushed",
