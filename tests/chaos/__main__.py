@@ -17,10 +17,11 @@ from .round import Outcome, Plan, keep, play
 from .sabotage import SABOTAGES
 from .stage import Stage
 
-ROUND_S = 60.0
+_ROUND_S = 60.0
 _SABOTAGE_ROUND_S = 8.0
 _SABOTAGE_ROUNDS = 7  # within a minute
 _SABOTAGE_WRITES_PER_S = 2000
+_SABOTAGE_DRAIN_S = 15.0  # a broken worker may hang as well
 
 
 def main() -> int:
@@ -60,7 +61,7 @@ def _run(arguments: argparse.Namespace) -> int:
         with Stage(folder, arguments.rate) as stage:
             left, seed = arguments.seconds, arguments.seed
             while left > 0:
-                plan = Plan(seed, min(left, ROUND_S))
+                plan = Plan(seed, min(left, _ROUND_S))
                 history = folder / f"seed-{seed}"
                 is_good = False  # until the round has ended well
                 outcome = play(stage, plan, history, line)
@@ -111,7 +112,7 @@ def _is_caught(stage: Stage, name: str, seed: int) -> bool:
     rounds = 0
     stage.spoil(name)
     while rounds < _SABOTAGE_ROUNDS and not sabotage.shows & shown.keys():
-        plan = Plan(seed + rounds, _SABOTAGE_ROUND_S, sabotage.faults, sabotage.hurry)
+        plan = Plan(seed + rounds, _SABOTAGE_ROUND_S, sabotage.faults, sabotage.hurry, _SABOTAGE_DRAIN_S)
         outcome = play(stage, plan, stage.folder / f"{name}-{rounds}", line)
         shown += Counter(v.kind for v in outcome.verdict.violations)
         rounds += 1

@@ -15,7 +15,7 @@ from .stage import Stage
 
 _LONGEST_WAIT_FOR_A_CALL_S = 0.5
 _LONGEST_DELAY_S = 0.05
-_OWNERS_SHARE = 0.7
+_OWNERS_SHARE = 0.6
 _TINY_BYTES = 1 << 20
 
 

@@ -19,7 +19,6 @@ from .schedule import schedule
 from .snapshot import take_snapshot
 from .stage import Stage
 
-_DRAIN_TIMEOUT_S = 60.0
 _LOOK_EVERY_S = 0.25
 
 
@@ -31,6 +30,7 @@ class Plan:
     seconds: float
     only: Collection[str] | None = None
     hurry: float = 1.0
+    drain_timeout_s: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ def play(stage: Stage, plan: Plan, history: Path, line: LiveLine) -> Outcome:
     heal(stage)
     stage.end_producers()
     troubles = []
-    if not stage.is_drained(_DRAIN_TIMEOUT_S, lambda: line.show(f"draining: {stage.pending()} writes left")):
+    if not stage.is_drained(plan.drain_timeout_s, lambda: line.show(f"draining: {stage.pending()} left")):
         troubles.append(
-            f"{stage.pending()} writes were still pending {_DRAIN_TIMEOUT_S:.0f} s after the faults"
+            f"{stage.pending()} writes were pending {plan.drain_timeout_s:.0f} s after the faults"
         )
     with stage.postgres() as pg, stage.redis() as client:
         snapshot = take_snapshot(pg, client, CACHE_PREFIX)

@@ -38,12 +38,12 @@ _LINK = {
     "drop replies": (4, 0.3, 1.5),
 }
 LANES = {
-    "killed workers": _Lane((1.2, 3.5), {"kill worker": (1, 0.0, 0.3)}),
-    "paused workers": _Lane((1.0, 3.5), {"pause worker": (1, 0.2, 3.5)}),
+    "killed workers": _Lane((1.5, 4.0), {"kill worker": (1, 0.0, 0.3)}),
+    "paused workers": _Lane((1.5, 4.5), {"pause worker": (1, 0.2, 3.5)}),
     "producers": _Lane((0.5, 2.0), {"kill producer": (1, 0.0, 0.1)}),
-    "redis": _Lane((4.0, 9.0), {"kill redis": (2, 0.0, 0.7), "fill redis": (1, 0.5, 2.5)}),
+    "redis": _Lane((4.0, 10.0), {"kill redis": (2, 0.0, 0.7), "fill redis": (1, 0.5, 2.5)}),
     "postgres": _Lane(
-        (4.0, 9.0),
+        (4.0, 10.0),
         {
             "restart postgres": (2, 0.0, 0.7),
             "read-only postgres": (1, 0.5, 2.5),

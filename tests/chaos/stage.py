@@ -93,7 +93,7 @@ class Stage:
             postgres_url=proxied_url(self.servers.postgres_url, self.links["worker-postgres"].port),
             queue=QUEUE,
             lease_ttl_s=LEASE_TTL_S,
-            batch_size=SABOTAGES[self._sabotage].batch_size if self._sabotage else 1000,
+            batch_size=SABOTAGES[self._sabotage].batch_size if self._sabotage else 300,
         )
         child = Child(work, (arguments, self._sabotage), self.folder / f"worker-{index}.log")
         child.start()
