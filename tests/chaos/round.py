@@ -24,7 +24,7 @@ _LOOK_EVERY_S = 0.25
 
 @dataclass(frozen=True)
 class Plan:
-    """``only`` these faults (none: all), ``hurry`` times as often."""
+    """``only`` these faults (``None``: all), ``hurry`` times as often."""
 
     seed: int
     seconds: float
@@ -49,8 +49,7 @@ class Outcome:
 def play(stage: Stage, plan: Plan, history: Path, line: LiveLine) -> Outcome:
     """Plays a round on a stage that is quiet, and leaves it quiet."""
     history.mkdir(parents=True, exist_ok=True)
-    lanes = {} if plan.only == set() else schedule(plan.seed, plan.seconds, plan.only or (), plan.hurry)
-    faults = Faults(stage, lanes)
+    faults = Faults(stage, schedule(plan.seed, plan.seconds, plan.only, plan.hurry))
     stage.start_producers(plan.seed, history)
     faults.start()
     try:

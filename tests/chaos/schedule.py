@@ -58,18 +58,18 @@ FAULTS = frozenset(name for lane in LANES.values() for name in lane.faults)
 
 
 def schedule(
-    seed: int, seconds: float, only: Collection[str] = (), hurry: float = 1.0
+    seed: int, seconds: float, only: Collection[str] | None = None, hurry: float = 1.0
 ) -> dict[str, list[Fault]]:
     """The faults of each lane, in order; the same for the same arguments.
 
-    ``only`` these faults ("LANE/FAULT"; none: all), with gaps ``hurry`` times shorter.
+    ``only`` these faults ("LANE/FAULT"; ``None``: all), with gaps ``hurry`` times shorter.
     """
     return {name: _lane(seed, seconds, name, only, hurry) for name in LANES}
 
 
-def _lane(seed: int, seconds: float, name: str, only: Collection[str], hurry: float) -> list[Fault]:
+def _lane(seed: int, seconds: float, name: str, only: Collection[str] | None, hurry: float) -> list[Fault]:
     lane, chance = LANES[name], random.Random(f"{seed}/{name}")
-    kinds = [kind for kind in lane.faults if not only or f"{name}/{kind}" in only]
+    kinds = [kind for kind in lane.faults if only is None or f"{name}/{kind}" in only]
     weights = [lane.faults[kind][0] for kind in kinds]
     found: list[Fault] = []
     at_s = chance.uniform(*lane.gap_s) / hurry

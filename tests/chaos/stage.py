@@ -11,6 +11,8 @@ from typing import Any, Self
 
 import psycopg
 from redis import Redis, RedisError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from tests.support.proxy import Proxy, proxied_url
 from tests.support.workers import flags
 
@@ -72,7 +74,7 @@ class Stage:
     # Direct connections, past the proxies.
 
     def redis(self) -> Redis:
-        return Redis.from_url(self.servers.redis_url, socket_timeout=10)
+        return Redis.from_url(self.servers.redis_url, socket_timeout=10, retry=Retry(NoBackoff(), 0))
 
     def postgres(self) -> psycopg.Connection[Any]:
         """Autocommit, and not read-only while others are."""
