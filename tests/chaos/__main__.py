@@ -27,7 +27,8 @@ _SABOTAGE_DRAIN_S = 15.0  # a broken worker may hang as well
 def main() -> int:
     """The exit code: 0 if nothing was found (by ``--sabotage``: if each broken rule was)."""
     arguments = _arguments()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends all processes, as Ctrl-C does
+    for number in (signal.SIGINT, signal.SIGTERM):  # either ends all processes
+        signal.signal(number, signal.default_int_handler)
     try:
         if arguments.sabotage:
             names = list(SABOTAGES) if arguments.sabotage == "all" else [arguments.sabotage]
@@ -76,6 +77,9 @@ def _run(arguments: argparse.Namespace) -> int:
                 stage.clear()
                 if arguments.keep is None:
                     shutil.rmtree(history)
+    except KeyboardInterrupt:
+        is_good = True  # stopped, not failed: there is nothing to keep
+        raise
     finally:
         if is_good and arguments.keep is None:
             shutil.rmtree(folder, ignore_errors=True)
