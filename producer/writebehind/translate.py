@@ -17,12 +17,9 @@ def redis_errors_as_ours(doing: str) -> Iterator[None]:
         yield
     except redis_errors.OutOfMemoryError as error:
         raise RedisFull(f"{doing}: Redis is at its maxmemory and evicts nothing: {error}") from error
-    except (
-        redis_errors.BusyLoadingError,
-        redis_errors.ReadOnlyError,
-        redis_errors.AuthenticationError,
-    ) as error:
+    except (redis_errors.ReadOnlyError, redis_errors.AuthenticationError) as error:
         raise RedisRefused(f"{doing}: Redis refused: {error}") from error
+    # A Redis that loads may have died right after it accepted the write: redis-py has sent it again since.
     except (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError) as error:
         raise RedisUnavailable(f"{doing}: no answer from Redis: {error}") from error
     except redis_errors.RedisError as error:

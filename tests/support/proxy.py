@@ -10,7 +10,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal, Self
@@ -32,9 +32,9 @@ def proxied_url(url: str, port: int) -> str:
 
 @dataclass
 class _Rule:
-    """Drops the reply to, or the request of, the next ``times`` matching chunks of a client."""
+    """Drops the next ``times`` matching requests, or the replies to them, or matching replies."""
 
-    what: Literal["reply", "request"]
+    what: Literal["reply", "request", "matching reply"]
     matches: Predicate
     times: int
 
@@ -142,6 +142,10 @@ class Proxy:
         """
         self._add(_Rule("reply", predicate, times))
 
+    def drop_reply_matching(self, predicate: Predicate, times: int = 1) -> None:
+        """Swallow a matching reply and cut the connection: a prepared COMMIT is known by its reply only."""
+        self._add(_Rule("matching reply", predicate, times))
+
     def drop_request_matching(self, predicate: Predicate, times: int = 1) -> None:
         """Cut the connection instead of forwarding a matching request: the server never sees it."""
         self._add(_Rule("request", predicate, times))
@@ -203,7 +207,7 @@ class Proxy:
     def _pump_requests(self, link: _Link) -> None:
         while chunk := link.client.recv(_CHUNK_BYTES):
             self._hold()
-            fate = self._fate(chunk)
+            fate = self._fate(chunk, ("request", "reply"))
             if fate == "request":
                 self._count_drop()
                 return
@@ -214,7 +218,7 @@ class Proxy:
     def _pump_replies(self, link: _Link) -> None:
         while chunk := link.server.recv(_CHUNK_BYTES):
             self._hold()
-            if link.swallow_reply:
+            if link.swallow_reply or self._fate(chunk, ("matching reply",)):
                 self._count_drop()
                 return
             link.client.sendall(chunk)
@@ -224,10 +228,11 @@ class Proxy:
         if self.delay_s:
             time.sleep(self.delay_s)
 
-    def _fate(self, chunk: bytes) -> Literal["reply", "request"] | None:
+    def _fate(self, chunk: bytes, among: Collection[str]) -> str | None:
+        """What the first rule among these kinds does to a chunk."""
         with self._changed:
             for rule in self._rules:
-                if rule.times > 0 and rule.matches(chunk):
+                if rule.times > 0 and rule.what in among and rule.matches(chunk):
                     rule.times -= 1
                     return rule.what
         return None

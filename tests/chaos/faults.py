@@ -1,0 +1,212 @@
+"""Doing each fault, and ending it: one thread for each lane of the schedule."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
+
+from .schedule import Fault
+from .stage import Stage
+
+_LONGEST_WAIT_FOR_A_CALL_S = 0.5
+_LONGEST_DELAY_S = 0.05
+_OWNERS_SHARE = 0.6
+_TINY_BYTES = 1 << 20
+
+
+class Faults:
+    """``done`` counts by (lane, fault); ``failure`` is what went wrong in the harness itself."""
+
+    def __init__(self, stage: Stage, lanes: Mapping[str, Sequence[Fault]]) -> None:
+        self._stage = stage
+        self._stop = threading.Event()
+        self._counting = threading.Lock()
+        self._threads = [
+            threading.Thread(target=self._run, args=(lane,), daemon=True) for lane in lanes.values() if lane
+        ]
+        self._began = 0.0
+        self.done: Counter[str] = Counter()
+        self.failure: BaseException | None = None
+        self._acts: dict[str, Callable[[Fault], None]] = {
+            "kill worker": self._kill_worker,
+            "pause worker": self._pause_worker,
+            "kill producer": self._kill_producer,
+            "kill redis": self._kill_redis,
+            "fill redis": self._fill_redis,
+            "restart postgres": self._restart_postgres,
+            "read-only postgres": self._read_only_postgres,
+            "terminate backends": self._terminate_backends,
+            "cut": self._cut,
+            "refuse": self._refuse,
+            "delay": self._delay,
+            "half-open": self._half_open,
+            "half-open for long": self._half_open,
+            "drop replies": self._drop_replies,
+        }
+
+    def start(self) -> None:
+        self._began = time.monotonic()
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Ends what goes on; raises what went wrong in the harness."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        if self.failure is not None:
+            raise self.failure
+
+    def _run(self, lane: Sequence[Fault]) -> None:
+        try:
+            for fault in lane:
+                if self._stop.wait(max(0.0, self._began + fault.at_s - time.monotonic())):
+                    return
+                self._acts[fault.name](fault)
+        except BaseException as error:
+            self.failure = error
+
+    def _count(self, what: str, times: int = 1) -> None:
+        with self._counting:
+            self.done[what] += times
+
+    # Processes.
+
+    def _worker(self, fault: Fault) -> int:
+        """The owner more often than another."""
+        owner = self._stage.owner() if fault.pick < _OWNERS_SHARE else None
+        return random.Random(fault.pick).randrange(len(self._stage.workers)) if owner is None else owner
+
+    def _kill_worker(self, fault: Fault) -> None:
+        index = self._worker(fault)
+        self._stage.workers[index].kill()
+        self._count("kills")
+        self._stop.wait(fault.lasts_s)
+        self._stage.workers[index] = self._stage.new_worker(index)
+
+    def _pause_worker(self, fault: Fault) -> None:
+        child = self._stage.workers[self._worker(fault)]
+        child.send(signal.SIGSTOP)
+        self._count("pauses")
+        self._stop.wait(fault.lasts_s)
+        child.send(signal.SIGCONT)
+
+    def _kill_producer(self, fault: Fault) -> None:
+        index = int(fault.pick * len(self._stage.producers))
+        deadline = time.monotonic() + _LONGEST_WAIT_FOR_A_CALL_S
+        while not self._stage.is_calling(index) and time.monotonic() < deadline:
+            time.sleep(0.0002)
+        time.sleep(random.Random(fault.pick).uniform(0, 0.003))
+        self._stage.producers[index].kill()
+        self._count("kills")
+        self._stop.wait(fault.lasts_s)
+        self._stage.producers[index] = self._stage.new_producer(index)
+
+    # Servers.
+
+    def _kill_redis(self, fault: Fault) -> None:
+        self._stage.servers.redis.kill()
+        self._count("kills")
+        self._stop.wait(fault.lasts_s)
+        self._stage.servers.redis.start()
+        self._count("restarts")
+
+    def _fill_redis(self, fault: Fault) -> None:
+        with self._stage.redis() as client:
+            client.config_set("maxmemory", _TINY_BYTES)
+            self._count("times full")
+            self._stop.wait(fault.lasts_s)
+            client.config_set("maxmemory", 0)
+
+    def _restart_postgres(self, fault: Fault) -> None:
+        self._stage.servers.postgres.stop("immediate")
+        self._stop.wait(fault.lasts_s)
+        self._stage.servers.postgres.start()
+        self._count("restarts")
+
+    def _read_only_postgres(self, fault: Fault) -> None:
+        with self._stage.postgres() as pg:
+            pg.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+            pg.execute("SELECT pg_reload_conf()")
+            self._count("times read-only")
+            self._stop.wait(fault.lasts_s)
+            pg.execute("ALTER SYSTEM RESET default_transaction_read_only")
+            pg.execute("SELECT pg_reload_conf()")
+
+    def _terminate_backends(self, _fault: Fault) -> None:
+        with self._stage.postgres() as pg:
+            ended = pg.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE application_name IN ('writebehind', 'loader')"
+            ).rowcount
+        self._count("backends terminated", ended)
+
+    # Links.
+
+    def _cut(self, fault: Fault) -> None:
+        self._stage.links[fault.lane].drop_connections()
+        self._count("links cut")
+
+    def _refuse(self, fault: Fault) -> None:
+        link = self._stage.links[fault.lane]
+        link.refuse()
+        link.drop_connections()
+        self._count("links cut")
+        self._stop.wait(fault.lasts_s)
+        link.accept()
+
+    def _delay(self, fault: Fault) -> None:
+        link = self._stage.links[fault.lane]
+        link.delay_s = fault.pick * _LONGEST_DELAY_S
+        self._count("links delayed")
+        self._stop.wait(fault.lasts_s)
+        link.delay_s = 0.0
+
+    def _half_open(self, fault: Fault) -> None:
+        link = self._stage.links[fault.lane]
+        link.pause()
+        self._count("links half-open")
+        self._stop.wait(fault.lasts_s)
+        link.resume()
+
+    def _drop_replies(self, fault: Fault) -> None:
+        """One after the other, each to a request that the pick chooses among those that matter."""
+        link = self._stage.links[fault.lane]
+        chance = random.Random(fault.pick)
+        deadline = time.monotonic() + fault.lasts_s
+        while time.monotonic() < deadline and not self._stop.is_set():
+            before = link.dropped
+            chosen = _Chosen(fault.lane, chance)
+            # Prepared statements of Postgres are known by the reply only.
+            if fault.lane == "worker-postgres":
+                link.drop_reply_matching(chosen)
+            else:
+                link.drop_reply_after(chosen)
+            while link.dropped == before and time.monotonic() < deadline and not self._stop.wait(0.01):
+                pass
+            chosen.is_over = True
+            self._count("replies dropped", link.dropped - before)
+
+
+class _Chosen:
+    """A predicate of `Proxy`: some of the calls whose effect must not come twice, and not be lost."""
+
+    _MARKS: ClassVar = {
+        "worker-redis": (b":processing:", b":epoch"),
+        "worker-postgres": (b"COMMIT\0",),
+        "producer-redis": (b"EVALSHA", b"LPUSH"),
+    }
+
+    def __init__(self, lane: str, chance: random.Random) -> None:
+        self._marks, self._chance = self._MARKS[lane], chance
+        self.is_over = False
+
+    def __call__(self, chunk: bytes) -> bool:
+        if self.is_over:
+            return False
+        return any(mark in chunk for mark in self._marks) and self._chance.random() < 0.3

@@ -1,0 +1,253 @@
+"""A producer as a process: writes down each call before it makes it, and what came of it afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Mapping, MutableSequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from redis import Redis, RedisError
+from redis.backoff import ExponentialBackoff, NoBackoff
+from redis.exceptions import ResponseError
+from redis.retry import Retry
+
+from writebehind import (
+    FlushTimeout,
+    InvalidWrite,
+    OutcomeUnknown,
+    QueueFull,
+    RedisRefused,
+    RedisUnavailable,
+    WriteBehind,
+)
+
+from .history import Line, Write, encode, file_name
+from .sabotage import SABOTAGES
+from .stream import Stream
+
+CACHE_PREFIX = "c:"
+_LONGEST_QUEUE = 20_000
+_TIMEOUT_S = 1.0
+_REFUSED_PAUSE_S = 0.02
+_OWN_PAUSE_S = 0.005
+_READ_TIMEOUT_S = 0.3  # a row that the cache cannot show yet
+_COLUMNS = ("a", "b", "n", "s")
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a producer process is told. ``progress``: writes accepted, and whether it is within a call."""
+
+    who: int
+    seed: int
+    is_raw: bool
+    redis_url: str
+    postgres_url: str
+    queue: str
+    folder: Path
+    writes_per_s: float
+    sabotage: str | None
+    progress: MutableSequence[int]
+
+
+def produce(orders: Orders) -> None:
+    """Until SIGTERM, which lets the call at hand come to its end."""
+    stop = threading.Event()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the harness, which ends us
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    if orders.sabotage is not None:
+        SABOTAGES[orders.sabotage].spoil_producer()
+    (_RawProducer if orders.is_raw else _LibraryProducer)(orders).run(stop)
+
+
+class _Producer:
+    def __init__(self, orders: Orders) -> None:
+        self._orders = orders
+        self._stream = Stream(orders.seed, orders.who)
+        self._calls = 0
+        path = orders.folder / file_name(orders.who)
+        self._history = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def _note(self, line: Line) -> None:
+        os.write(self._history, encode(line) + b"\n")
+
+    def _began(self) -> None:
+        self._orders.progress[1] = 1
+
+    def _ended(self, line: Line, writes: int) -> None:
+        self._note(line)
+        self._orders.progress[1] = 0
+        if line.ok is not None:
+            self._orders.progress[0] += writes
+
+
+class _LibraryProducer(_Producer):
+    """Uses the library: batches to rows of all, single writes to own rows, and reads of those."""
+
+    def __init__(self, orders: Orders) -> None:
+        super().__init__(orders)
+        self._wb = WriteBehind.from_url(
+            orders.redis_url,
+            queue=orders.queue,
+            prefix=CACHE_PREFIX,
+            max_queue_length=_LONGEST_QUEUE,
+            fill_timeout=1.0,
+            socket_timeout=_TIMEOUT_S,
+            socket_connect_timeout=_TIMEOUT_S,
+            retry=Retry(ExponentialBackoff(cap=0.3, base=0.02), 6),
+        )
+        self._tainted: set[str] = set()  # own rows whose cache entry may show a bad write
+        self._postgres: psycopg.Connection[Any] | None = None
+
+    def run(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            call = self._next_call()
+            writes = self._stream.batch(call)
+            self._send(call, "batch", writes)
+            next_batch = time.monotonic() + len(writes) / self._orders.writes_per_s
+            while time.monotonic() < next_batch and not stop.wait(_OWN_PAUSE_S):
+                self._use_own_row()
+
+    def _use_own_row(self) -> None:
+        draw = self._stream.chance.random()
+        if draw < 0.5:
+            self._single()
+            return
+        row = self._stream.own_row()
+        if draw < 0.6:
+            self._invalidate(row)
+        self._read(row)
+
+    def _next_call(self) -> int:
+        self._calls += 1
+        return self._calls
+
+    def _single(self) -> None:
+        call = self._next_call()
+        write = self._stream.single(call)
+        outcome = self._send(call, "single", [write])
+        if outcome.unknown is not None:
+            self._stream.abandon(write.id)
+        elif outcome.ok is not None and _is_bad(write):
+            self._tainted.add(write.id)
+        elif outcome.ok is not None and write.op in ("put", "delete"):
+            self._tainted.discard(write.id)
+
+    def _send(self, call: int, kind: Any, writes: list[Write]) -> Line:
+        self._began()
+        self._note(Line(call, kind, writes))
+        outcome = self._outcome(call, writes)
+        self._ended(outcome, len(writes))
+        if outcome.refused is not None:
+            time.sleep(_REFUSED_PAUSE_S)
+        return outcome
+
+    def _outcome(self, call: int, writes: list[Write]) -> Line:
+        try:
+            if len(writes) == 1 and writes[0].table == "own":
+                return Line(call, ok=self._ask(self._wb, writes[0]).seq)
+            with self._wb.batch() as batch:
+                for write in writes:
+                    self._ask(batch, write)
+            return Line(call, ok=batch.receipts[0].seq)
+        except (QueueFull, RedisRefused, InvalidWrite) as error:
+            return Line(call, refused=str(error))
+        except (RedisUnavailable, OutcomeUnknown) as error:
+            return Line(call, unknown=str(error))
+
+    def _ask(self, target: Any, write: Write) -> Any:
+        arguments: list[Any] = [] if write.op == "delete" else [write.data]
+        return getattr(target, write.op)(write.table, self._id(write.table, write.id), *arguments)
+
+    def _id(self, table: str, row: str) -> Any:
+        if table == "own":
+            return {"owner": self._orders.who, "id": int(row)}
+        return row if table in ("events", "marks") else int(row)
+
+    def _read(self, row: str) -> None:
+        if row in self._tainted:
+            return
+        try:
+            found = self._wb.get("own", self._id("own", row), load=self._load, timeout=_READ_TIMEOUT_S)
+        except (RedisUnavailable, RedisRefused, FlushTimeout, psycopg.Error):
+            return
+        self._note(Line(read=row, row=found))
+
+    def _invalidate(self, row: str) -> None:
+        try:
+            self._wb.invalidate("own", self._id("own", row))
+        except (RedisUnavailable, RedisRefused):
+            return
+
+    def _load(self, id: Mapping[str, int]) -> dict[str, Any] | None:
+        if self._postgres is None or self._postgres.closed:
+            self._postgres = psycopg.connect(
+                self._orders.postgres_url, autocommit=True, connect_timeout=2, application_name="loader"
+            )
+        row = self._postgres.execute(
+            "SELECT a, b, n, s FROM own WHERE owner = %s AND id = %s", [id["owner"], id["id"]]
+        ).fetchone()
+        return None if row is None else dict(zip(_COLUMNS, row, strict=True))
+
+
+def _is_bad(write: Write) -> bool:
+    return str(write.data.get("a", "")).startswith("bad")
+
+
+class _RawProducer(_Producer):
+    """Pushes as any language can. It never sends again: an outcome that it does not know stays unknown."""
+
+    def __init__(self, orders: Orders) -> None:
+        super().__init__(orders)
+        self._redis = Redis.from_url(
+            orders.redis_url,
+            socket_timeout=_TIMEOUT_S,
+            socket_connect_timeout=_TIMEOUT_S,
+            retry=Retry(NoBackoff(), 0),
+        )
+
+    def run(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            if not self._has_room():
+                stop.wait(_REFUSED_PAUSE_S)
+                continue
+            self._calls += 1
+            writes = self._stream.raw(self._calls)
+            self._began()
+            self._note(Line(self._calls, "raw", writes))
+            self._ended(self._push(writes), len(writes))
+            stop.wait(len(writes) / self._orders.writes_per_s)
+
+    def _has_room(self) -> bool:
+        try:
+            return int(self._redis.llen(self._orders.queue)) < _LONGEST_QUEUE
+        except RedisError:
+            return False
+
+    def _push(self, writes: list[Write]) -> Line:
+        try:
+            self._redis.lpush(self._orders.queue, *map(wire, writes))
+        except ResponseError as error:  # full
+            return Line(self._calls, refused=str(error))
+        except RedisError as error:
+            return Line(self._calls, unknown=str(error))
+        return Line(self._calls, ok=0)
+
+
+def wire(write: Write) -> str:
+    """The item of docs/wire-format.md."""
+    if write.op == "broken":
+        return '{"table": ' + str(write.data["a"])
+    message: dict[str, Any] = {"table": write.table, "id": write.id}
+    if write.op != "put":
+        message["op"] = write.op
+    if write.op != "delete":
+        message["data"] = write.data
+    return json.dumps(message)

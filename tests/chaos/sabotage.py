@@ -1,0 +1,187 @@
+"""Rules of the protocol, broken on purpose: the check must find each. The product has no such switch.
+
+A child process calls ``spoil_worker`` or ``spoil_producer`` before it begins: methods of the product are
+replaced there.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from writebehind import client as producer_client
+from writebehind.script import Script
+from writebehind_worker import ledger, owned_queue, takeover, worker
+from writebehind_worker.frozen import FrozenBatch, freeze
+from writebehind_worker.ledger import Ledger
+from writebehind_worker.owned_queue import OwnedQueue
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Sabotage:
+    """``breaks``: the rule. The check says ``shows`` once ``faults`` ("LANE/FAULT") have exposed it."""
+
+    breaks: str
+    shows: frozenset[str]
+    faults: frozenset[str]
+    spoil_worker: Callable[[], None] = _nothing
+    spoil_producer: Callable[[], None] = _nothing
+    batch_size: int = 200
+    hurry: float = 1.5
+
+
+def _forget_batches() -> None:
+    inner = Ledger.record
+
+    @functools.wraps(inner)
+    def record(self: Any, epoch: int, batch: int, *rest: int) -> None:
+        inner(self, epoch, batch, *rest)
+        self._conn.execute(
+            "UPDATE writebehind.ledger SET recent_batches = array_remove(recent_batches, $1) "
+            "WHERE queue = $2",
+            [batch, self._queue],
+        )
+
+    _replace(Ledger, "record", record)
+
+
+def _let_everybody_commit() -> None:
+    """Slow, so that a pause often comes right before; the ledger remembers just enough for recovery."""
+    _replace(ledger, "RECENT", 4)
+    inner = Ledger.record
+
+    @functools.wraps(inner)
+    def record(self: Any, epoch: int, batch: int, *rest: int) -> None:
+        time.sleep(0.05)
+        found = self._conn.execute("SELECT epoch FROM writebehind.ledger WHERE queue = $1", [self._queue])
+        inner(self, found.fetchone()[0], batch, *rest)
+
+    _replace(Ledger, "record", record)
+
+
+def _queue_frozen_again() -> None:
+    inner = takeover.take_over
+
+    @functools.wraps(inner)
+    def take_over(queue: Any, *rest: Any) -> Any:
+        client, keys = queue._client, queue._keys
+        for batch in map(int, client.lrange(keys.inflight, 0, -1)):
+            if items := client.lrange(keys.processing(batch), 0, -1):
+                client.lpush(keys.queue, *items)
+            client.delete(keys.processing(batch))
+        client.delete(keys.inflight)
+        return inner(queue, *rest)
+
+    _replace(worker, "take_over", take_over)
+
+
+def _acknowledge_at_once() -> None:
+    claim_inner, acknowledge = OwnedQueue.claim, OwnedQueue.acknowledge
+
+    @functools.wraps(claim_inner)
+    def claim(self: Any, *rest: Any) -> Any:
+        claimed = claim_inner(self, *rest)
+        if isinstance(claimed, FrozenBatch):
+            acknowledge(self, claimed, claimed.id, [])
+        return claimed
+
+    _replace(OwnedQueue, "claim", claim)
+    _replace(OwnedQueue, "acknowledge", lambda *_: None)
+
+
+def _bury_nothing() -> None:
+    _replace(Ledger, "bury", lambda *_: None)
+
+
+def _pop() -> None:
+    """The queue as most know it: what is taken is nowhere else."""
+
+    @functools.wraps(OwnedQueue.claim)
+    def claim(self: Any, most_items: int, *_: Any) -> Any:
+        items = self._client.rpop(self._keys.queue, most_items)
+        if not items:
+            return 0.0
+        clock = int(self._client.hget(self._keys.clock, "seq") or 0)
+        self._claimed += 1
+        return freeze(self._epoch << 32 | self._claimed, items, clock)
+
+    def acknowledge(self: Any, batch: FrozenBatch, *_: Any) -> None:
+        if batch.applied_seq:
+            self._client.set(self._keys.applied, batch.applied_seq)
+
+    _replace(OwnedQueue, "claim", claim)
+    _replace(OwnedQueue, "acknowledge", acknowledge)
+
+
+def _settle_whatever_is_there() -> None:
+    _rewrite(owned_queue._SETTLE, b"applied ~= '0' and seq == applied", b"applied ~= '0' and seq")
+
+
+def _take_each_call_as_new() -> None:
+    _rewrite(producer_client._ENQUEUE, b"if seen == counter", b"if seen == false")
+
+
+def _replace(owner: Any, name: str, new: Any) -> None:
+    setattr(owner, name, new)
+
+
+def _rewrite(script: Script, old: bytes, new: bytes) -> None:
+    assert old in script.source
+    script.source = script.source.replace(old, new)
+    script.sha = hashlib.sha1(script.source).hexdigest()
+
+
+_KILLS = frozenset({"killed workers/kill worker"})
+_LOST, _REPEATED, _ORDER = frozenset({"lost"}), frozenset({"repeated"}), frozenset({"out of order"})
+
+SABOTAGES = {
+    "forgetful-ledger": Sabotage(
+        "the ledger remembers each batch that it has committed",
+        _REPEATED,
+        frozenset({"worker-postgres/drop replies"}),
+        spoil_worker=_forget_batches,
+        hurry=5,
+    ),
+    "no-fence": Sabotage(
+        "only the epoch's owner commits",
+        _REPEATED | _ORDER,
+        frozenset({"paused workers/pause worker"}),
+        spoil_worker=_let_everybody_commit,
+        batch_size=100,
+        hurry=5,
+    ),
+    "queued-again": Sabotage(
+        "the next owner finishes what is frozen, and queues nothing again",
+        _ORDER,
+        _KILLS,
+        spoil_worker=_queue_frozen_again,
+    ),
+    "early-acknowledge": Sabotage(
+        "a batch leaves Redis after its COMMIT", _LOST, _KILLS, spoil_worker=_acknowledge_at_once
+    ),
+    "pop": Sabotage("a batch is claimed by moving it within Redis", _LOST, _KILLS, spoil_worker=_pop),
+    "no-dead-letters": Sabotage(
+        "what Postgres refuses becomes a dead letter", _LOST, frozenset(), spoil_worker=_bury_nothing
+    ),
+    "no-session": Sabotage(
+        "a call that is sent again is answered with its first answer",
+        _REPEATED,
+        frozenset({"producer-redis/drop replies"}),
+        spoil_producer=_take_each_call_as_new,
+        hurry=3,
+    ),
+    "blind-settle": Sabotage(
+        "a cache entry is settled only if it shows the write that was flushed",
+        frozenset({"read back", "stale"}),
+        frozenset(),
+        spoil_worker=_settle_whatever_is_there,
+    ),
+}

@@ -1,0 +1,201 @@
+"""What a run plays on: both servers, a proxy for each kind of client, the workers and the producers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from multiprocessing.sharedctypes import RawArray
+from pathlib import Path
+from typing import Any, Self
+
+import psycopg
+from redis import Redis, RedisError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from tests.support.proxy import Proxy, proxied_url
+from tests.support.workers import flags
+
+from writebehind_worker.embedded import EmbeddedServers
+
+from .child import Child, work
+from .producer import CACHE_PREFIX, Orders, produce
+from .sabotage import SABOTAGES
+
+QUEUE = "chaos:queue"
+WORKERS = 3
+PRODUCERS = 3  # the last one raw
+LEASE_TTL_S = 0.7
+_SCHEMA = Path(__file__).with_name("schema.sql")
+_LEDGER = Path(__file__).parents[2] / "schema.sql"
+_TABLES = "shared, own, raw, events, marks, versions, writebehind.dead_letters"
+
+
+class Stage:
+    """Started with its ``with`` block; however that is left, all processes are ended."""
+
+    def __init__(self, folder: Path, writes_per_s: float) -> None:
+        self.folder, self._writes_per_s = folder, writes_per_s
+        self.servers = EmbeddedServers(folder / "servers", redis_options={"maxmemory-policy": "noeviction"})
+        self.workers: list[Child] = []
+        self.producers: list[Child] = []
+        self._sabotage: str | None = None
+        self._seed, self._history = 0, folder
+        self._progress: Any = None
+        self._produced = 0  # producers started in this round
+        self._accepted_before = 0
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        try:
+            self._stack.callback(self._end_children)
+            self._stack.enter_context(self.servers)
+            self._connect_proxies()
+            with self.postgres() as pg:
+                pg.execute(_LEDGER.read_bytes())
+                pg.execute(_SCHEMA.read_bytes())
+            self.workers = [self.new_worker(i) for i in range(WORKERS)]
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _connect_proxies(self) -> None:
+        redis_url, postgres_url = self.servers.redis_url, self.servers.postgres_url
+        self.links = {
+            "worker-redis": self._stack.enter_context(Proxy.to(redis_url)),
+            "worker-postgres": self._stack.enter_context(Proxy.to(postgres_url)),
+            "producer-redis": self._stack.enter_context(Proxy.to(redis_url)),
+        }
+
+    # Direct connections, past the proxies.
+
+    def redis(self) -> Redis:
+        return Redis.from_url(self.servers.redis_url, socket_timeout=10, retry=Retry(NoBackoff(), 0))
+
+    def postgres(self) -> psycopg.Connection[Any]:
+        """Autocommit, and not read-only while others are."""
+        return psycopg.connect(
+            self.servers.postgres_url,
+            autocommit=True,
+            client_encoding="utf8",
+            options="-c default_transaction_read_only=off",
+            application_name="chaos",
+        )
+
+    # Processes.
+
+    def new_worker(self, index: int) -> Child:
+        """A worker in the place of another."""
+        arguments = flags(
+            redis_url=proxied_url(self.servers.redis_url, self.links["worker-redis"].port),
+            postgres_url=proxied_url(self.servers.postgres_url, self.links["worker-postgres"].port),
+            queue=QUEUE,
+            lease_ttl_s=LEASE_TTL_S,
+            batch_size=SABOTAGES[self._sabotage].batch_size if self._sabotage else 300,
+        )
+        child = Child(work, (arguments, self._sabotage), self.folder / f"worker-{index}.log")
+        child.start()
+        return child
+
+    def spoil(self, sabotage: str) -> None:
+        """Begins anew, with empty servers and workers that break this rule; the producers will, too."""
+        self._end_children()
+        self._sabotage = sabotage
+        self.clear()
+        with self.postgres() as pg, self.redis() as client:
+            pg.execute("TRUNCATE writebehind.ledger")
+            client.flushall()
+        self.workers = [self.new_worker(i) for i in range(WORKERS)]
+
+    def start_producers(self, seed: int, history: Path) -> None:
+        """A fresh set, which writes its histories to this folder."""
+        self._seed, self._history = seed, history
+        self._produced = 0
+        self._progress = [RawArray("q", 2) for _ in range(PRODUCERS)]
+        self.producers = [self.new_producer(i) for i in range(PRODUCERS)]
+
+    def new_producer(self, index: int) -> Child:
+        """A producer in the place of another; it goes by a number of its own."""
+        who, self._produced = self._produced, self._produced + 1
+        self._accepted_before += self._progress[index][0]
+        self._progress[index][:] = [0, 0]
+        orders = Orders(
+            who=who,
+            seed=self._seed,
+            is_raw=index == PRODUCERS - 1,
+            redis_url=proxied_url(self.servers.redis_url, self.links["producer-redis"].port),
+            postgres_url=self.servers.postgres_url,
+            queue=QUEUE,
+            folder=self._history,
+            writes_per_s=self._writes_per_s / PRODUCERS,
+            sabotage=self._sabotage,
+            progress=self._progress[index],
+        )
+        child = Child(produce, (orders,), self.folder / "producers.log")
+        child.start()
+        return child
+
+    def is_calling(self, index: int) -> bool:
+        """Whether this producer is within a call."""
+        return bool(self._progress[index][1])
+
+    @property
+    def accepted(self) -> int:
+        """Writes that the producers were told are accepted, in this round."""
+        return self._accepted_before + sum(int(progress[0]) for progress in self._progress or [])
+
+    def end_producers(self) -> None:
+        for child in self.producers:
+            child.end(timeout_s=30)
+
+    def _end_children(self) -> None:
+        for child in (*self.producers, *self.workers):
+            with suppress(ValueError, AttributeError):
+                child.kill()
+
+    def owner(self) -> int | None:
+        """Which worker holds the lease, as far as Redis tells."""
+        try:
+            with self.redis() as client:
+                lease: Any = client.get(f"{{{QUEUE}}}:lease")
+        except RedisError:
+            return None
+        pid = (lease or b"").rpartition(b":")[2].decode()
+        return next((i for i, child in enumerate(self.workers) if str(child.pid) == pid), None)
+
+    # Quiet.
+
+    def pending(self) -> int | None:
+        """Items waiting and in frozen batches; ``None``: Redis does not answer."""
+        try:
+            with self.redis() as client:
+                batches: Any = client.lrange(f"{{{QUEUE}}}:inflight", 0, -1)
+                frozen = sum(client.llen(f"{{{QUEUE}}}:processing:{int(b)}") for b in batches)
+                pending: int = client.llen(QUEUE) + frozen + len(batches)
+                return pending
+        except RedisError:
+            return None
+
+    def is_drained(self, timeout_s: float, tell: Callable[[], None] = lambda: None) -> bool:
+        """Waits until nothing is pending."""
+        deadline = time.monotonic() + timeout_s
+        while self.pending() != 0:
+            tell()
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        return True
+
+    def clear(self) -> None:
+        """Forgets the rows and the cache entries of a round; the queue and its ledger go on."""
+        with self.postgres() as pg:
+            pg.execute(f"TRUNCATE {_TABLES}")
+        with self.redis() as client:
+            for key in list(client.scan_iter(match=f"{CACHE_PREFIX}*", count=1000)):
+                client.unlink(key)
+        self._accepted_before = 0
+        self._progress = None
