@@ -97,7 +97,7 @@ class Worker:
         with RedisLink(self._config.redis_url) as link, RedisLink(self._config.redis_url) as side:
             redis_server.check(link.client, self._config)
             self._redis_is(True)
-            with postgres.connect(self._config.postgres_url) as conn:
+            with self._connect() as conn:
                 ledger = Ledger(conn, self._config.queue)
                 ledger.check()
                 self._postgres_is(True)
@@ -105,6 +105,10 @@ class Worker:
                 if not self._stand_by(lease, conn, stop):
                     return
                 self._own(link, side, conn, ledger, lease, stop)
+
+    def _connect(self) -> postgres.Connection:
+        c = self._config
+        return postgres.connect(c.postgres_url, c.statement_timeout_s + postgres.REPLY_GRACE_S)
 
     def _lease(self, client: redis.Redis) -> Lease:
         return Lease(client, self._keys, self._token, self._owner, self._config.lease_ttl_s)
