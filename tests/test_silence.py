@@ -1,4 +1,4 @@
-"""Servers that hold a connection and say nothing: the worker neither waits for ever nor does anything twice."""
+"""Servers that hold a connection and say nothing: the worker neither waits for ever nor acts twice."""
 
 from __future__ import annotations
 
