@@ -270,7 +270,7 @@ def work(url: str, admin: redis.Redis) -> None:
         publish_tables(client, KEYS, {})
         queue = OwnedQueue(link, KEYS, "token")
         queue.own(queue.epoch_floor() + 1, 0, generation=1, acked=0)
-        list(queue.waiting_items())
+        queue.count_applied_before(0, 0, lambda: None)
         queue.peek(0.01)
         assert isinstance(queue.claim(10, 1 << 20, 3600.0), float)
         batch = queue.claim(10, 1 << 20, 0.0)

@@ -24,7 +24,7 @@ from writebehind_worker import postgres
 from writebehind_worker.embedded import EmbeddedServers
 from writebehind_worker.embedded.process import processes
 
-STOP_S = 0.5
+STOP_S = 0.2
 MARGIN_S = 4.0  # for a busy machine
 
 

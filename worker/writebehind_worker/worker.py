@@ -167,7 +167,7 @@ class Worker:
         """Asks the server that answers now for its run id: while we stood by it may have become another."""
         before = link.connections
         run_id = redis_server.check(link.client, self._config)
-        taken = take_over(queue, ledger, self._owner, run_id)
+        taken = take_over(queue, ledger, self._owner, run_id, self._state.progress)
         if link.connections != before:
             raise OwnershipLost("the connection to Redis was renewed: another server may answer now")
         return taken
