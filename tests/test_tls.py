@@ -1,4 +1,4 @@
-"""TLS to both servers: the right certificate is taken, any other is told and waited for; no secret is told."""
+"""TLS to both servers: the right certificate is taken, any other is told and waited for."""
 
 from __future__ import annotations
 
