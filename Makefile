@@ -14,7 +14,7 @@ DEV_TOOLS := $(BIN)/python -c 'import tomllib; \
 NO_WHEELS := echo "Note: no servers' wheels for this platform; Valkey or Redis, and PostgreSQL, are taken from the PATH."
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check clean
+.PHONY: help demo test check model clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -30,6 +30,9 @@ check: $(VENV)/.dev-installed ## Lint, check the format and the types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+model: $(VENV)/.dev-installed ## Search every interleaving of small instances of the protocol
+	@$(BIN)/python -m tests.model
 
 clean: ## Remove the virtual environment and all caches
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -89,6 +89,22 @@ def test_redis_shows_a_generation_that_the_ledger_has_never_served() -> None:
     assert compared(generation=7, acked=0, applied=0) == History(redis_is_new=True)
 
 
+@pytest.mark.parametrize(("acked", "inflight"), [(13, []), (5, []), (0, [13])])
+def test_redis_was_noticed_to_go_back_and_postgres_has_forgotten_it(acked: int, inflight: list[int]) -> None:
+    found = compared(generation=7, acked=acked, inflight=inflight)
+    assert found == History(redis_went_back=True)
+    assert found.must_count
+
+
+def test_an_unknown_generation_with_a_batch_that_the_ledger_has_never_seen_is_one_that_it_has_forgotten() -> (
+    None
+):
+    found = compared(generation=7, acked=14, applied=550)
+    assert found == History(redis_restarted=True, postgres_went_back=True)
+    assert found.must_count
+    assert not compared(generation=7, acked=0, applied=0).must_count
+
+
 def test_a_first_owner_finds_new_histories() -> None:
     first = LedgerRow(1, [], 0, [], None, 0, 0)
     assert compare(first, Holdings(1, 0, 5, 0, 0, []), "one") == History(redis_is_new=True)

@@ -345,6 +345,43 @@ def test_a_new_ledger_with_an_old_redis_voids_the_receipts_of_before(
         receipt.wait(1)
 
 
+def test_redis_goes_back_and_then_postgres_forgets_that_it_was_told(
+    options: dict[str, Any], load: Workload, past: Callable[[], Past]
+) -> None:
+    drain(options, load)
+    load.add(20)
+    then = past()
+    drain(options, load)
+    told = load.pg.execute("SELECT * FROM writebehind.ledger").fetchall()
+
+    then.bring_back()
+    frozen_by_a_dead_worker(options, load, "claim:after:1")  # the new history has been adopted
+    columns = (
+        "queue, epoch, recent_batches, applied_seq, generations, redis_run_id, rollback_seq, rollback_items"
+    )
+    load.pg.execute("DELETE FROM writebehind.ledger")
+    load.pg.execute(
+        f"INSERT INTO writebehind.ledger ({columns}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)", told[0][:8]
+    )
+    drain(options, load)
+    load.check(dead_letters=20)
+
+
+def test_postgres_goes_back_and_then_redis_to_a_history_that_it_had_forgotten(
+    options: dict[str, Any], load: Workload, past: Callable[[], Past]
+) -> None:
+    load.add(5)
+    drain(options, load)
+    load.add(20)
+    then = past()
+    load.pg.execute("DELETE FROM writebehind.ledger")  # the ledger alone: what is applied stays
+    drain(options, load)
+
+    then.bring_back()
+    drain(options, load)
+    load.check(dead_letters=20)
+
+
 def test_what_is_left_of_a_rollback_survives_another_adoption(
     options: dict[str, Any], load: Workload
 ) -> None:

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -202,4 +203,5 @@ def _follow(cls: type[Any], name: str, tell: Callable[[bool], None]) -> None:
 
 def _send(number: signal.Signals) -> None:
     os.write(1, f"{_ARRIVED}\n".encode())
-    os.kill(os.getpid(), number)
+    # To this thread: it then stops here. Sent to the process, SIGSTOP reaches another thread first.
+    signal.pthread_kill(threading.get_ident(), number)

@@ -62,7 +62,7 @@ class _Link:
 
 
 class Proxy:
-    """Forwards to one server, until told to do worse.
+    """Forwards to one server at a time, until told to do worse.
 
     ``dropped`` counts the requests and replies that were swallowed; ``delay_s`` holds every chunk that
     long, in either direction.
@@ -84,8 +84,7 @@ class Proxy:
     @classmethod
     def to(cls, url: str) -> Self:
         """A proxy to the server of a redis:// or postgresql:// URL."""
-        parts = urlsplit(url)
-        return cls(parts.hostname or "127.0.0.1", parts.port or _DEFAULT_PORTS[parts.scheme])
+        return cls(*_address(url))
 
     def __enter__(self) -> Self:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -113,6 +112,12 @@ class Proxy:
         """Cut every connection now; new ones are taken."""
         for link in self._current():
             link.cut()
+
+    def redirect(self, url: str) -> None:
+        """Forward to another server from now on, as an address that moves; every connection is cut."""
+        with self._changed:
+            self.target = _address(url)
+        self.drop_connections()
 
     def refuse(self) -> None:
         """Reset new connections at once, as a server that is down; those that stand go on."""
@@ -171,31 +176,25 @@ class Proxy:
         while True:
             client, _ = self._listener.accept()
             with self._changed:
-                closing, refusing = self._closing, self._refusing
+                closing, refusing, target = self._closing, self._refusing, self.target
             if closing:
                 client.close()
                 return
-            server = None if refusing else self._connect()
+            server = None if refusing else _connect(target)
             if server is None:
                 _reset(client)
             else:
-                self._start(_Link(client, server))
+                self._start(_Link(client, server), target)
 
-    def _connect(self) -> socket.socket | None:
-        try:
-            server = socket.create_connection(self.target, timeout=10)
-        except OSError:
-            return None
-        server.settimeout(None)
-        return server
-
-    def _start(self, link: _Link) -> None:
+    def _start(self, link: _Link, target: tuple[str, int]) -> None:
         for end in (link.client, link.server):
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for pump in (self._pump_requests, self._pump_replies):
             link.pumps.append(threading.Thread(target=self._run, args=(pump, link), daemon=True))
         with self._changed:
             self._links.append(link)
+            if self.target != target:  # redirected while we connected
+                link.cut()
         for thread in tuple(link.pumps):  # one that ends at once takes itself off the list
             thread.start()
 
@@ -252,6 +251,20 @@ class Proxy:
         with self._changed:
             self.dropped += 1
             self._changed.notify_all()
+
+
+def _address(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    return parts.hostname or "127.0.0.1", parts.port or _DEFAULT_PORTS[parts.scheme]
+
+
+def _connect(target: tuple[str, int]) -> socket.socket | None:
+    try:
+        server = socket.create_connection(target, timeout=10)
+    except OSError:
+        return None
+    server.settimeout(None)
+    return server
 
 
 def _reset(connection: socket.socket) -> None:

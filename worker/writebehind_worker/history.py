@@ -45,6 +45,11 @@ class History:
     postgres_went_back: bool = False
 
     @property
+    def must_count(self) -> bool:
+        """Items in Redis may have been applied before."""
+        return self.redis_went_back or self.redis_restarted
+
+    @property
     def receipts_are_void(self) -> bool:
         """What earlier receipts stand for may be gone: a new generation begins."""
         return self.redis_went_back or self.redis_restarted or self.postgres_went_back
@@ -61,7 +66,11 @@ def compare(ledger: LedgerRow, redis: Holdings, run_id: str | None) -> History:
     committed = [b for b in redis.inflight if b in ledger.recent_batches]
     known = committed[-1] if committed else redis.acked
     if redis.generation not in ledger.generations:
-        return History(redis_is_new=True, postgres_went_back=known > last)
+        if known == 0:
+            return History(redis_is_new=True)
+        # An owner has served it: Postgres has failed over, and forgotten what had been noticed of Redis.
+        forgot = known > last
+        return History(redis_restarted=forgot, redis_went_back=not forgot, postgres_went_back=forgot)
     return History(
         redis_restarted=None not in (run_id, ledger.redis_run_id) and run_id != ledger.redis_run_id,
         redis_went_back=known < last or redis.generation != ledger.generations[-1],

@@ -47,9 +47,12 @@ class Ledger:
         self._conn, self._queue = conn, queue
 
     def check(self) -> None:
-        """Raises :class:`LedgerMissing` or :class:`LedgerRefused` if the tables cannot be used."""
+        """Raises :class:`LedgerMissing` or :class:`LedgerRefused` if the tables cannot be used.
+
+        ``psycopg.errors.ReadOnlySqlTransaction``: the server is a standby.
+        """
         with self._guarded():
-            self._conn.execute("SELECT FROM writebehind.ledger LIMIT 0")
+            self._conn.execute("SELECT FROM writebehind.ledger LIMIT 0 FOR UPDATE")
             self._conn.execute("SELECT FROM writebehind.dead_letters LIMIT 0")
 
     def take(self, owner: str, epoch_floor: int) -> LedgerRow:
@@ -94,16 +97,26 @@ class Ledger:
         )
 
     def adopt(
-        self, epoch: int, generation: int, run_id: str | None, rollback_seq: int, rollback_items: int
+        self,
+        epoch: int,
+        generations: Sequence[int],
+        run_id: str | None,
+        rollback_seq: int,
+        rollback_items: int,
     ) -> None:
-        """Records the Redis history that we serve from now on, before anything is claimed from it."""
+        """Records the Redis histories that we have found and, last, that we serve from now on.
+
+        Before anything is claimed: whatever Redis comes back with, it is known whether it has been served.
+        """
         with self._guarded():
             done = self._conn.execute(
-                "UPDATE writebehind.ledger SET generations = (array_remove(generations, $3) || $3)"
-                f"[greatest(1, cardinality(generations) - {RECENT - 2}):], redis_run_id = $4, "
+                "UPDATE writebehind.ledger SET generations = "
+                "(array(SELECT g FROM unnest(generations) WITH ORDINALITY AS u(g, n) "
+                "WHERE g <> ALL ($3::bigint[]) ORDER BY n) || $3::bigint[])"
+                f"[greatest(1, cardinality(generations) - {RECENT - 3}):], redis_run_id = $4, "
                 "rollback_seq = $5, rollback_items = $6, updated_at = now() "
                 f"{_BOUNDED} WHERE queue = $1 AND epoch = $2",
-                [self._queue, epoch, generation, run_id, rollback_seq, rollback_items],
+                [self._queue, epoch, list(generations), run_id, rollback_seq, rollback_items],
             ).rowcount
         if not done:
             raise OwnershipLost("another worker has raised the epoch in the ledger")

@@ -6,6 +6,7 @@ from typing import Any
 
 from redis import Redis
 from redis.backoff import NoBackoff
+from redis.exceptions import ReadOnlyError
 from redis.retry import Retry
 
 from .config import Config, redacted
@@ -46,6 +47,7 @@ def check(client: Redis, config: Config) -> str | None:
     """Refuses a server that is too old or that may evict the queue; returns its run id, if it tells.
 
     Raises:
+        ReadOnlyError: it is a replica; once promoted it will do.
         UnsupportedRedis, UnsafeRedis: the operator must act.
         redis.RedisError: it does not answer.
     """
@@ -57,5 +59,7 @@ def check(client: Redis, config: Config) -> str | None:
     policy = str(info.get("maxmemory_policy", ""))
     if policy.startswith("allkeys") and not config.allow_eviction:
         raise UnsafeRedis(policy, where)
+    if info.get("role") == "slave":
+        raise ReadOnlyError(f"{where} is a replica; waiting until it is promoted, or the address moves")
     run_id = info.get("run_id")
     return None if run_id is None else str(run_id)

@@ -18,9 +18,10 @@ from .owned_queue import OwnedQueue
 
 @dataclass(frozen=True, slots=True)
 class Takeover:
-    """What the new owner starts with."""
+    """What the new owner starts with; ``found`` is what Redis held before the two were made to agree."""
 
     row: LedgerRow
+    found: Holdings
     history: History
     frozen: Sequence[FrozenBatch]
 
@@ -37,9 +38,9 @@ def take_over(
     history = compare(row, holdings, run_id)
     frozen = [queue.read_frozen(batch, holdings.clock_seq) for batch in holdings.inflight]
     if history.is_plain and row.redis_run_id == run_id:
-        return Takeover(row, history, frozen)
+        return Takeover(row, holdings, history, frozen)
     adopted = _adopt(queue, ledger, row, holdings, history, frozen, run_id, progress)
-    return Takeover(adopted, history, frozen)
+    return Takeover(adopted, holdings, history, frozen)
 
 
 def _adopt(
@@ -55,7 +56,7 @@ def _adopt(
     """Settles on one history in both servers. The ledger first: killed in between, we find the same again."""
     generation: int | None = None
     rollback_seq, rollback_items = row.rollback_seq, row.rollback_items
-    if history.redis_went_back or history.redis_restarted:  # how far, nothing else tells
+    if history.must_count:  # how far, nothing else tells
         bodies = [m.body for b in frozen if b.id not in row.recent_batches for m in b.messages]
         rollback_seq = row.applied_seq
         rollback_items, is_all = count_applied_before(bodies, rollback_seq, holdings.clock_seq)
@@ -65,8 +66,8 @@ def _adopt(
         rollback_seq = rollback_items = 0
     if history.receipts_are_void:
         generation = max(holdings.now_us, holdings.generation + 1)
-    serving = generation or holdings.generation
-    ledger.adopt(row.epoch, serving, run_id, rollback_seq, rollback_items)
+    served = [holdings.generation] if generation is None else [holdings.generation, generation]
+    ledger.adopt(row.epoch, served, run_id, rollback_seq, rollback_items)
     last = row.recent_batches[-1] if row.recent_batches else 0
     queue.own(row.epoch, row.applied_seq, generation=generation, acked=last)
     return replace(row, rollback_seq=rollback_seq, rollback_items=rollback_items)

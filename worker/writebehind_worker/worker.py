@@ -8,6 +8,7 @@ import secrets
 import socket
 import threading
 import time
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -206,16 +207,21 @@ class Worker:
             )
         elif history.redis_restarted:
             self._log.warning(
-                "redis has been restarted: receipts given before cannot be answered; see its persistence "
-                "settings for what a restart can lose",
+                "redis has been restarted or has failed over: receipts given before cannot be answered; what "
+                "it had not written to disk, or not replicated, is lost",
                 applied_before=row.rollback_items,
             )
         if history.postgres_went_back:
             self._metrics.rollback_detected("postgres")
             self._log.error(
-                "postgres went back in time: batches that it had committed are lost",
+                "postgres went back in time: batches that it had committed are lost, and have left Redis; "
+                "look for the writes that were accepted in this time",
                 last_batch=row.recent_batches[-1] if row.recent_batches else None,
-                applied_seq=row.applied_seq,
+                acknowledged_batch=taken.found.acked,
+                lost_after_seq=row.applied_seq,
+                lost_up_to_seq=taken.found.applied,
+                accepted_after=_utc(row.applied_seq),
+                accepted_until=_utc(taken.found.applied),
             )
 
     def _redis_is(self, up: bool, reason: str | None = None) -> None:
@@ -227,3 +233,8 @@ class Worker:
         self._metrics.postgres_is(up)
         if self._state.postgres_is(up, reason):
             (self._log.info if up else self._log.warning)("postgres", up=up, reason=reason)
+
+
+def _utc(seq: int) -> str | None:
+    """When a write was accepted, for people; ``None`` for what is no time: anybody may set keys in Redis."""
+    return datetime.fromtimestamp(seq / 1e6, UTC).isoformat() if 0 < seq < 10**16 else None

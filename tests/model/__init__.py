@@ -1,0 +1,1 @@
+"""The protocol as a model, searched exhaustively: every interleaving of a small instance."""
