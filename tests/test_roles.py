@@ -340,7 +340,7 @@ def flush_all(url: str) -> int:
         ledger = Ledger(conn, KEYS.queue)
         ledger.check()
         row = ledger.take("host:1", 0)
-        ledger.adopt(row.epoch, 1, "run", 0, 0)
+        ledger.adopt(row.epoch, [1], "run", 0, 0)
         flusher = Flusher(
             conn,
             ledger,
