@@ -25,4 +25,7 @@ def redis_errors_as_ours(doing: str) -> Iterator[None]:
     except redis_errors.RedisError as error:
         if str(error).startswith("OOM"):  # from inside a script redis-py has no class for it
             raise RedisFull(f"{doing}: Redis is at its maxmemory: {error}") from error
-        raise RedisRefused(f"{doing}: Redis refused: {error}") from error
+        hint = ""
+        if isinstance(error, redis_errors.NoPermissionError):
+            hint = "; the rights that a producer needs are in deploy/redis-acl.conf"
+        raise RedisRefused(f"{doing}: Redis refused: {error}{hint}") from error

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from writebehind import client as producer_client
+from writebehind import enqueue as producer_enqueue
 from writebehind.script import Script
 from writebehind_worker import ledger, owned_queue, takeover, worker
 from writebehind_worker.frozen import FrozenBatch, freeze
@@ -126,7 +126,7 @@ def _settle_whatever_is_there() -> None:
 
 
 def _take_each_call_as_new() -> None:
-    _rewrite(producer_client._ENQUEUE, b"if seen == counter", b"if seen == false")
+    _rewrite(producer_enqueue._ENQUEUE, b"if seen == counter", b"if seen == false")
 
 
 def _replace(owner: Any, name: str, new: Any) -> None:

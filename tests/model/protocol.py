@@ -310,7 +310,7 @@ class Protocol:
         if me.history.must_count:
             unresolved = [seqs for batch, seqs in me.batches if batch not in me.row.recent]
             bodies = [self._body(w, s) for seqs in (*unresolved, w.redis.queue) for s in seqs]
-            seq, items = me.row.applied_seq, count_applied_before(bodies, me.row.applied_seq, me.clock)
+            seq, items = me.row.applied_seq, count_applied_before(bodies, me.row.applied_seq, me.clock)[0]
         elif me.history.redis_is_new:
             seq = items = 0
         if not self._needs({"skipping by seq"}):

@@ -74,6 +74,11 @@ class CrashingWorker:
         self._process.kill()
         self._process.join(10)
 
+    def wait_for_end(self, timeout: float = 15) -> int | None:
+        """Its exit code; ``None`` if it still runs."""
+        self._process.join(timeout)
+        return self._process.exitcode
+
     def wait_for_pause(self, timeout: float = 15) -> None:
         """Until it has come to its point."""
         self.wait_for_log(_ARRIVED, timeout)

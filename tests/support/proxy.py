@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from typing import Literal, Self
 from urllib.parse import urlsplit, urlunsplit
 
+from .wait import wait_until
+
 Predicate = Callable[[bytes], bool]
 _DEFAULT_PORTS = {"redis": 6379, "postgresql": 5432, "postgres": 5432}
 _CHUNK_BYTES = 65536
@@ -32,9 +34,9 @@ def proxied_url(url: str, port: int) -> str:
 
 @dataclass
 class _Rule:
-    """Drops the next ``times`` matching requests, or the replies to them, or matching replies."""
+    """What happens at the next ``times`` matching chunks of a client: see the methods of `Proxy`."""
 
-    what: Literal["reply", "request", "matching reply"]
+    what: Literal["reply", "request", "matching reply", "pause before", "pause after"]
     matches: Predicate
     times: int
 
@@ -135,6 +137,14 @@ class Proxy:
         """Forward what was held, and go on."""
         self._flowing.set()
 
+    def pause_at(self, predicate: Predicate, when: Literal["before", "after"] = "after") -> None:
+        """Pause at a matching request: before it reaches the server, or after, so that its reply is held."""
+        self._add(_Rule("pause before" if when == "before" else "pause after", predicate, 1))
+
+    def wait_for_pause(self, timeout: float = 15) -> None:
+        """Until a rule of ``pause_at`` has paused it."""
+        wait_until(lambda: not self._flowing.is_set(), timeout, message="no request matched")
+
     def drop_reply_after(self, predicate: Predicate, times: int = 1) -> None:
         """Forward a matching request, swallow the first bytes that come back, and cut the connection.
 
@@ -207,7 +217,12 @@ class Proxy:
     def _pump_requests(self, link: _Link) -> None:
         while chunk := link.client.recv(_CHUNK_BYTES):
             self._hold()
-            fate = self._fate(chunk, ("request", "reply"))
+            fate = self._fate(chunk, ("request", "reply", "pause before", "pause after"))
+            if fate == "pause before":
+                self.pause()
+                self._hold()
+            elif fate == "pause after":
+                self.pause()
             if fate == "request":
                 self._count_drop()
                 return

@@ -217,8 +217,11 @@ def _check_redis_url(url: str) -> None:
     try:
         ConnectionPool.from_url(url)  # parses, does not connect
     except ValueError:  # its text may quote a part of the password
+        shown = (
+            f"is {redacted(url)!r}" if re.match(r"[\w+.-]+://", url) else "is no URL"
+        )  # where would one be?
         raise SETTINGS["redis_url"].wrong(
-            f"is {redacted(url)!r}; allowed: redis://[user:password@]host[:port]/db, rediss://…, "
+            f"{shown}; allowed: redis://[user:password@]host[:port]/db, rediss://…, "
             "unix://path (percent-encode what is special in a password)"
         ) from None
 

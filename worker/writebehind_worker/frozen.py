@@ -35,11 +35,12 @@ def stamped_seq(item: bytes) -> int | None:
     return int(found[1]) if found and b',"key":"' in item else None
 
 
-def count_applied_before(items: Iterable[bytes], applied_seq: int, clock: int) -> int:
-    """How many items, oldest first, have been applied before Redis went back in time.
+def count_applied_before(items: Iterable[bytes], applied_seq: int, clock: int) -> tuple[int, bool]:
+    """How many items, oldest first, have been applied before Redis went back in time; whether that is all.
 
     Items up to the last one with ``seq <= applied_seq``, the raw ones among them included; the count stops
     at the first newer one, since seqs grow along the list. One beyond the queue's clock is not ours.
+    ``scan.lua`` does the same for the items that wait.
     """
     count = 0
     for position, item in enumerate(items, start=1):
@@ -47,9 +48,9 @@ def count_applied_before(items: Iterable[bytes], applied_seq: int, clock: int) -
         if seq is None or seq > clock:
             continue
         if seq > applied_seq:
-            break
+            return count, True
         count = position
-    return count
+    return count, False
 
 
 def split_applied_before(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import msgspec
@@ -31,10 +31,13 @@ _OWN = Script("writebehind_worker", "own")
 _CLAIM = Script("writebehind_worker", "claim")
 _SETTLE = Script("writebehind_worker", "settle")
 _ACKNOWLEDGE = Script("writebehind_worker", "acknowledge")
+_SCAN = Script("writebehind_worker", "scan")
 
 TOMBSTONE_TTL_S = 10
 _SETTLED_AT_ONCE = 500  # cache keys a script call, so that Redis answers others in between
 _READ_AT_ONCE = 1000
+_SCANNED_AT_FIRST, _SCANNED_AT_ONCE = 64, 4096  # items a script call, more ...
+_SCANNED_BYTES = 1 << 20  # ... while they are small
 _RAW_TAIL = -1  # claim.lua: the oldest item does not tell its age
 
 
@@ -94,24 +97,32 @@ class OwnedQueue:
 
     def read_frozen(self, batch: int, clock: int) -> FrozenBatch:
         """A batch that a former owner, or we, have claimed before."""
-        items = list(self._items(self._keys.processing(batch), oldest_first=True))
+        items = list(self._items(self._keys.processing(batch)))
         return freeze(batch, items, clock)
 
-    def waiting_items(self) -> Iterator[bytes]:
-        """The items of the queue, oldest first."""
-        return self._items(self._keys.queue, oldest_first=False)
+    def count_applied_before(self, applied_seq: int, clock: int, progress: Callable[[], None]) -> int:
+        """As :func:`frozen.count_applied_before`, of the waiting items, by looks that are short for Redis.
 
-    def _items(self, key: str, *, oldest_first: bool) -> Iterator[bytes]:
-        start = 0
+        ``progress`` is called after each: millions of items take many seconds.
+        """
+        count = passed = 0
+        most = _SCANNED_AT_FIRST
         while True:
-            if oldest_first:
-                chunk = cast(list[bytes], self._client.lrange(key, start, start + _READ_AT_ONCE - 1))
-            else:
-                chunk = cast(list[bytes], self._client.lrange(key, -(start + _READ_AT_ONCE), -(start + 1)))
-                chunk.reverse()
+            seen, last, is_over, size = _SCAN(
+                self._client, [self._keys.queue], [passed, most, applied_seq, clock]
+            )
+            progress()
+            if last:
+                count = passed + last
+            passed += seen
+            if is_over or seen < most:
+                return count
+            most = min(most * 2, _SCANNED_AT_ONCE) if size < _SCANNED_BYTES else max(1, most // 2)
+
+    def _items(self, key: str) -> Iterator[bytes]:
+        start = 0
+        while chunk := cast(list[bytes], self._client.lrange(key, start, start + _READ_AT_ONCE - 1)):
             yield from chunk
-            if len(chunk) < _READ_AT_ONCE:
-                return
             start += len(chunk)
 
     def claim(self, most_items: int, most_bytes: int, write_delay_s: float) -> FrozenBatch | float:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from collections.abc import Generator
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+_T = TypeVar("_T")
+
 # A server that vanished is noticed in seconds, not in the hours that TCP takes by itself.
-_DEFAULTS: dict[str, Any] = {
+DEFAULTS: dict[str, Any] = {
     "application_name": "writebehind",
     "connect_timeout": 5,
     "keepalives_idle": 5,
@@ -18,16 +21,61 @@ _DEFAULTS: dict[str, Any] = {
     "tcp_user_timeout": 10_000,  # ms
 }
 
+REPLY_GRACE_S = 5.0
+"""Beyond its ``statement_timeout`` a server that lives has answered by then, if only with an error."""
 
-def connect(url: str) -> psycopg.Connection[Any]:
+_TICK_S = 0.1
+
+
+class NoReply(psycopg.OperationalError):
+    """The server holds the connection and says nothing. What it did with the statement is unknown."""
+
+
+class Connection(psycopg.Connection[Any]):
+    """One that is closed when a statement, COMMIT too, has been unanswered for ``reply_timeout_s``.
+
+    Nothing else notices a server that is paused, or hangs on its disk: its kernel still answers for it.
+    """
+
+    reply_timeout_s: float = 30.0 + REPLY_GRACE_S
+
+    def wait(self, gen: Generator[Any, Any, _T], *args: Any, **options: Any) -> _T:
+        """Consumes a generator that operates on the connection. Raises :class:`NoReply`."""
+        options["interval"] = _TICK_S
+        try:
+            return super().wait(_bounded(gen, self.reply_timeout_s), **options)
+        except NoReply:
+            self.close()
+            raise
+
+
+def _bounded(gen: Generator[Any, Any, _T], timeout_s: float) -> Generator[Any, Any, _T]:
+    """Passes ``gen`` on, and counts how often psycopg has waited ``_TICK_S`` without a byte coming or going.
+
+    Ticks, not a clock: a process that was paused itself must not take its pause for the server's.
+    """
+    silent = 0
+    try:
+        wanted = next(gen)
+        while True:
+            ready = yield wanted
+            silent = 0 if ready else silent + 1
+            if silent * _TICK_S > timeout_s:
+                raise NoReply(f"Postgres holds the connection but has not answered for {timeout_s:g} s")
+            wanted = gen.send(ready)
+    except StopIteration as end:
+        result: _T = end.value
+        return result
+
+
+def connect(url: str, reply_timeout_s: float = Connection.reply_timeout_s) -> Connection:
     """Connects in autocommit, with parameters written ``$1``; what the URL says wins over our defaults.
 
     ``synchronous_commit`` is raised where it is off: a batch leaves Redis when its commit is durable.
     """
-    conninfo = make_conninfo(**{**_DEFAULTS, **conninfo_to_dict(url)})
-    conn: psycopg.Connection[Any] = psycopg.connect(
-        conninfo, autocommit=True, cursor_factory=psycopg.RawCursor
-    )
+    conninfo = make_conninfo(**{**DEFAULTS, **conninfo_to_dict(url)})
+    conn = Connection.connect(conninfo, autocommit=True, cursor_factory=psycopg.RawCursor)
+    conn.reply_timeout_s = reply_timeout_s
     conn.execute(
         "SELECT set_config('client_encoding', 'UTF8', false), set_config('synchronous_commit', "
         "CASE WHEN current_setting('synchronous_commit') IN ('off', 'local') THEN 'on' "

@@ -7,9 +7,8 @@ lease in Redis ─▶ epoch in the ledger ─▶ epoch in Redis ─▶ compare �
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 
 from .frozen import FrozenBatch, count_applied_before
 from .history import History, Holdings, LedgerRow, compare
@@ -27,15 +26,20 @@ class Takeover:
     frozen: Sequence[FrozenBatch]
 
 
-def take_over(queue: OwnedQueue, ledger: Ledger, owner: str, run_id: str | None) -> Takeover:
-    """Takes the queue over, holding the lease; ``run_id`` names the Redis process that answers."""
+def take_over(
+    queue: OwnedQueue, ledger: Ledger, owner: str, run_id: str | None, progress: Callable[[], None]
+) -> Takeover:
+    """Takes the queue over, holding the lease; ``run_id`` names the Redis process that answers.
+
+    ``progress`` is called now and then, where it takes long.
+    """
     row = ledger.take(owner, queue.epoch_floor())
     holdings = queue.own(row.epoch, row.applied_seq)
     history = compare(row, holdings, run_id)
     frozen = [queue.read_frozen(batch, holdings.clock_seq) for batch in holdings.inflight]
     if history.is_plain and row.redis_run_id == run_id:
         return Takeover(row, holdings, history, frozen)
-    adopted = _adopt(queue, ledger, row, holdings, history, frozen, run_id)
+    adopted = _adopt(queue, ledger, row, holdings, history, frozen, run_id, progress)
     return Takeover(adopted, holdings, history, frozen)
 
 
@@ -47,14 +51,17 @@ def _adopt(
     history: History,
     frozen: Sequence[FrozenBatch],
     run_id: str | None,
+    progress: Callable[[], None],
 ) -> LedgerRow:
     """Settles on one history in both servers. The ledger first: killed in between, we find the same again."""
     generation: int | None = None
     rollback_seq, rollback_items = row.rollback_seq, row.rollback_items
     if history.must_count:  # how far, nothing else tells
-        unresolved = [b for b in frozen if b.id not in row.recent_batches]
+        bodies = [m.body for b in frozen if b.id not in row.recent_batches for m in b.messages]
         rollback_seq = row.applied_seq
-        rollback_items = count_applied_before(_bodies(unresolved, queue), row.applied_seq, holdings.clock_seq)
+        rollback_items, is_all = count_applied_before(bodies, rollback_seq, holdings.clock_seq)
+        if not is_all and (waiting := queue.count_applied_before(rollback_seq, holdings.clock_seq, progress)):
+            rollback_items = len(bodies) + waiting
     elif history.redis_is_new:
         rollback_seq = rollback_items = 0
     if history.receipts_are_void:
@@ -64,7 +71,3 @@ def _adopt(
     last = row.recent_batches[-1] if row.recent_batches else 0
     queue.own(row.epoch, row.applied_seq, generation=generation, acked=last)
     return replace(row, rollback_seq=rollback_seq, rollback_items=rollback_items)
-
-
-def _bodies(frozen: Sequence[FrozenBatch], queue: OwnedQueue) -> Iterator[bytes]:
-    return chain((m.body for b in frozen for m in b.messages), queue.waiting_items())

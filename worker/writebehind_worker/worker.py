@@ -98,7 +98,7 @@ class Worker:
         with RedisLink(self._config.redis_url) as link, RedisLink(self._config.redis_url) as side:
             redis_server.check(link.client, self._config)
             self._redis_is(True)
-            with postgres.connect(self._config.postgres_url) as conn:
+            with self._connect() as conn:
                 ledger = Ledger(conn, self._config.queue)
                 ledger.check()
                 self._postgres_is(True)
@@ -106,6 +106,10 @@ class Worker:
                 if not self._stand_by(lease, conn, stop):
                     return
                 self._own(link, side, conn, ledger, lease, stop)
+
+    def _connect(self) -> postgres.Connection:
+        c = self._config
+        return postgres.connect(c.postgres_url, c.statement_timeout_s + postgres.REPLY_GRACE_S)
 
     def _lease(self, client: redis.Redis) -> Lease:
         return Lease(client, self._keys, self._token, self._owner, self._config.lease_ttl_s)
@@ -164,7 +168,7 @@ class Worker:
         """Asks the server that answers now for its run id: while we stood by it may have become another."""
         before = link.connections
         run_id = redis_server.check(link.client, self._config)
-        taken = take_over(queue, ledger, self._owner, run_id)
+        taken = take_over(queue, ledger, self._owner, run_id, self._state.progress)
         if link.connections != before:
             raise OwnershipLost("the connection to Redis was renewed: another server may answer now")
         return taken

@@ -8,6 +8,10 @@
 
 if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then return 0 end
 if redis.call('HGET', KEYS[1], '@token') ~= ARGV[1] then return 0 end
+-- Without its time to live the row could stay for ever.
+if not redis.acl_check_cmd('EXPIRE', KEYS[1], ARGV[3]) then
+  return redis.error_reply('NOPERM the user may not run EXPIRE on ' .. KEYS[1])
+end
 redis.call('DEL', KEYS[1])
 if ARGV[2] == 'abandon' then return 1 end
 if ARGV[2] == 'row' then

@@ -32,7 +32,12 @@ local generation = state[2] or string.format('%.0f', now)
 local first = math.max(tonumber(state[1] or '0') + 1, now)
 
 -- A script that fails half-way keeps what it has written: what the user may not do is found before.
-for _, command in ipairs({{'LPUSH', queue, ''}, {'HSET', KEYS[4], '', ''}, {'DEL', KEYS[4]}}) do
+local entry = KEYS[4]
+for _, command in ipairs({
+  {'LPUSH', queue, ''}, {'HSET', clock, '', ''}, {'HSET', producers, '', ''},
+  {'DEL', entry}, {'HSET', entry, '', ''}, {'HMGET', entry, ''}, {'HEXISTS', entry, ''},
+  {'HINCRBY', entry, '', 1}, {'PERSIST', entry},
+}) do
   if not redis.acl_check_cmd(unpack(command)) then
     return redis.error_reply('NOPERM the user may not run ' .. command[1] .. ' on ' .. command[2])
   end

@@ -36,6 +36,13 @@ if delay > 0 and length < most then
   if left > 0 then return {'wait', left} end
 end
 
+-- A script that fails half-way keeps what it has done: items could be nowhere.
+for _, command in ipairs({{'RPUSH', KEYS[7], ''}, {'LTRIM', KEYS[1], 0, 0}, {'RPUSH', KEYS[2], ''}}) do
+  if not redis.acl_check_cmd(unpack(command)) then
+    return redis.error_reply('NOPERM the user may not run ' .. command[1] .. ' on ' .. command[2])
+  end
+end
+
 local answer = {'ok', string.format('%.0f', now), redis.call('HGET', KEYS[6], 'seq') or '0'}
 local taken, bytes = 0, 0
 while taken < math.min(most, length) do
