@@ -23,9 +23,11 @@ from .received import Fault, make_fault
 from .resolve import Refusal, RowId, Write
 from .sqlstate import TIMEOUTS, Verdict, judge
 from .statement import delete, insert_missing, may_upsert, parameter, update, upsert
+from .unreadable import find_unreadable
 
 _NO_PARENT = "23503"  # foreign key violation
 _DUPLICATE = "23505"  # unique violation
+_OF_DOMAINS_TOO = frozenset({"23502", "23514"})  # not null, check: of a column, or of its domain
 _MOST_WAITING = 8  # rows that an attempt probes: behind more there is a locked table, which is waited for
 # A generated column is given; a text column incremented; an id of the wrong shape.
 _ONE_MESSAGE_ONLY = frozenset({"428C9", "42804", "42P10"})
@@ -145,9 +147,18 @@ class Application:
             self._held_back.append(write)
             return
         self._hear_known(write.message.position)
+        column = self._unreadable_column(write, fault)
+        if column is not None:  # no matter for the breaker: some types refuse a value by a code of class 42
+            fault = make_fault(fault.sqlstate, f"{write.table.full_name}.{column}: {fault.reason}")
         refusal = Refusal(write.message, fault, write.table, write.row[1])
-        self._hear(refusal)
+        if column is None:
+            self._hear(refusal)
         self._outcome.refused.append(refusal)
+
+    def _unreadable_column(self, write: Write, fault: Fault) -> str | None:
+        if fault.sqlstate[:2] in ("22", "42") or fault.sqlstate in _OF_DOMAINS_TOO:
+            return find_unreadable(self._conn, write)
+        return None
 
     def _held_by_lock(self) -> HeldByLock:
         first = self._waiting[0]
@@ -209,7 +220,7 @@ class Application:
         elif group.op == "patch":
             if self._conn.execute(update(group), records).rowcount < expected:
                 raise _Refused(
-                    "there is no row with this key (or a trigger or policy skipped it): "
+                    f"{group.table.full_name} has no row with this key (or a trigger or policy skipped it): "
                     "a patch changes rows that exist"
                 )
         elif may_upsert(group):
@@ -223,7 +234,10 @@ class Application:
 
     def _check(self, group: Group, written: int) -> None:
         if group.columns and written < len(group.rows):
-            raise _Refused("the row was not written: a trigger or a row-level security policy skipped it")
+            raise _Refused(
+                f"the row of {group.table.full_name} was not written: "
+                "a trigger or a row-level security policy skipped it"
+            )
 
 
 def is_structural(refusal: Refusal) -> bool:
