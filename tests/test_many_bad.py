@@ -37,7 +37,7 @@ def types(pg: psycopg.Connection[Any]) -> list[str]:
     pg.execute("SET TimeZone = 'UTC'")
     pg.execute(TABLES.encode())
     known = []
-    for name, ((value, _), _) in TYPES.items():
+    for name in TYPES:
         try:
             pg.execute(f"SELECT FROM json_to_record('{{\"v\":null}}') AS r(v {name})".encode())
             if name == "xml":

@@ -141,7 +141,8 @@ def good(rng: random.Random, n: int, types: list[str]) -> Sample:
         body = f'{{"table":"strict","id":{n},"data":{{"must":"m{n}","email":"{n}","parent":1,"age":{n}}}}}'
         return Sample("strict", body.encode(), ("strict", n, "must", f"m{n}"))
     if form == 4:
-        body = f' {{ "op" : "increment", "table":"pairs","id":{{"tenant":{n},"name":"x"}},"data":{{"n":{n}}} }}\n'
+        id = f'{{"tenant":{n},"name":"x"}}'
+        body = f' {{ "op" : "increment", "table":"pairs","id":{id},"data":{{"n":{n}}} }}\n'
         return Sample("increment", body.encode(), ("pairs", n, "n", str(n)))
     name = "'; DROP TABLE things; --" + chr(rng.randrange(0x1F300, 0x1F5FF)) + str(n)
     return Sample("hostile text", _text({"table": "things", "id": n, "data": {"name": name}}).encode(),
@@ -233,10 +234,13 @@ def _wrong_operation(rng: random.Random, n: int) -> Sample:
 
 
 def _wrong_id(rng: random.Random, n: int) -> Sample:
+    table: str
+    id: Any
     table, id = rng.choice(
         [
-            ("things", None), ("things", [n]), ("things", {}), ("things", {"id": None}), ("things", {"id": [n]}),
-            ("things", {"id": {}}), ("things", {"id": n, "more": 1}), ("things", {"ID": n}), ("pairs", n),
+            ("things", None), ("things", [n]), ("things", {}), ("things", {"id": None}),
+            ("things", {"id": [n]}), ("things", {"id": {}}), ("things", {"id": n, "more": 1}),
+            ("things", {"ID": n}), ("pairs", n),
             ("pairs", {"tenant": n}), ("pairs", {"tenant": n, "name": None}), ("pairs", "x:1"),
             ("pairs", {"tenant": n, "name": "x", "n": 1}),
         ]
@@ -268,7 +272,7 @@ def _not_allowed(rng: random.Random, n: int) -> Sample:
             ({"table": "things", "id": n, "data": {"twice": 1}}, "public.things.twice is generated"),
             ({"table": "things", "id": n, "data": {"id": n + 1}}, "part of the primary key"),
             ({"table": "things", "id": n, "data": {"id": None}}, "part of the primary key"),
-            ({"table": "things", "id": n, "op": "increment", "data": {"name": 1}}, "public.things.name is text"),
+            ({"table": "things", "id": n, "op": "increment", "data": {"name": 1}}, "things.name is text"),
             ({"table": "things", "id": n, "op": "patch", "data": {"id": n}}, "no column besides"),
         ]
     )  # fmt: skip

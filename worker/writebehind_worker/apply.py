@@ -21,7 +21,7 @@ from .errors import HeldByLock
 from .plan import Group, groups, segments
 from .received import Fault, make_fault
 from .resolve import Refusal, RowId, Write
-from .sqlstate import TIMEOUTS, Verdict, judge
+from .sqlstate import DAMAGED, TIMEOUTS, Verdict, judge
 from .statement import delete, insert_missing, may_upsert, parameter, update, upsert
 from .unreadable import find_unreadable
 
@@ -241,14 +241,14 @@ class Application:
 
 
 def is_structural(refusal: Refusal) -> bool:
-    """Whether no other write could mend it: a column is missing, or a right.
+    """Whether no other write could mend it: a column is missing, or a right, or an index is damaged.
 
     Under row-level security a missing right (42501) may be the row's fault, and is taken as such.
     """
     state, table = refusal.fault.sqlstate, refusal.table
     if state in _ONE_MESSAGE_ONLY or (state == "42501" and table is not None and table.row_security):
         return False
-    return state.startswith("42")
+    return state.startswith("42") or state in DAMAGED
 
 
 def describe(write: Write) -> str:

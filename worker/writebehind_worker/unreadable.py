@@ -13,7 +13,6 @@ from .resolve import Write
 from .sqlstate import Verdict, judge
 from .statement import read
 
-
 _MOST_BYTES = 2**20  # of a message: a longer one takes too long to send again
 
 
