@@ -27,6 +27,7 @@ from .unreadable import find_unreadable
 
 _NO_PARENT = "23503"  # foreign key violation
 _DUPLICATE = "23505"  # unique violation
+_OF_NO_VALUE = frozenset({"42501", "42703"})  # a right, a column
 _OF_DOMAINS_TOO = frozenset({"23502", "23514"})  # not null, check: of a column, or of its domain
 _MOST_WAITING = 8  # rows that an attempt probes: behind more there is a locked table, which is waited for
 # A generated column is given; a text column incremented; an id of the wrong shape.
@@ -156,7 +157,11 @@ class Application:
         self._outcome.refused.append(refusal)
 
     def _unreadable_column(self, write: Write, fault: Fault) -> str | None:
-        if fault.sqlstate[:2] in ("22", "42") or fault.sqlstate in _OF_DOMAINS_TOO:
+        if (
+            fault.sqlstate[:2] in ("22", "42")
+            and fault.sqlstate not in _OF_NO_VALUE
+            or (fault.sqlstate in _OF_DOMAINS_TOO)
+        ):
             return find_unreadable(self._conn, write)
         return None
 
