@@ -27,8 +27,8 @@ from .unreadable import find_unreadable
 
 _NO_PARENT = "23503"  # foreign key violation
 _DUPLICATE = "23505"  # unique violation
-_OF_NO_VALUE = frozenset({"42501", "42703"})  # a right, a column
-_OF_DOMAINS_TOO = frozenset({"23502", "23514"})  # not null, check: of a column, or of its domain
+_OF_VALUES = frozenset({"22", "23", "42"})  # of domains, and of types that take names or expressions, too
+_OF_NO_VALUE = frozenset({_NO_PARENT, _DUPLICATE, "23P01", "42501", "42703"})
 _MOST_WAITING = 8  # rows that an attempt probes: behind more there is a locked table, which is waited for
 # A generated column is given; a text column incremented; an id of the wrong shape.
 _ONE_MESSAGE_ONLY = frozenset({"428C9", "42804", "42P10"})
@@ -157,11 +157,7 @@ class Application:
         self._outcome.refused.append(refusal)
 
     def _unreadable_column(self, write: Write, fault: Fault) -> str | None:
-        if (
-            fault.sqlstate[:2] in ("22", "42")
-            and fault.sqlstate not in _OF_NO_VALUE
-            or (fault.sqlstate in _OF_DOMAINS_TOO)
-        ):
+        if fault.sqlstate[:2] in _OF_VALUES and fault.sqlstate not in _OF_NO_VALUE:
             return find_unreadable(self._conn, write)
         return None
 
