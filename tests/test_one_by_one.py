@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
 from tests.test_bad_writes import Target
@@ -91,7 +91,7 @@ def test_unique_values_and_sums_pass_from_write_to_write_and_no_good_one_is_refu
         pg.execute(f"CREATE SCHEMA {schema}".encode())
         pg.execute(ROWS.format(schema).encode())
 
-    @settings(max_examples=400)
+    @settings(max_examples=150, phases=[Phase.explicit, Phase.reuse, Phase.generate])
     @given(st.lists(row_items, max_size=5), st.lists(row_items, min_size=2, max_size=12))
     def check(before: list[Item], items: list[Item]) -> None:
         pg.execute("TRUNCATE batched.rows, singly.rows")
@@ -104,5 +104,69 @@ def test_unique_values_and_sums_pass_from_write_to_write_and_no_good_one_is_refu
         assert together <= apart, json.dumps(items)
         if together == apart:
             assert rows(pg, "batched", "rows") == rows(pg, "singly", "rows")
+
+    check()
+
+
+GRAPH = """
+CREATE TABLE {0}.nodes (
+    id int PRIMARY KEY, up int REFERENCES {0}.nodes, friend int REFERENCES {0}.nodes DEFERRABLE
+);
+CREATE TABLE {0}.edges (
+    id int PRIMARY KEY, start int NOT NULL REFERENCES {0}.nodes, best int NOT NULL
+);
+CREATE TABLE {0}.marks (id int PRIMARY KEY, edge int NOT NULL REFERENCES {0}.edges INITIALLY DEFERRED);
+ALTER TABLE {0}.edges ADD FOREIGN KEY (best) REFERENCES {0}.marks INITIALLY DEFERRED;
+"""
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> list[Item]:
+    """Rows that reference each other, all of them there, in any order."""
+    nodes, edges = draw(st.integers(1, 6)), draw(st.integers(0, 4))
+    node = st.integers(1, nodes)
+    found: list[Item] = [
+        {
+            "table": "batched.nodes",
+            "id": i,
+            "data": {"up": draw(st.integers(1, i) | st.none()), "friend": draw(node | st.none())},
+        }
+        for i in range(1, nodes + 1)
+    ]
+    for i in range(1, edges + 1):
+        best, start = draw(st.integers(1, edges)), draw(node)
+        found.append({"table": "batched.edges", "id": i, "data": {"start": start, "best": best}})
+        found.append({"table": "batched.marks", "id": i, "data": {"edge": draw(st.integers(1, edges))}})
+    return draw(st.permutations(found))
+
+
+never_right: st.SearchStrategy[Item] = st.sampled_from(
+    [
+        {"table": "batched.nodes", "id": 50, "data": {"up": "x"}},
+        {"table": "batched.edges", "id": 52, "data": {"start": None, "best": 1}},
+        {"table": "batched.nodes", "id": "y", "op": "delete"},
+        {"table": "batched.elsewhere", "id": 1, "data": {}},
+    ]
+)
+
+
+def test_rows_that_reference_each_other_land_in_any_order_and_bad_ones_cost_only_themselves(
+    target: Target, pg: Pg
+) -> None:
+    pg.execute("CREATE SCHEMA batched")
+    pg.execute(GRAPH.format("batched").encode())
+
+    @settings(max_examples=150, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+    @given(graphs(), st.lists(st.tuples(st.integers(0, 20), never_right), max_size=4))
+    def check(items: list[Item], bad: list[tuple[int, Item]]) -> None:
+        pg.execute("TRUNCATE batched.nodes, batched.edges, batched.marks")
+        mixed = list(items)
+        for at, item in bad:
+            mixed.insert(at, item)
+        refused = {i for i, item in enumerate(mixed) if any(item is b for _, b in bad)}
+        assert target.rejected(*mixed).keys() == refused, json.dumps(mixed)
+        for table in ("nodes", "edges", "marks"):
+            expected = [(i["id"], *i["data"].values()) for i in items if i["table"] == f"batched.{table}"]
+            assert rows(pg, "batched", table) == sorted(expected)
 
     check()
