@@ -144,7 +144,7 @@ never_right: st.SearchStrategy[Item] = st.sampled_from(
     [
         {"table": "batched.nodes", "id": 50, "data": {"up": "x"}},
         {"table": "batched.edges", "id": 52, "data": {"start": None, "best": 1}},
-        {"table": "batched.nodes", "id": "y", "op": "delete"},
+        {"table": "batched.nodes", "id": "y", "data": {"up": 1}},
         {"table": "batched.elsewhere", "id": 1, "data": {}},
     ]
 )

@@ -3,9 +3,9 @@
 Rejected by Postgres, a list of writes is cut at its barriers, halved under savepoints, and each part
 coalesced anew from the original messages. A write that fails alone for want of a row that it references is
 held back with the later ones of its row, and tried once more at the end of its segment, in list order: its
-parent may have come after it. Where a constraint refuses a write whose row or unique value others of the
-batch share, the segment is applied again with all of these alone, as one by one: see `contested.py`. Nothing else is held back, and nothing beyond a barrier: what is delayed
-without need can find its row cascaded away, or its unique value taken.
+parent may have come after it. Nothing else is held back, and nothing beyond a barrier: what is delayed
+without need can find its row cascaded away, or its unique value taken. Where a constraint refuses a write
+whose row or unique value others of the batch share, the segment is applied again with all of these alone.
 """
 
 from __future__ import annotations
