@@ -275,12 +275,12 @@ def test_the_reasons_name_table_and_column(users: Target) -> None:
     )
     found = {d.position: (d.sqlstate, d.reason) for d in users.dead_letters()}
     assert found == {
-        0: ("42P01", "unknown table 'nowhere': it does not exist, or --table does not allow it"),
-        1: ("42703", "public.users has no column 'nick'"),
+        0: ("42P01", 'unknown table "nowhere": it does not exist, or --table does not allow it'),
+        1: ("42703", 'public.users has no column "nick"'),
         2: ("42P10", "public.heap has no primary key: its rows cannot be told apart"),
-        3: ("42P10", "the key of public.users is ['id'], not ['a', 'b']"),
+        3: ("42P10", 'the primary key of public.users is (id), but `id` gives "a", "b"'),
         4: ("42804", "public.users.name is text: it cannot be incremented"),
-        5: ("22023", "`data` would change 'id', which is part of the key"),
+        5: ("22023", '`data` would change "id", which is part of the primary key'),
     }
 
 
@@ -828,7 +828,7 @@ def test_a_dropped_column_is_noticed(users: Target) -> None:
     users.flush(put("users", 1, name="a", age=1))
     users.run("ALTER TABLE users DROP COLUMN age")
     assert users.rejected(put("users", 2, age=1), put("users", 3, name="c")) == {0: "42703"}
-    assert users.dead_letters()[0].reason == "public.users has no column 'age'"
+    assert users.dead_letters()[0].reason == 'public.users has no column "age"'
 
 
 def test_a_dropped_table_is_noticed_and_one_of_the_same_name_is_taken_for_it(users: Target) -> None:

@@ -99,7 +99,7 @@ def test_committed_batches_are_counted_together() -> None:
         refuse(breaker.trial(), 1)
 
 
-@pytest.mark.parametrize("state", ["42703", "42P01", "42501"])
+@pytest.mark.parametrize("state", ["42703", "42P01", "42501", "XX001", "XX002"])
 def test_what_no_other_write_can_mend_is_structural(state: str) -> None:
     assert is_structural(Refusal(Message(0, b""), Fault(state, "?")))
 

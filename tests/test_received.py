@@ -133,7 +133,7 @@ def test_the_clock_itself_is_a_seq_that_was_given_out() -> None:
 def test_a_seq_without_a_cache_key_is_not_our_librarys_and_refused() -> None:
     message = read(valid(seq=CLOCK))
     assert message.fault is not None
-    assert "leave it away" in message.fault.reason
+    assert "leave it out" in message.fault.reason
 
 
 @pytest.mark.parametrize("field", ["table", "id", "data", "op", "seq", "key", "ttl"])
@@ -218,18 +218,18 @@ def test_what_is_no_json_object_is_named(item: bytes, said: str) -> None:
         ({"table": "users", "id": 1}, "`data` is missing: put needs column → value"),
         (valid(data=[1]), "`$.data`"),
         (valid(data="name=Ada"), "`$.data`"),
-        (valid(op="upsert"), "put, patch, increment or delete, not 'upsert'"),
-        (valid(op="PUT"), "not 'PUT'"),
-        (valid(op=""), "not ''"),
+        (valid(op="upsert"), 'put, patch, increment or delete, not "upsert"'),
+        (valid(op="PUT"), 'not "PUT"'),
+        (valid(op=""), 'not ""'),
         (valid(op=None), "`$.op`"),
         (valid(op="patch", data={}), "`data` is empty: patch needs at least one column"),
         (valid(op="increment", data={}), "`data` is empty: increment needs at least one column"),
         (valid(op="delete"), "`delete` takes no `data`"),
-        (valid(op="increment", data={"n": "1"}), "increment of 'n': the delta must be a JSON number"),
+        (valid(op="increment", data={"n": "1"}), 'increment of "n": the delta must be a JSON number'),
         (valid(op="increment", data={"n": None}), "the delta must be a JSON number"),
         (valid(op="increment", data={"n": True}), "the delta must be a JSON number"),
         (valid(op="increment", data={"n": [1]}), "the delta must be a JSON number"),
-        (valid(seq=CLOCK + 1), "`seq` is not one that this queue has given out; leave it away"),
+        (valid(seq=CLOCK + 1), "`seq` is not one that this queue has given out; leave it out"),
         (valid(seq=10**30), "`seq`"),
         (valid(seq=0), "`seq`"),
         (valid(seq=-5), "`seq`"),
@@ -296,6 +296,16 @@ def test_a_faulty_field_is_not_among_what_could_be_read(fields: dict[str, Any]) 
     assert message.seq is None
     assert message.cache_key is None
     assert message.table == ("users" if "table" not in fields else None)
+
+
+@pytest.mark.parametrize("text", [r"\ud800", r"x\ud800", r"\udc00y", r"\ud800\ud800", r"\ud83d\ude00\ude00"])
+def test_half_of_a_surrogate_pair_is_called_that(text: str) -> None:
+    assert "half of a surrogate pair" in reason('{"table":"t","id":1,"data":{"a":["' + text + '"]}}')
+
+
+@pytest.mark.parametrize("text", [r"\ud83d\ude00", r"\\ud800", r"\u00e9"])
+def test_escapes_of_whole_characters_are_values(text: str) -> None:
+    assert read('{"table":"t","id":1,"data":{"a":"' + text + '"}}').fault is None
 
 
 @given(st.binary(max_size=200))

@@ -6,7 +6,7 @@ import psycopg
 import pytest
 from psycopg import errors as pg
 
-from writebehind_worker.sqlstate import Verdict, judge
+from writebehind_worker.sqlstate import Verdict, advice, judge
 
 VERDICTS = {
     Verdict.TRANSIENT: {
@@ -14,26 +14,37 @@ VERDICTS = {
         "08003": "connection does not exist",
         "08006": "connection failure",
         "25006": "read-only transaction: a standby",
+        "25P01": "no transaction: ours is gone",
+        "25P02": "our transaction has failed",
         "25P03": "idle in transaction for too long",
         "25P04": "transaction took too long",
+        "08P01": "protocol violation: a pooler's own errors",
+        "40000": "transaction rolled back",
         "40001": "serialization failure",
         "40003": "statement completion unknown",
         "40P01": "deadlock",
         "53100": "disk full",
         "53200": "out of memory",
         "53300": "too many connections",
+        "53400": "configured limit exceeded: temporary files, say",
         "57P01": "admin shutdown",
         "57P02": "crash shutdown",
         "57P03": "cannot connect now",
+        "57P04": "database dropped: the next connection tells",
         "57P05": "idle session timeout",
         "58000": "system error",
         "58030": "I/O error",
+        "58P01": "undefined file",
+        "72000": "snapshot too old",
+        "HV00N": "a foreign server does not answer",
     },
     Verdict.TIMEOUT: {"55P03": "lock not available", "57014": "statement timeout, or cancelled"},
     Verdict.TARGET: {
         "28000": "invalid authorization",
         "28P01": "invalid password",
         "3D000": "no such database",
+        "26000": "prepared statement gone: a pooler",
+        "42P05": "prepared statement of another client: a pooler",
     },
     Verdict.ROW: {
         "0A000": "feature not supported",
@@ -48,15 +59,24 @@ VERDICTS = {
         "23505": "unique",
         "23514": "check",
         "23P01": "exclusion",
+        "25001": "a trigger does what no transaction may",
+        "2D000": "a trigger tries to commit",
+        "3F000": "no such schema",
+        "40002": "constraint, at the end of the transaction",
         "42501": "insufficient privilege, row-level security too",
         "42703": "undefined column",
         "42P01": "undefined table",
         "428C9": "generated always",
         "44000": "WITH CHECK OPTION",
+        "54000": "program limit exceeded: an index row too long",
         "54001": "statement too complex",
+        "55000": "object not in prerequisite state: a trigger's",
+        "55006": "object in use",
         "P0001": "raised by a trigger",
         "P0002": "no data found",
         "XX000": "internal error",
+        "XX001": "data corrupted: of this row, others may be sound",
+        "XX002": "index corrupted",
         "ZZ999": "a code that nobody knows",
     },
 }
@@ -97,3 +117,8 @@ def test_errors_of_a_real_server_carry_the_codes(pg: psycopg.Connection) -> None
 
 def pg_error(state: str) -> type[psycopg.Error]:
     return pg.lookup(state)
+
+
+@pytest.mark.parametrize("state", [*VERDICTS[Verdict.TRANSIENT], *VERDICTS[Verdict.TARGET], None])
+def test_whatever_is_waited_for_has_a_next_step(state: str | None) -> None:
+    assert len(advice(error_with(state))) > 15

@@ -570,6 +570,6 @@ def test_the_key_may_be_repeated_among_the_columns(pipeline: Pipeline) -> None:
     table = pipeline.table("id int PRIMARY KEY, n int")
     pipeline.put(table, 42, {"id": "42", "n": 1})
     pipeline.put(table, {"id": "42"}, {"id": 42, "n": 2})
-    with pytest.raises(WriteRejected, match="part of the key"):
+    with pytest.raises(WriteRejected, match="part of the primary key"):
         pipeline.put(table, 42, {"id": 43, "n": 3})
     assert pipeline.rows(f"SELECT * FROM {table}") == [(42, 2)]

@@ -4,28 +4,35 @@ Rejected by Postgres, a list of writes is cut at its barriers, halved under save
 coalesced anew from the original messages. A write that fails alone for want of a row that it references is
 held back with the later ones of its row, and tried once more at the end of its segment, in list order: its
 parent may have come after it. Nothing else is held back, and nothing beyond a barrier: what is delayed
-without need can find its row cascaded away, or its unique value taken.
+without need can find its row cascaded away, or its unique value taken. Where a constraint refuses a write
+whose row or unique value others of the batch share, the segment is applied again with all of these alone.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import psycopg
 
 from .breaker import Trial
+from .contested import Conflict, read_conflict, sharers
 from .errors import HeldByLock
 from .plan import Group, groups, segments
 from .received import Fault, make_fault
 from .resolve import Refusal, RowId, Write
-from .sqlstate import TIMEOUTS, Verdict, judge
+from .sqlstate import DAMAGED, TIMEOUTS, Verdict, judge
 from .statement import delete, insert_missing, may_upsert, parameter, update, upsert
+from .unreadable import find_unreadable
 
 _NO_PARENT = "23503"  # foreign key violation
 _DUPLICATE = "23505"  # unique violation
+_OF_VALUES = frozenset({"22", "23", "42"})  # of domains, and of types that take names or expressions, too
+_OF_NO_VALUE = frozenset({_NO_PARENT, _DUPLICATE, "23P01", "42501", "42703"})
+_MOST_PASSES = 4  # over a segment whose writes stand in each other's way; then each is applied alone
 _MOST_WAITING = 8  # rows that an attempt probes: behind more there is a locked table, which is waited for
 # A generated column is given; a text column incremented; an id of the wrong shape.
 _ONE_MESSAGE_ONLY = frozenset({"428C9", "42804", "42P10"})
@@ -55,6 +62,10 @@ class Applied:
     refused: list[Refusal] = field(default_factory=list)
     rows: dict[str, int] = field(default_factory=dict)
 
+    def copy(self) -> Applied:
+        """As it is now."""
+        return Applied(list(self.written), list(self.refused), dict(self.rows))
+
 
 class Application:
     """One attempt at the writes of one batch, in the transaction that ``conn`` has begun.
@@ -74,6 +85,7 @@ class Application:
         self._is_last_try = False
         self._stuck: dict[RowId, Fault] = {}  # rows on which this attempt has timed out
         self._waiting: list[Write] = []
+        self._conflicts: list[Conflict] = []
 
     def run(self, writes: Sequence[Write]) -> Applied:
         """Applies them all, but for the refused.
@@ -96,10 +108,33 @@ class Application:
         return self._outcome
 
     def _apply_segment(self, writes: Sequence[Write], fault: Fault | None) -> None:
-        self._apply(writes, fault)
+        """Applies it, and again with those alone that have stood in each other's way, until none is left."""
+        alone: set[int] = set()
+        for passes in count(1):
+            before = self._outcome.copy(), self._trial.counts(), list(self._known)
+            self._conflicts = []
+            self._conn.execute("SAVEPOINT segment")
+            self._apply_parts(writes, alone, fault)
+            more = sharers(self._conflicts, writes) - alone
+            if not more:
+                break
+            if passes == _MOST_PASSES:
+                more = {w.message.position for w in writes}
+            self._conn.execute("ROLLBACK TO SAVEPOINT segment")
+            self._outcome, counts, known = before
+            self._trial.go_back(counts)
+            self._known = deque(known)
+            alone |= more
+            fault = None
+        self._conn.execute("RELEASE SAVEPOINT segment")
+
+    def _apply_parts(self, writes: Sequence[Write], alone: Collection[int], fault: Fault | None) -> None:
+        for part in _cut(writes, alone):
+            self._apply(part, None if alone else fault)
         held_back, self._held_back, self._is_last_try = self._held_back, [], True
         self._held.clear()
-        self._apply(held_back)
+        for part in _cut(held_back, alone):
+            self._apply(part)
         self._is_last_try = False
 
     def _apply(self, writes: Sequence[Write], fault: Fault | None = None) -> None:
@@ -145,9 +180,18 @@ class Application:
             self._held_back.append(write)
             return
         self._hear_known(write.message.position)
+        column = self._unreadable_column(write, fault)
+        if column is not None:  # no matter for the breaker: some types refuse a value by a code of class 42
+            fault = make_fault(fault.sqlstate, f"{write.table.full_name}.{column}: {fault.reason}")
         refusal = Refusal(write.message, fault, write.table, write.row[1])
-        self._hear(refusal)
+        if column is None:
+            self._hear(refusal)
         self._outcome.refused.append(refusal)
+
+    def _unreadable_column(self, write: Write, fault: Fault) -> str | None:
+        if fault.sqlstate[:2] in _OF_VALUES and fault.sqlstate not in _OF_NO_VALUE:
+            return find_unreadable(self._conn, write)
+        return None
 
     def _held_by_lock(self) -> HeldByLock:
         first = self._waiting[0]
@@ -168,6 +212,7 @@ class Application:
     def _attempt(self, writes: Sequence[Write]) -> Fault | None:
         """Applies writes under a savepoint; on a fault of theirs nothing of it remains."""
         # An earlier part left constraints immediate; within a part they may be met in any order.
+        failed: psycopg.Error | None = None
         self._conn.execute("SAVEPOINT part; SET CONSTRAINTS ALL DEFERRED")
         try:
             rows = self._run(writes)
@@ -177,12 +222,15 @@ class Application:
             fault = Fault("P0002", str(error))
         except psycopg.Error as error:
             fault = self._fault(writes, error)
+            failed = error
         else:
             self._conn.execute("RELEASE SAVEPOINT part")
             for table, count in rows.items():
                 self._outcome.rows[table] = self._outcome.rows.get(table, 0) + count
             return None
         self._conn.execute("ROLLBACK TO SAVEPOINT part; RELEASE SAVEPOINT part")
+        if failed is not None and len(writes) == 1 and fault.sqlstate[:2] == "23":
+            self._conflicts.append(read_conflict(self._conn, writes[0], failed))
         return fault
 
     def _fault(self, writes: Sequence[Write], error: psycopg.Error) -> Fault:
@@ -211,7 +259,7 @@ class Application:
         elif group.op == "patch":
             if self._conn.execute(update(group), records).rowcount < expected:
                 raise _Refused(
-                    "there is no row with this key (or a trigger or policy skipped it): "
+                    f"{group.table.full_name} has no row with this key (or a trigger or policy skipped it): "
                     "a patch changes rows that exist"
                 )
         elif may_upsert(group):
@@ -225,18 +273,34 @@ class Application:
 
     def _check(self, group: Group, written: int) -> None:
         if group.columns and written < len(group.rows):
-            raise _Refused("the row was not written: a trigger or a row-level security policy skipped it")
+            raise _Refused(
+                f"the row of {group.table.full_name} was not written: "
+                "a trigger or a row-level security policy skipped it"
+            )
+
+
+def _cut(writes: Sequence[Write], alone: Collection[int]) -> Iterator[Sequence[Write]]:
+    """Parts of the list, in order: each of these positions is a part of its own."""
+    start = 0
+    for i, write in enumerate(writes):
+        if write.message.position in alone:
+            if i > start:
+                yield writes[start:i]
+            yield writes[i : i + 1]
+            start = i + 1
+    if writes[start:]:
+        yield writes[start:]
 
 
 def is_structural(refusal: Refusal) -> bool:
-    """Whether no other write could mend it: a column is missing, or a right.
+    """Whether no other write could mend it: a column is missing, or a right, or an index is damaged.
 
     Under row-level security a missing right (42501) may be the row's fault, and is taken as such.
     """
     state, table = refusal.fault.sqlstate, refusal.table
     if state in _ONE_MESSAGE_ONLY or (state == "42501" and table is not None and table.row_security):
         return False
-    return state.startswith("42")
+    return state.startswith("42") or state in DAMAGED
 
 
 def describe(write: Write) -> str:

@@ -86,6 +86,14 @@ class Trial:
             )
         self._counts[table] = (fault.sqlstate, count)
 
+    def counts(self) -> Counts:
+        """What is counted now, to go back to."""
+        return dict(self._counts)
+
+    def go_back(self, counts: Counts) -> None:
+        """What has been heard since is heard again."""
+        self._counts = counts
+
     def commit(self) -> None:
         """The batch is in Postgres."""
         self._breaker.counts = self._counts

@@ -293,8 +293,17 @@ class Ledger:
                 raise
             raise LedgerRefused(
                 f"Postgres refuses the ledger: {error.diag.message_primary or error} "
-                f"(SQLSTATE {error.sqlstate}); the role needs the schema writebehind and its tables"
+                f"(SQLSTATE {error.sqlstate}); {self._remedy(error)}"
             ) from error
+
+    def _remedy(self, error: psycopg.Error) -> str:
+        if isinstance(error, pg_errors.InsufficientPrivilege):
+            role = self._conn.info.user
+            return (
+                f'GRANT USAGE ON SCHEMA writebehind TO "{role}"; '
+                f'GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA writebehind TO "{role}"'
+            )
+        return "run `writebehind init`: the tables may be of another version"
 
 
 def _columns(refusals: Sequence[Refusal]) -> list[list[Any]]:

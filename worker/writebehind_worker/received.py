@@ -13,6 +13,9 @@ from writebehind.message import MAX_TTL_S, Op
 
 _OPS = frozenset(get_args(Op))
 _NUMBER = re.compile(rb"-?[0-9]")
+_HALF_PAIR = re.compile(
+    rb"\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F]", re.DOTALL
+)
 _DEFAULT_TTL_S = 3600
 
 
@@ -24,12 +27,24 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 _REASON_LENGTH = 1000  # characters: it is kept in Redis and in Postgres, and may quote a value
+_NAME_LENGTH = 100
 
 
 def make_fault(sqlstate: str, reason: str) -> Fault:
-    """A fault whose reason is cut to a length that a person reads."""
-    cut = reason if len(reason) <= _REASON_LENGTH else reason[:_REASON_LENGTH] + " ..."
-    return Fault(sqlstate, cut)
+    """A fault whose reason is one line, cut to a length that a person reads."""
+    return Fault(sqlstate, _line(reason, _REASON_LENGTH))
+
+
+def shown(name: str) -> str:
+    """A name that a message gives, for a reason: quoted and cut."""
+    return f'"{_line(name, _NAME_LENGTH)}"'
+
+
+def _line(text: str, length: int) -> str:
+    cut = text if len(text) <= length else text[:length] + " ..."
+    if cut.isprintable():
+        return cut
+    return "".join(c if c.isprintable() else " " if c == "\n" else f"\\x{ord(c):02x}" for c in cut)
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -80,6 +95,10 @@ def receive(position: int, body: bytes, clock: int) -> Message:
     except RecursionError:
         return _faulty(position, body, "nested too deep", clock)
     except (msgspec.MsgspecError, _Bad) as error:
+        if type(error) is msgspec.DecodeError and _HALF_PAIR.search(body):  # msgspec calls it truncated
+            return _faulty(
+                position, body, "a \\u escape is half of a surrogate pair, which is no text", clock
+            )
         return _faulty(position, body, str(error), clock)
 
 
@@ -87,9 +106,9 @@ def _message(position: int, body: bytes, read: _Envelope, clock: int) -> Message
     if not read.table:
         raise _Bad("`table` is empty")
     if read.op not in _OPS:
-        raise _Bad(f"`op` must be put, patch, increment or delete, not {read.op[:40]!r}")
+        raise _Bad(f"`op` must be put, patch, increment or delete, not {shown(read.op)}")
     if read.seq is not None and not (0 < read.seq <= clock and read.key is not None):
-        raise _Bad("`seq` is not one that this queue has given out; leave it away")
+        raise _Bad("`seq` is not one that this queue has given out; leave it out")
     if read.ttl is not None and not 0 < read.ttl <= MAX_TTL_S:
         raise _Bad(f"`ttl` must be a number of seconds from 1 to {MAX_TTL_S}")
     if read.retry is not None and not _is_letter(read.retry):
@@ -130,7 +149,7 @@ def _columns(read: _Envelope) -> dict[str, bytes] | None:
     if read.op == "increment":
         for name, value in columns.items():
             if not _NUMBER.match(value):
-                raise _Bad(f"increment of {name!r}: the delta must be a JSON number")
+                raise _Bad(f"increment of {shown(name)}: the delta must be a JSON number")
     return columns
 
 
@@ -152,9 +171,7 @@ def _key_text(raw: bytes) -> str:
 
 def _faulty(position: int, body: bytes, reason: str, clock: int) -> Message:
     """The fault, with what of the envelope can still be read: its cache entry must not stay pending."""
-    reason = reason[:_REASON_LENGTH]
-    shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in reason)
-    fault = make_fault("22P02", f"not a message of the wire format: {shown}")
+    fault = make_fault("22P02", f"not a message of the wire format: {reason}")
     try:
         read: Any = msgspec.json.decode(body)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError):

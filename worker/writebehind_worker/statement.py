@@ -89,6 +89,12 @@ def canonical_keys(table: Table) -> str:
     )
 
 
+def read(table: Table, columns: Sequence[str]) -> str:
+    """Has Postgres read the values of these columns, and nothing else."""
+    types = ", ".join(f"{quoted(name)} {table.columns[name].type}" for name in columns)
+    return f"SELECT FROM json_to_recordset($1::json) AS r({types})"
+
+
 def _canonical_text(column: KeyColumn) -> str:
     """Text that is the same in another batch too, for the types of keys that compare beyond their text."""
     value = f"r.{quoted(column.name)}"

@@ -34,7 +34,7 @@ from .owned_queue import OwnedQueue
 from .postgres import is_broken
 from .resolve import RowId
 from .settle import settlements
-from .sqlstate import Verdict, judge
+from .sqlstate import Verdict, advice, judge
 from .state import WorkerState
 
 _BLOCK_S = 1.0  # an idle owner looks at its lease, and at the stop signal, so often
@@ -177,7 +177,7 @@ class Tenure:
                 raise error
             # Of a row error's message nothing is said: it may hold values.
             reason = f"SQLSTATE {error.sqlstate}" + (
-                "" if verdict is Verdict.ROW else f": {error.diag.message_primary}"
+                "" if verdict is Verdict.ROW else f": {error.diag.message_primary}; {advice(error)}"
             )
             waiting.refusals += error.sqlstate not in _RACES
             if verdict is Verdict.TIMEOUT:

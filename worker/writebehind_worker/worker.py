@@ -30,6 +30,7 @@ from .ledger import Ledger
 from .metrics import Metrics
 from .owned_queue import OwnedQueue, publish_tables
 from .redis_server import RedisLink
+from .sqlstate import advice
 from .state import WorkerState
 from .takeover import Takeover, take_over
 from .tenure import Tenure
@@ -51,6 +52,7 @@ class Worker:
         self._owner = f"{socket.gethostname()}:{os.getpid()}"
         self._token = secrets.token_hex(16)
         self._breaker = Breaker()
+        self._reasons: set[str] = set()  # for which Postgres is away, as far as they have been logged
         self._fatal: BaseException | None = None
 
     def run(self, stop: threading.Event) -> None:
@@ -83,8 +85,10 @@ class Worker:
                     self._log.warning("ownership lost", reason=str(error))
                 except redis.RedisError as error:
                     self._redis_is(False, f"Redis: {one_line(error)}")
-                except (psycopg.Error, LedgerRefused) as error:
-                    self._postgres_is(False, f"Postgres: {one_line(error)}")
+                except psycopg.Error as error:
+                    self._postgres_is(False, f"Postgres: {one_line(error)}; {advice(error)}")
+                except LedgerRefused as error:
+                    self._postgres_is(False, str(error))
                 self._metrics.retried("begin again")
                 if time.monotonic() - began > _STABLE_S:
                     backoff.reset()
@@ -231,7 +235,12 @@ class Worker:
 
     def _postgres_is(self, up: bool, reason: str | None = None) -> None:
         self._metrics.postgres_is(up)
-        if self._state.postgres_is(up, reason):
+        changed = self._state.postgres_is(up, reason)
+        if up:
+            self._reasons.clear()
+        # Each reason once: a server that comes back may refuse us for another one.
+        if changed or (reason is not None and reason not in self._reasons):
+            self._reasons |= {reason} if reason is not None else set()
             (self._log.info if up else self._log.warning)("postgres", up=up, reason=reason)
 
 

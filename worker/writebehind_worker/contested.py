@@ -1,0 +1,72 @@
+"""Refusals that may be the batch's doing, and not the write's: where others share its row or unique value.
+
+A batch takes what is right in sum: a stock that falls below zero and is filled again, a unique value taken
+before its owner gives it up. What one by one would have been refused then stands in the way of a later
+write that is good by itself. Applied again with all of these alone, in list order, each meets its own fate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+from .resolve import Write
+
+_UNIQUE = frozenset({"23505", "23P01"})
+_MANY = 50  # refusals of a batch, each of which is compared with all writes
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """A write that a constraint refused; ``columns`` are those of a unique one, as far as they have names."""
+
+    write: Write
+    columns: Collection[str]
+    is_unique: bool
+
+
+def read_conflict(conn: psycopg.Connection[Any], write: Write, error: psycopg.Error) -> Conflict:
+    """For an error of class 23, outside of the savepoint that it has broken."""
+    if error.sqlstate not in _UNIQUE:
+        return Conflict(write, (), False)
+    columns = conn.execute(
+        "SELECT a.attname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
+        "JOIN pg_namespace n ON n.oid = c.relnamespace "
+        "JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey) "
+        "WHERE n.nspname = $1 AND c.relname = $2",
+        [error.diag.schema_name, error.diag.constraint_name],
+    )
+    return Conflict(write, {name for (name,) in columns}, True)
+
+
+def sharers(conflicts: Sequence[Conflict], writes: Sequence[Write]) -> set[int]:
+    """Positions of the writes that share the row or the unique value of a refused one, its own too."""
+    if len(conflicts) > _MANY:  # most come to be applied alone anyway
+        tables = {c.write.table.oid for c in conflicts}
+        return {w.message.position for w in writes if w.table.oid in tables}
+    found: set[int] = set()
+    for table in {c.write.table.oid for c in conflicts}:
+        given = [(w, _values(w)) for w in writes if w.table.oid == table]
+        for conflict in conflicts:
+            same = {w.message.position for w, values in given if _stands_in_the_way(conflict, w, values)}
+            found |= same if len(same) > 1 else set()
+    return found
+
+
+def _stands_in_the_way(conflict: Conflict, other: Write, theirs: Mapping[str, bytes]) -> bool:
+    if other.row == conflict.write.row:
+        return True
+    if not conflict.is_unique or other.table.oid != conflict.write.table.oid:
+        return False
+    mine = _values(conflict.write)
+    both = mine.keys() & theirs.keys() & (set(conflict.columns) or mine.keys())
+    same = (mine[name] == theirs[name] for name in both)
+    return all(same) if conflict.columns else any(same)  # an index on an expression: any column may matter
+
+
+def _values(write: Write) -> Mapping[str, bytes]:
+    """Column → JSON text, in one case: how `citext` compares is not known here."""
+    return {name: text.lower() for name, text in {**write.key_json, **write.columns}.items()}
