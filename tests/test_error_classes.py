@@ -32,7 +32,7 @@ class Account:
         self.pg, self.name = pg, f"wb_{uuid.uuid4().hex[:12]}"
         self.run("CREATE ROLE {role} LOGIN PASSWORD 'test'")
         self.run("GRANT USAGE ON SCHEMA writebehind TO {role}")
-        self.run("GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA writebehind, public TO {role}")
+        self.run("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA writebehind, public TO {role}")
         url = urlsplit(options["postgres_url"])
         place = url.netloc.rpartition("@")[2]
         self.options = {**options, "postgres_url": url._replace(netloc=f"{self.name}:test@{place}").geturl()}

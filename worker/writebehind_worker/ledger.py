@@ -301,7 +301,7 @@ class Ledger:
             role = self._conn.info.user
             return (
                 f'GRANT USAGE ON SCHEMA writebehind TO "{role}"; '
-                f'GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA writebehind TO "{role}"'
+                f'GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA writebehind TO "{role}"'
             )
         return "run `writebehind init`: the tables may be of another version"
 
