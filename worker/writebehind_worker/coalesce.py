@@ -12,73 +12,108 @@ from __future__ import annotations
 import decimal
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
-import msgspec
-
-from writebehind.message import Op
-
+from .received import JsonText
 from .resolve import RowId, Write
-from .table import Column, Table
+from .table import Column
 
 _PLAIN_INTEGER = re.compile(rb"-?(0|[1-9][0-9]*)")
 _EXACT = decimal.Context(prec=5000, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN)
+_FITS_ALL = 5  # so short a delta fits any integer column, or Postgres will say what is wrong with it
 _MOST_DIGITS = 1000  # far beyond what a column holds by intent, far below what would take long
 
 
-class NetOp(msgspec.Struct, frozen=True):
-    """What several writes to one row come to. ``key_json`` is the key as it was first spelt."""
+def coalesce(writes: Iterable[Write]) -> dict[RowId, list[Write]]:
+    """The net operations of each row, to be done in order; rows as they first occur.
 
-    op: Op
-    table: Table
-    row: RowId
-    key_json: Mapping[str, bytes]
-    columns: Mapping[str, bytes]
-
-
-def coalesce(writes: Iterable[Write]) -> dict[RowId, list[NetOp]]:
-    """The net operations of each row, to be done in order; rows as they first occur."""
-    rows: dict[RowId, list[NetOp]] = {}
+    A net operation is a write with the columns of all that it stands for, and the key as it was first spelt.
+    """
+    rows: dict[RowId, list[Write]] = {}
+    runs: dict[RowId, list[Write]] = {}  # after the row's last, of the same shape: merged at once
     for write in writes:
         ops = rows.get(write.row)
         if ops is None:
-            rows[write.row] = [_first(write)]
-        elif write.op == "delete":
-            ops[:] = [_first(write)]
+            rows[write.row] = [write]
+        elif ops[-1].shape is write.shape:
+            runs.setdefault(write.row, []).append(write)
         else:
-            merged = _merged(ops[-1], write)
-            if merged is None:
-                ops.append(_first(write))
+            ops += _merged_run(ops.pop(), runs.pop(write.row, ()))
+            if write.shape.op == "delete":
+                ops[:] = [write]
             else:
-                ops[-1] = NetOp(ops[-1].op, write.table, write.row, ops[-1].key_json, merged)
+                ops += _merged_run(ops.pop(), (write,))
+    for row, run in runs.items():
+        rows[row] += _merged_run(rows[row].pop(), run)
     return rows
 
 
-def _first(write: Write) -> NetOp:
-    return NetOp(write.op, write.table, write.row, write.key_json, write.columns)
+def _merged_run(last: Write, run: Sequence[Write]) -> list[Write]:
+    """One operation and those after it, merged as far as that is the same."""
+    if not run:
+        return [last]
+    if all(write.shape is last.shape for write in run):
+        merged = _merged_alike(last, run)
+        if merged is not None:
+            return [merged]
+    ops = [last]
+    for write in run:
+        merged = _merged(ops[-1], write)
+        ops[-1:] = [ops[-1], write] if merged is None else [merged]
+    return ops
 
 
-def _merged(last: NetOp, write: Write) -> Mapping[str, bytes] | None:
-    """The columns of both in one, or ``None`` where one operation cannot stand for both."""
-    if (last.op, write.op) in {("put", "put"), ("put", "patch"), ("patch", "patch")}:
-        return {**last.columns, **write.columns}
-    if last.op == write.op == "increment" and last.columns.keys() == write.columns.keys():
-        sums = {
-            name: add(write.table.columns[name], delta, write.columns[name])
-            for name, delta in last.columns.items()
-        }
-        return {n: s for n, s in sums.items() if s is not None} if None not in sums.values() else None
-    return None
+def _merged_alike(first: Write, run: Sequence[Write]) -> Write | None:
+    """All in one where they have one shape, and the last, or a plain sum, says it all."""
+    last = run[-1]
+    if first.shape.op != "increment":
+        if first.key_texts == last.key_texts:
+            return last
+        return Write(last.message, last.shape, last.row, last.order, first.key_texts, last.columns)
+    sums: dict[str, JsonText] = {}
+    for name, delta in first.columns.items():
+        if last.table.columns[name].number != "int":
+            return None
+        deltas = [bytes(delta), *(bytes(write.columns[name]) for write in run)]
+        if sum(map(len, deltas)) > _MOST_DIGITS * len(deltas):
+            return None
+        try:
+            sums[name] = b"%d" % sum(map(int, deltas))
+        except ValueError:  # 1.5 or 1e3
+            return None
+    return Write(last.message, last.shape, last.row, last.order, first.key_texts, sums)
+
+
+def _merged(last: Write, write: Write) -> Write | None:
+    """Both in one, or ``None`` where one operation cannot stand for both."""
+    columns: Mapping[str, JsonText]
+    ops = (last.shape.op, write.shape.op)
+    if ops in {("put", "put"), ("put", "patch"), ("patch", "patch")}:
+        columns = {**last.columns, **write.columns}
+    elif ops == ("increment", "increment") and last.shape.columns == write.shape.columns:
+        sums: dict[str, JsonText] = {}
+        known = write.table.columns
+        for name, delta in last.columns.items():
+            total = add(known[name], bytes(delta), bytes(write.columns[name]))
+            if total is None:
+                return None
+            sums[name] = total
+        columns = sums
+    else:
+        return None
+    shape = last.shape if columns.keys() == last.columns.keys() else last.table.shape(last.op, tuple(columns))
+    return Write(write.message, shape, write.row, write.order, last.key_texts, columns)
 
 
 def add(column: Column, a: bytes, b: bytes) -> bytes | None:
     """The sum of two deltas as JSON text, or ``None`` where one addition may differ from two."""
     if column.number == "int":
-        if not (_PLAIN_INTEGER.fullmatch(a) and _PLAIN_INTEGER.fullmatch(b)):
-            return None
         if len(a) + len(b) > _MOST_DIGITS:
             return None
-        return b"%d" % (int(a) + int(b))
+        try:
+            return b"%d" % (int(a) + int(b))
+        except ValueError:  # 1.5 or 1e3
+            return None
     if column.number == "float":
         total = float(a) + float(b)
         return repr(total).encode() if math.isfinite(total) else None
@@ -114,7 +149,7 @@ def _fits_precision(column: Column, value: decimal.Decimal) -> bool:
 def needs_wide_delta(column: Column, delta: bytes) -> bool:
     """Whether the delta is not itself a value of the column: rounded, or out of its range."""
     if column.number == "int":
-        if not _PLAIN_INTEGER.fullmatch(delta) or len(delta) > _MOST_DIGITS:
+        if len(delta) < _FITS_ALL or not _PLAIN_INTEGER.fullmatch(delta) or len(delta) > _MOST_DIGITS:
             return False  # Postgres will say what is wrong with it
         limit = 1 << (column.bits - 1)
         return not -limit <= int(delta) < limit

@@ -69,4 +69,4 @@ def _stands_in_the_way(conflict: Conflict, other: Write, theirs: Mapping[str, by
 
 def _values(write: Write) -> Mapping[str, bytes]:
     """Column → JSON text, in one case: how `citext` compares is not known here."""
-    return {name: text.lower() for name, text in {**write.key_json, **write.columns}.items()}
+    return {name: text.lower() for name, text in write.texts.items()}

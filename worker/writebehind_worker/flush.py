@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,11 +85,9 @@ class Flusher:
             OwnershipLost, LedgerRefused, HeldByLock, BreakerTripped: nothing was committed.
             psycopg.Error: nothing was committed, unless the connection broke during COMMIT: the ledger knows.
         """
-        if names_unknown(batch.messages, self.catalog):
-            self.catalog = self._read_catalog()
-        for _ in range(_MOST_ALTERATIONS):
+        for alterations in range(_MOST_ALTERATIONS):
             try:
-                return self._flush(batch, patience)
+                return self._flush(batch, patience, is_first=alterations == 0)
             except _CatalogChanged:
                 self.catalog = self._read_catalog()
         raise OwnershipLost("the tables of a batch are being altered again and again")
@@ -109,13 +108,15 @@ class Flusher:
         with contextlib.suppress(psycopg.errors.LockNotAvailable):  # then the log alone says it
             self._ledger.say_waiting(self._epoch, reason)
 
-    def _flush(self, batch: FrozenBatch, patience: Patience) -> Flushed:
+    def _flush(self, batch: FrozenBatch, patience: Patience, *, is_first: bool) -> Flushed:
         before, messages, rollback_left = split_applied_before(
             batch.messages, self._rollback_seq, self._rollback_items
         )
         retried_before = letters_of(before)  # whatever became of them: the dead letters tell
         before = [m for m in before if m.retry is None]
         writes, refusals = resolve(messages, self.catalog, self._keys)
+        if is_first and names_unknown(refusals):
+            raise _CatalogChanged
         refusals = [self._placed(r) for r in refusals]
         try:
             with self._transaction(patience):
@@ -160,7 +161,7 @@ class Flusher:
 
         Values are read by the types that we remember: after ALTER TYPE they could lose digits silently.
         """
-        oids = {w.table.oid for w in writes}
+        oids = {w.row[0] for w in writes}
         if oids and read_versions(self._conn, oids) != {o: self.catalog.versions.get(o) for o in oids}:
             raise _CatalogChanged
 
@@ -187,7 +188,7 @@ class Flusher:
             self._ledger.remove(landed)
         touched = {r.table.full_name for r in refusals if r.table is not None}
         open_tables = self._refused_tables | touched
-        if rows := written_rows(w for w in written if w.table.full_name in open_tables):
+        if open_tables and (rows := written_rows(w for w in written if w.table.full_name in open_tables)):
             self._ledger.supersede(batch, rows)
         return touched
 
@@ -218,9 +219,10 @@ def _flushed(
 ) -> Flushed:
     counts: dict[tuple[str, Outcome], int] = {}
     label: tuple[str, Outcome]
-    for write in applied.written:
-        label = (write.table.full_name, "applied")
-        counts[label] = counts.get(label, 0) + 1
+    shapes = {id(write.shape): write.shape for write in applied.written}
+    for shape, number in Counter(id(write.shape) for write in applied.written).items():
+        label = (shapes[shape].table.full_name, "applied")
+        counts[label] = counts.get(label, 0) + number
     for refusal in refusals:
         label = (refusal.table.full_name if refusal.table else "unknown", "rejected")
         counts[label] = counts.get(label, 0) + 1

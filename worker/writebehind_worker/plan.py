@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from writebehind.message import Op
 
-from .coalesce import NetOp, coalesce, needs_wide_delta
+from .coalesce import coalesce, needs_wide_delta
 from .resolve import Write
-from .table import Table
+from .table import Shape, Table
 
 _OP_ORDER: dict[Op, int] = {"delete": 0, "put": 1, "patch": 2, "increment": 3}
 
@@ -31,7 +32,7 @@ class Group:
     op: Op
     columns: tuple[str, ...]
     wide: bool
-    rows: Sequence[NetOp]
+    rows: Sequence[Write]
 
 
 def groups(writes: Sequence[Write]) -> Iterator[Group]:
@@ -48,33 +49,39 @@ def segments(writes: Sequence[Write]) -> Iterator[Sequence[Write]]:
     A delete that cascades changes rows that are not in its message: what stands before it must be flushed
     before it, what stands after it after it, else rows vanish without an error.
     """
-    present = {w.table.oid for w in writes}
+    shapes = {id(w.shape): w.shape for w in writes}
+    present = {shape.table.oid for shape in shapes.values()}
+    barriers = {i for i, shape in shapes.items() if _is_barrier(shape, present)}
     start = 0
-    for i in range(1, len(writes)):
-        if _is_barrier(writes[i - 1], present) != _is_barrier(writes[i], present):
-            yield writes[start:i]
-            start = i
+    if barriers:
+        for i in range(1, len(writes)):
+            if (id(writes[i - 1].shape) in barriers) != (id(writes[i].shape) in barriers):
+                yield writes[start:i]
+                start = i
     if writes:
         yield writes[start:]
 
 
-def _is_barrier(write: Write, present: set[int]) -> bool:
-    return write.op == "delete" and not write.table.cascades.isdisjoint(present)
+def _is_barrier(shape: Shape, present: set[int]) -> bool:
+    return shape.op == "delete" and not shape.table.cascades.isdisjoint(present)
 
 
-def _wave(ops: Sequence[NetOp]) -> Iterator[Group]:
-    found: dict[tuple[int, Op, tuple[str, ...], bool], list[NetOp]] = defaultdict(list)
+def _wave(ops: Sequence[Write]) -> Iterator[Group]:
+    alike: dict[tuple[int, bool], list[Write]] = defaultdict(list)
     for op in ops:
-        found[(op.table.oid, op.op, tuple(sorted(op.columns)), _is_wide(op))].append(op)
+        alike[id(op.shape), op.shape.op == "increment" and _is_wide(op)].append(op)
+    found: dict[tuple[int, Op, tuple[str, ...], bool], list[Write]] = defaultdict(list)
+    for (_, wide), rows in alike.items():  # the same columns may come in another order
+        shape = rows[0].shape
+        found[shape.table.oid, shape.op, shape.columns, wide] += rows
     made = [Group(rows[0].table, op, cs, wide, rows) for (_, op, cs, wide), rows in found.items()]
     for group in sorted(made, key=_group_order):
         yield Group(group.table, group.op, group.columns, group.wide, sorted(group.rows, key=_row_order))
 
 
-def _is_wide(op: NetOp) -> bool:
-    return op.op == "increment" and any(
-        needs_wide_delta(op.table.columns[name], delta) for name, delta in op.columns.items()
-    )
+def _is_wide(op: Write) -> bool:
+    known = op.table.columns
+    return any(needs_wide_delta(known[name], bytes(delta)) for name, delta in op.columns.items())
 
 
 def _group_order(group: Group) -> tuple[bool, int, int, int, tuple[str, ...], bool]:
@@ -83,9 +90,4 @@ def _group_order(group: Group) -> tuple[bool, int, int, int, tuple[str, ...], bo
     return (not is_delete, rank, group.table.oid, _OP_ORDER[group.op], group.columns, group.wide)
 
 
-def _row_order(op: NetOp) -> tuple[tuple[int, str], ...]:
-    """Integers by value; what is none is the text of a key that Postgres will refuse."""
-    return tuple(
-        (int(text), "") if column.kind == "int" and column.canonical(text) else (0, text)
-        for column, text in zip(op.table.key, op.row[1], strict=True)
-    )
+_row_order = attrgetter("order")

@@ -47,7 +47,11 @@ def _line(text: str, length: int) -> str:
     return "".join(c if c.isprintable() else " " if c == "\n" else f"\\x{ord(c):02x}" for c in cut)
 
 
-class Message(msgspec.Struct, frozen=True):
+JsonText = bytes | msgspec.Raw
+"""The text of a JSON value, as it came: making bytes of each costs more than reading the message."""
+
+
+class Message(msgspec.Struct, frozen=True, gc=False):
     """One item of a frozen batch. Where ``fault`` is set, the other fields hold what could be read."""
 
     position: int
@@ -56,7 +60,7 @@ class Message(msgspec.Struct, frozen=True):
     op: Op = "put"
     id: Mapping[str, str] | str = ""  # a scalar's text, or column → text
     id_json: Mapping[str, bytes] | bytes = b""
-    columns: Mapping[str, bytes] | None = None
+    columns: Mapping[str, JsonText] | None = None
     seq: int | None = None
     cache_key: str | None = None
     ttl_s: int = _DEFAULT_TTL_S
@@ -65,7 +69,7 @@ class Message(msgspec.Struct, frozen=True):
     fault: Fault | None = None
 
 
-class _Envelope(msgspec.Struct, forbid_unknown_fields=True):
+class _Envelope(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     table: str
     id: msgspec.Raw
     data: dict[str, msgspec.Raw] | None = None
@@ -88,8 +92,9 @@ class _Bad(ValueError):
 def receive(position: int, body: bytes, clock: int) -> Message:
     """Reads one queue item; never raises. ``clock`` is the highest seq that the queue has given out."""
     try:
-        text = body.decode()  # msgspec takes the insides of Raw as they come
-        return _message(position, body, _decode(text), clock)
+        if not body.isascii():
+            body.decode()  # msgspec takes the insides of Raw as they come
+        return _message(position, body, _decode(body), clock)
     except UnicodeDecodeError as error:
         return _faulty(position, body, f"not UTF-8: {error.reason} at byte {error.start}", clock)
     except RecursionError:
@@ -136,7 +141,7 @@ def _is_letter(value: object) -> bool:
     return type(value) is int and 0 < value < 1 << 63
 
 
-def _columns(read: _Envelope) -> dict[str, bytes] | None:
+def _columns(read: _Envelope) -> Mapping[str, JsonText]:
     if read.op == "delete":
         if read.data:
             raise _Bad("`delete` takes no `data`")
@@ -145,15 +150,18 @@ def _columns(read: _Envelope) -> dict[str, bytes] | None:
         raise _Bad(f"`data` is missing: {read.op} needs column → value")
     if not read.data and read.op != "put":
         raise _Bad(f"`data` is empty: {read.op} needs at least one column")
-    columns = {name: bytes(value) for name, value in read.data.items()}
-    if read.op == "increment":
-        for name, value in columns.items():
-            if not _NUMBER.match(value):
-                raise _Bad(f"increment of {shown(name)}: the delta must be a JSON number")
-    return columns
+    if read.op != "increment":
+        return read.data
+    deltas = {name: bytes(value) for name, value in read.data.items()}
+    for name, delta in deltas.items():
+        if not _NUMBER.match(delta):
+            raise _Bad(f"increment of {shown(name)}: the delta must be a JSON number")
+    return deltas
 
 
 def _id(raw: bytes) -> tuple[Mapping[str, str] | str, Mapping[str, bytes] | bytes]:
+    if raw.isdigit():
+        return raw.decode(), raw
     if raw[:1] != b"{":
         return _key_text(raw), raw
     parts = {name: bytes(value) for name, value in _decode_key(raw).items()}

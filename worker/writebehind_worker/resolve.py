@@ -10,8 +10,8 @@ from writebehind.identity import scalar_text
 from writebehind.message import Op
 
 from .catalog import Catalog
-from .received import Fault, Message, make_fault, shown
-from .table import Table
+from .received import Fault, JsonText, Message, make_fault, shown
+from .table import Shape, Table
 
 Key = tuple[str, ...]
 RowId = tuple[int, Key]
@@ -21,22 +21,44 @@ Ask = Callable[[Table, Sequence[Mapping[str, bytes]]], Sequence[Key | None]]
 """Asks Postgres for the canonical form of keys, ``None`` where it cannot read one."""
 
 
+_UNKNOWN = frozenset({"42P01", "42703"})
 _MOST_NAMES = 10  # of an `id`, that a reason quotes
 
 
-class Write(msgspec.Struct, frozen=True):
-    """A message that means a row. ``key_json`` and ``columns`` are JSON texts by column."""
+Order = int | tuple[tuple[int, str], ...]
+"""By which the rows of a table are sorted: integers by value."""
+
+
+class Write(msgspec.Struct, frozen=True, gc=False):
+    """A message that means a row; or, of several messages to a row, what they come to.
+
+    ``key_texts`` are the JSON texts of the key, in its order, ``columns`` those of the other columns.
+    """
 
     message: Message
-    table: Table
+    shape: Shape
     row: RowId
-    key_json: Mapping[str, bytes]
-    columns: Mapping[str, bytes]
+    order: Order
+    key_texts: tuple[JsonText, ...]
+    columns: Mapping[str, JsonText]
+    fault: None = None
+
+    @property
+    def table(self) -> Table:
+        """Whose row it is."""
+        return self.shape.table
 
     @property
     def op(self) -> Op:
-        """What the message asks for."""
-        return self.message.op
+        """What is to be done with the row."""
+        return self.shape.op
+
+    @property
+    def texts(self) -> dict[str, bytes]:
+        """Column → JSON text, those of the key first."""
+        names = (c.name for c in self.table.key)
+        given = {**dict(zip(names, self.key_texts, strict=True)), **self.columns}
+        return {name: bytes(text) for name, text in given.items()}
 
     @property
     def key_text(self) -> str:
@@ -63,35 +85,40 @@ def key_text(key: Key) -> str:
     return msgspec.json.encode(key).decode()
 
 
-def names_unknown(messages: Iterable[Message], catalog: Catalog) -> bool:
-    """Whether a message names a table or column that the catalog lacks: it may have become old."""
-    for message in messages:
-        if message.fault is None and message.table is not None:
-            table = catalog.find(message.table)
-            if table is None or not (message.columns or {}).keys() <= table.columns.keys():
-                return True
-    return False
+def names_unknown(refusals: Iterable[Refusal]) -> bool:
+    """Whether a table or column was refused that the catalog lacks: it may have become old."""
+    return any(r.message.fault is None and r.fault.sqlstate in _UNKNOWN for r in refusals)
 
 
 def resolve(messages: Iterable[Message], catalog: Catalog, ask: Ask) -> tuple[list[Write], list[Refusal]]:
     """Writes and refusals, both in list order."""
-    drafts: list[_Draft] = []
+    found: list[Write | _Draft] = []
     refusals: list[Refusal] = []
     for message in messages:
-        found = message.fault or _draft(message, catalog)
-        if isinstance(found, Fault):
-            refusals.append(Refusal(message, found, catalog.find(message.table or "")))
+        drafted = _plain(message, catalog) or message.fault or _draft(message, catalog)
+        if isinstance(drafted, Fault):
+            refusals.append(Refusal(message, drafted, catalog.find(message.table or "")))
         else:
-            drafts.append(found)
+            found.append(drafted)
+    drafts = [d for d in found if isinstance(d, _Draft)]
     _complete_keys(drafts, ask)
-    writes: list[Write] = []
-    for d in drafts:
-        key = d.key or ()
-        if d.fault is None:
-            writes.append(Write(d.message, d.table, (d.table.oid, key), d.key_json, d.columns))
-        else:
-            refusals.append(Refusal(d.message, d.fault, d.table, key))
+    refusals += [Refusal(d.message, d.fault, d.table, d.key) for d in drafts if d.fault is not None]
+    writes = [f if isinstance(f, Write) else _made(f) for f in found if f.fault is None]
     return writes, sorted(refusals, key=lambda r: r.message.position)
+
+
+def _plain(message: Message, catalog: Catalog) -> Write | None:
+    """The write, where one like it has been and a plain integer names its row: most are so, this is quick."""
+    table, text, columns = catalog.tables.get(message.table or ""), message.id, message.columns
+    if table is None or columns is None or message.fault is not None:
+        return None
+    shape = table.shapes.get((message.op, *columns))
+    if shape is None or not shape.is_int_keyed or not isinstance(text, str):
+        return None
+    if not (text.isdigit() and text.isascii() and len(text) < 19) or text[0] == "0":
+        return None
+    assert isinstance(message.id_json, bytes)
+    return Write(message, shape, (table.oid, (text,)), int(text), (message.id_json,), columns)
 
 
 class _Draft(msgspec.Struct):
@@ -99,9 +126,22 @@ class _Draft(msgspec.Struct):
     table: Table
     key_json: Mapping[str, bytes]
     texts: Mapping[str, str]
-    columns: Mapping[str, bytes]
+    columns: Mapping[str, JsonText]
     fault: Fault | None
     key: Key | None  # None: only Postgres can tell
+
+
+def _made(draft: _Draft) -> Write:
+    table, key = draft.table, draft.key or ()
+    shape = table.shape(draft.message.op, tuple(draft.columns))
+    order: Order = tuple(
+        (int(text), "") if column.kind == "int" and column.canonical(text) else (0, text)
+        for column, text in zip(table.key, key, strict=True)
+    )
+    if shape.is_int_keyed:
+        assert isinstance(order, tuple)
+        order = order[0][0]  # 0 for what is none: Postgres will refuse it
+    return Write(draft.message, shape, (table.oid, key), order, tuple(draft.key_json.values()), draft.columns)
 
 
 def _complete_keys(drafts: Sequence[_Draft], ask: Ask) -> None:
@@ -147,7 +187,7 @@ def _draft(message: Message, catalog: Catalog) -> _Draft | Fault:
 def _check_columns(
     op: Op,
     table: Table,
-    columns: dict[str, bytes],
+    columns: dict[str, JsonText],
     key_json: Mapping[str, bytes],
     texts: Mapping[str, str],
 ) -> Fault | None:
@@ -159,7 +199,7 @@ def _check_columns(
         if column.is_generated:
             return make_fault("428C9", f"{table.full_name}.{name} is generated by Postgres: leave it out")
         if name in key_json:
-            if op == "increment" or not _same(columns[name], key_json[name], name, table, texts):
+            if op == "increment" or not _same(bytes(columns[name]), key_json[name], name, table, texts):
                 return make_fault(
                     "22023", f"`data` would change {shown(name)}, which is part of the primary key"
                 )

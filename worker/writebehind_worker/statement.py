@@ -8,20 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from writebehind.message import encode
-
 from .plan import Group
 from .table import Column, KeyColumn, Table, quoted
 
 
 def parameter(group: Group) -> str:
     """The rows as a JSON array of objects, column → JSON text."""
-    names = [(encode(name) + b":", name) for name in group.columns]
-    rows = []
-    for op in group.rows:
-        members = [encode(name) + b":" + value for name, value in op.key_json.items()]
-        members += [label + op.columns[name] for label, name in names]
-        rows.append(b"{" + b",".join(members) + b"}")
+    rows = [w.shape.template % (*w.key_texts, *w.columns.values()) for w in group.rows]
     return (b"[" + b",".join(rows) + b"]").decode()
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
+
 from writebehind.identity import KeyKind, TableKey, canonical
+from writebehind.message import Op, encode
 
 NumberKind = Literal["int", "numeric", "float"]
 
@@ -45,6 +48,23 @@ class KeyColumn:
         return canonical(self.kind, text)
 
 
+_MOST_SHAPES = 1000  # of a table: a producer may send any set of columns
+
+
+class Shape(msgspec.Struct, frozen=True, eq=False):
+    """A table, an operation and a set of columns, none of them of the key; ``columns`` are sorted.
+
+    ``template`` makes a row's JSON object of the texts of key and columns: it is found once, and not for
+    each of the many writes that are alike.
+    """
+
+    table: Table
+    op: Op
+    columns: tuple[str, ...]
+    template: bytes
+    is_int_keyed: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """One table. Compared by identity of the catalog entry; ``name`` is how messages best spell it."""
@@ -61,6 +81,7 @@ class Table:
     checked: frozenset[str]  # columns under a CHECK constraint or of a domain type
     rank: int  # parents before children: greater than that of every table it references
     cascades: frozenset[int]  # tables whose rows a delete here may remove or change
+    shapes: dict[tuple[str, ...], Shape] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def full_name(self) -> str:
@@ -71,6 +92,27 @@ class Table:
     def sql(self) -> str:
         """Quoted, with its schema."""
         return f"{quoted(self.schema)}.{quoted(self.relation)}"
+
+    @property
+    def is_int_keyed(self) -> bool:
+        """One integer is the key."""
+        return len(self.key) == 1 and self.key[0].kind == "int"
+
+    def shape(self, op: Op, columns: tuple[str, ...]) -> Shape:
+        """What all writes with this operation and these columns, in this order, have in common."""
+        found = self.shapes.get((op, *columns))
+        if found is None:
+            if len(self.shapes) >= _MOST_SHAPES:
+                self.shapes.clear()
+            members = [encode(name).replace(b"%", b"%%") + b":%b" for name in self._key_names + columns]
+            template = b"{" + b",".join(members) + b"}"
+            found = Shape(self, op, tuple(sorted(columns)), template, self.is_int_keyed)
+            self.shapes[(op, *columns)] = found
+        return found
+
+    @property
+    def _key_names(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self.key)
 
     @property
     def identity(self) -> TableKey:

@@ -23,7 +23,7 @@ def find_unreadable(conn: psycopg.Connection[Any], write: Write) -> str | None:
     """
     if len(write.message.body) > _MOST_BYTES:
         return None
-    values = {**write.key_json, **write.columns}
+    values = write.texts
     names = list(values)
     if _can_read(conn, write, names, values):
         return None
