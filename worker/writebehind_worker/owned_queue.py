@@ -181,11 +181,9 @@ class OwnedQueue:
         """Gives durable cache entries their time to live."""
         for start in range(0, len(entries), _SETTLED_AT_ONCE):
             part = entries[start : start + _SETTLED_AT_ONCE]
-            arguments: list[Argument] = [TOMBSTONE_TTL_S]
-            for entry in part:
-                arguments += (entry.applied_seq, entry.ttl_s, entry.rejected_seq)
+            how = "".join(f"{e.applied_seq}:{e.ttl_s}:{e.rejected_seq}," for e in part)
             try:
-                _SETTLE(self._client, [entry.cache_key for entry in part], arguments)
+                _SETTLE(self._client, [entry.cache_key for entry in part], [TOMBSTONE_TTL_S, how])
             except NoPermissionError:  # a raw message may name any key: settle the others
                 if len(part) > 1:
                     self.settle(part[: len(part) // 2])
