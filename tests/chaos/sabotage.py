@@ -35,6 +35,7 @@ class Sabotage:
     spoil_worker: Callable[[], None] = _nothing
     spoil_producer: Callable[[], None] = _nothing
     batch_size: int = 200
+    max_in_flight: int = 3
     hurry: float = 1.5
 
 
@@ -55,12 +56,12 @@ def _forget_batches() -> None:
 
 def _let_everybody_commit() -> None:
     """Slow, so that a pause often comes right before; the ledger remembers just enough for recovery."""
-    _replace(ledger, "RECENT", 4)
+    _replace(ledger, "RECENT", 2)
     inner = Ledger.record
 
     @functools.wraps(inner)
     def record(self: Any, epoch: int, batch: int, *rest: int) -> None:
-        time.sleep(0.05)
+        time.sleep(0.1)
         found = self._conn.execute("SELECT epoch FROM writebehind.ledger WHERE queue = $1", [self._queue])
         inner(self, found.fetchone()[0], batch, *rest)
 
@@ -153,9 +154,10 @@ SABOTAGES = {
     "no-fence": Sabotage(
         "only the epoch's owner commits",
         _REPEATED | _ORDER,
-        frozenset({"paused workers/pause worker"}),
+        frozenset({"paused workers/pause worker for long"}),
         spoil_worker=_let_everybody_commit,
-        batch_size=100,
+        batch_size=300,
+        max_in_flight=2,
         hurry=5,
     ),
     "queued-again": Sabotage(
