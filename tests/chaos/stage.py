@@ -95,7 +95,7 @@ class Stage:
             postgres_url=proxied_url(self.servers.postgres_url, self.links["worker-postgres"].port),
             queue=QUEUE,
             lease_ttl_s=LEASE_TTL_S,
-            **self._worker_options(),
+            batch_size=SABOTAGES[self._sabotage].batch_size if self._sabotage else 300,
         )
         child = Child(work, (arguments, self._sabotage), self.folder / f"worker-{index}.log")
         child.start()
@@ -110,12 +110,6 @@ class Stage:
             pg.execute("TRUNCATE writebehind.ledger")
             client.flushall()
         self.workers = [self.new_worker(i) for i in range(WORKERS)]
-
-    def _worker_options(self) -> dict[str, int]:
-        if self._sabotage is None:
-            return {"batch_size": 300}
-        spoilt = SABOTAGES[self._sabotage]
-        return {"batch_size": spoilt.batch_size, "max_in_flight": spoilt.max_in_flight}
 
     def start_producers(self, seed: int, history: Path) -> None:
         """A fresh set, which writes its histories to this folder."""
