@@ -21,7 +21,7 @@ _ROUND_S = 60.0
 _SABOTAGE_ROUND_S = 8.0
 _SABOTAGE_ROUNDS = 7  # within a minute
 _SABOTAGE_WRITES_PER_S = 2000
-_SABOTAGE_DRAIN_S = 15.0  # a broken worker may hang as well
+_SABOTAGE_DRAIN_S = 20.0  # a broken worker may hang as well
 
 
 def main() -> int:
@@ -118,9 +118,12 @@ def _is_caught(stage: Stage, name: str, seed: int) -> bool:
     while rounds < _SABOTAGE_ROUNDS and not sabotage.shows & shown.keys():
         plan = Plan(seed + rounds, _SABOTAGE_ROUND_S, sabotage.faults, sabotage.hurry, _SABOTAGE_DRAIN_S)
         outcome = play(stage, plan, stage.folder / f"{name}-{rounds}", line)
-        shown += Counter(v.kind for v in outcome.verdict.violations)
         rounds += 1
-        stage.clear()
+        if outcome.is_drained:
+            shown += Counter(v.kind for v in outcome.verdict.violations)
+            stage.clear()
+        else:  # what has not been applied yet proves nothing
+            stage.spoil(name)
     is_caught = bool(sabotage.shows & shown.keys())
     told = ", ".join(f"{n} {kind}" for kind, n in shown.most_common()) or "nothing found"
     verdict = f"{'caught' if is_caught else 'NOT CAUGHT'} in {rounds * _SABOTAGE_ROUND_S:.0f} s"

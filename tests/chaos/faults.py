@@ -35,6 +35,7 @@ class Faults:
         self._acts: dict[str, Callable[[Fault], None]] = {
             "kill worker": self._kill_worker,
             "pause worker": self._pause_worker,
+            "pause worker for long": self._pause_worker,
             "kill producer": self._kill_producer,
             "kill redis": self._kill_redis,
             "fill redis": self._fill_redis,

@@ -35,11 +35,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a round has found; ``troubles`` are failures that no row shows."""
+    """What a round has found; ``troubles`` are failures that no row shows, not being drained among them."""
 
     verdict: Verdict
     faults: Counter[str]
     troubles: list[str]
+    is_drained: bool
 
     @property
     def is_good(self) -> bool:
@@ -59,14 +60,17 @@ def play(stage: Stage, plan: Plan, history: Path, line: LiveLine) -> Outcome:
     heal(stage)
     stage.end_producers()
     troubles = []
-    if not stage.is_drained(plan.drain_timeout_s, lambda: line.show(f"draining: {stage.pending()} left")):
+    is_drained = stage.is_drained(
+        plan.drain_timeout_s, lambda: line.show(f"draining: {stage.pending()} left")
+    )
+    if not is_drained:
         troubles.append(
             f"{stage.pending()} writes were pending {plan.drain_timeout_s:.0f} s after the faults"
         )
     with stage.postgres() as pg, stage.redis() as client:
         snapshot = take_snapshot(pg, client, CACHE_PREFIX)
     verdict = check(read_histories(history), snapshot)
-    return Outcome(verdict, faults.done, troubles + crashes(stage))
+    return Outcome(verdict, faults.done, troubles + crashes(stage), is_drained)
 
 
 def _watch(stage: Stage, plan: Plan, faults: Faults, line: LiveLine) -> None:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import time
+import itertools
+import os
+import signal
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -54,17 +57,24 @@ def _forget_batches() -> None:
 
 
 def _let_everybody_commit() -> None:
-    """Slow, so that a pause often comes right before; the ledger remembers just enough for recovery."""
-    _replace(ledger, "RECENT", 4)
-    inner = Ledger.record
+    """And pauses at the worst moment, with a ledger that remembers just enough for recovery."""
+    inner, batches = Ledger.record, itertools.count(1)
+    _replace(ledger, "RECENT", 8)
 
     @functools.wraps(inner)
     def record(self: Any, epoch: int, batch: int, *rest: int) -> None:
-        time.sleep(0.05)
+        if next(batches) % 12 == 0:
+            _pause(seconds=4)
         found = self._conn.execute("SELECT epoch FROM writebehind.ledger WHERE queue = $1", [self._queue])
         inner(self, found.fetchone()[0], batch, *rest)
 
     _replace(Ledger, "record", record)
+
+
+def _pause(seconds: int) -> None:
+    """Somebody else has to wake us up."""
+    subprocess.Popen(["/bin/sh", "-c", f"sleep {seconds}; kill -CONT {os.getpid()}"])
+    os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def _queue_frozen_again() -> None:
@@ -84,17 +94,21 @@ def _queue_frozen_again() -> None:
 
 
 def _acknowledge_at_once() -> None:
-    claim_inner, acknowledge = OwnedQueue.claim, OwnedQueue.acknowledge
+    inner, acknowledge = OwnedQueue.claim, OwnedQueue.acknowledge
 
-    @functools.wraps(claim_inner)
+    @functools.wraps(inner)
     def claim(self: Any, *rest: Any) -> Any:
-        claimed = claim_inner(self, *rest)
+        claimed = inner(self, *rest)
         if isinstance(claimed, FrozenBatch):
             acknowledge(self, claimed, claimed.id, [])
         return claimed
 
+    def acknowledge_recovered(self: Any, batch: FrozenBatch, *rest: Any) -> None:
+        if batch.id in self._inflight:
+            acknowledge(self, batch, *rest)
+
     _replace(OwnedQueue, "claim", claim)
-    _replace(OwnedQueue, "acknowledge", lambda *_: None)
+    _replace(OwnedQueue, "acknowledge", acknowledge_recovered)
 
 
 def _bury_nothing() -> None:
@@ -153,10 +167,9 @@ SABOTAGES = {
     "no-fence": Sabotage(
         "only the epoch's owner commits",
         _REPEATED | _ORDER,
-        frozenset({"paused workers/pause worker"}),
+        frozenset(),
         spoil_worker=_let_everybody_commit,
         batch_size=100,
-        hurry=5,
     ),
     "queued-again": Sabotage(
         "the next owner finishes what is frozen, and queues nothing again",

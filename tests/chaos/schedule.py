@@ -39,7 +39,9 @@ _LINK = {
 }
 LANES = {
     "killed workers": _Lane((1.5, 4.0), {"kill worker": (1, 0.0, 0.3)}),
-    "paused workers": _Lane((1.5, 4.5), {"pause worker": (1, 0.2, 3.5)}),
+    "paused workers": _Lane(
+        (1.5, 4.5), {"pause worker": (1, 0.2, 1.5), "pause worker for long": (1, 1.5, 3.5)}
+    ),
     "producers": _Lane((0.5, 2.0), {"kill producer": (1, 0.0, 0.1)}),
     "redis": _Lane((4.0, 10.0), {"kill redis": (2, 0.0, 0.7), "fill redis": (1, 0.5, 2.5)}),
     "postgres": _Lane(
