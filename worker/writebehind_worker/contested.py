@@ -7,7 +7,8 @@ write that is good by itself. Applied again with all of these alone, in list ord
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ import psycopg
 from .resolve import Write
 
 _UNIQUE = frozenset({"23505", "23P01"})
-_MANY = 50  # refusals of a batch, each of which is compared with all writes
+_MANY = 50  # refusals for unique values, each of which is compared with all writes
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +29,9 @@ class Conflict:
     is_unique: bool
 
 
-def read_conflict(conn: psycopg.Connection[Any], write: Write, error: psycopg.Error) -> Conflict:
-    """For an error of class 23, outside of the savepoint that it has broken."""
-    if error.sqlstate not in _UNIQUE:
+def read_conflict(conn: psycopg.Connection[Any], write: Write, error: psycopg.Error | None) -> Conflict:
+    """For a refusal of class 23, outside of the savepoint that its error has broken."""
+    if error is None or error.sqlstate not in _UNIQUE:
         return Conflict(write, (), False)
     columns = conn.execute(
         "SELECT a.attname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
@@ -44,22 +45,38 @@ def read_conflict(conn: psycopg.Connection[Any], write: Write, error: psycopg.Er
 
 def sharers(conflicts: Sequence[Conflict], writes: Sequence[Write]) -> set[int]:
     """Positions of the writes that share the row or the unique value of a refused one, its own too."""
-    if len(conflicts) > _MANY:  # most come to be applied alone anyway
-        tables = {c.write.table.oid for c in conflicts}
-        return {w.message.position for w in writes if w.table.oid in tables}
-    found: set[int] = set()
-    for table in {c.write.table.oid for c in conflicts}:
+    refused = {c.write.row for c in conflicts}
+    times = Counter(w.row for w in writes)
+    found = {w.message.position for w in writes if w.row in refused and times[w.row] > 1}
+    unique = [c for c in conflicts if c.is_unique]
+    if len(unique) > _MANY:  # most come to be applied alone anyway
+        tables = {c.write.table.oid for c in unique}
+        return found | {w.message.position for w in writes if w.table.oid in tables}
+    for table in {c.write.table.oid for c in unique}:
         given = [(w, _values(w)) for w in writes if w.table.oid == table]
-        for conflict in conflicts:
+        for conflict in unique:
             same = {w.message.position for w, values in given if _stands_in_the_way(conflict, w, values)}
             found |= same if len(same) > 1 else set()
     return found
 
 
+def cut(writes: Sequence[Write], alone: Collection[int]) -> Iterator[Sequence[Write]]:
+    """Parts of the list, in order: each of these positions is a part of its own."""
+    start = 0
+    for i, write in enumerate(writes):
+        if write.message.position in alone:
+            if i > start:
+                yield writes[start:i]
+            yield writes[i : i + 1]
+            start = i + 1
+    if writes[start:]:
+        yield writes[start:]
+
+
 def _stands_in_the_way(conflict: Conflict, other: Write, theirs: Mapping[str, bytes]) -> bool:
     if other.row == conflict.write.row:
         return True
-    if not conflict.is_unique or other.table.oid != conflict.write.table.oid:
+    if other.table.oid != conflict.write.table.oid:
         return False
     mine = _values(conflict.write)
     both = mine.keys() & theirs.keys() & (set(conflict.columns) or mine.keys())
