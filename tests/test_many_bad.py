@@ -96,7 +96,7 @@ def check_dead_letters(pg: psycopg.Connection[Any], sent: Iterable[Sample]) -> s
 def test_every_good_one_lands_and_every_bad_one_is_kept_with_a_reason(
     options: dict[str, str], redis_client: redis.Redis, pg: psycopg.Connection[Any], types: list[str]
 ) -> None:
-    sent = list(samples(seed=20, bad=186_000, by_postgres=2_000, good_ones=12_500, types=types))
+    sent = list(samples(seed=20, bad=186_000, by_postgres=1_000, good_ones=12_500, types=types))
     assert len(sent) > 200_000
     with WorkerProcess(**options) as worker:
         push(redis_client, options["queue"], sent)

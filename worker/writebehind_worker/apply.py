@@ -123,7 +123,8 @@ class Application:
             self._conflicts = []
             self._conn.execute("SAVEPOINT segment")
             self._apply_parts(writes, alone, fault)
-            more = sharers(self._conflicts, writes) - alone
+            written = {_position(w) for w in self._outcome.written} if self._conflicts else ()
+            more = sharers(self._conflicts, writes, written) - alone
             if not more:
                 break
             if passes == _MOST_PASSES:

@@ -7,7 +7,6 @@ write that is good by itself. Applied again with all of these alone, in list ord
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ import psycopg
 from .resolve import Write
 
 _UNIQUE = frozenset({"23505", "23P01"})
-_MANY = 50  # refusals for unique values, each of which is compared with all writes
+_MANY = 50  # unique values that were refused, each of which is compared with all writes
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +42,26 @@ def read_conflict(conn: psycopg.Connection[Any], write: Write, error: psycopg.Er
     return Conflict(write, {name for (name,) in columns}, True)
 
 
-def sharers(conflicts: Sequence[Conflict], writes: Sequence[Write]) -> set[int]:
-    """Positions of the writes that share the row or the unique value of a refused one, its own too."""
+def sharers(conflicts: Sequence[Conflict], writes: Sequence[Write], written: Collection[int]) -> set[int]:
+    """Positions of the writes that share the row or the unique value of a refused one, its own too.
+
+    Only where one of them has been ``written``: what is refused stands in nobody's way.
+    """
     refused = {c.write.row for c in conflicts}
-    times = Counter(w.row for w in writes)
-    found = {w.message.position for w in writes if w.row in refused and times[w.row] > 1}
-    unique = [c for c in conflicts if c.is_unique]
-    if len(unique) > _MANY:  # most come to be applied alone anyway
-        tables = {c.write.table.oid for c in unique}
+    refused &= {w.row for w in writes if w.message.position in written}
+    found = {w.message.position for w in writes if w.row in refused}
+    values = {
+        (c.write.table.oid, frozenset(c.columns), tuple(sorted(_given(c).items())))
+        for c in conflicts
+        if c.is_unique
+    }
+    tables = {oid for oid, _, _ in values}
+    if len(values) > _MANY:  # most come to be applied alone anyway
         return found | {w.message.position for w in writes if w.table.oid in tables}
-    for table in {c.write.table.oid for c in unique}:
-        given = [(w, _values(w)) for w in writes if w.table.oid == table]
-        for conflict in unique:
-            same = {w.message.position for w, values in given if _stands_in_the_way(conflict, w, values)}
-            found |= same if len(same) > 1 else set()
+    given = {oid: [(w, _values(w)) for w in writes if w.table.oid == oid] for oid in tables}
+    for oid, columns, mine in values:
+        same = {w.message.position for w, theirs in given[oid] if _may_be_same(dict(mine), theirs, columns)}
+        found |= set() if same.isdisjoint(written) else same
     return found
 
 
@@ -73,15 +78,14 @@ def cut(writes: Sequence[Write], alone: Collection[int]) -> Iterator[Sequence[Wr
         yield writes[start:]
 
 
-def _stands_in_the_way(conflict: Conflict, other: Write, theirs: Mapping[str, bytes]) -> bool:
-    if other.row == conflict.write.row:
-        return True
-    if other.table.oid != conflict.write.table.oid:
-        return False
-    mine = _values(conflict.write)
-    both = mine.keys() & theirs.keys() & (set(conflict.columns) or mine.keys())
-    same = (mine[name] == theirs[name] for name in both)
-    return all(same) if conflict.columns else any(same)  # an index on an expression: any column may matter
+def _given(conflict: Conflict) -> Mapping[str, bytes]:
+    """What the refused write gives of the constraint's columns."""
+    return {n: v for n, v in _values(conflict.write).items() if n in conflict.columns or not conflict.columns}
+
+
+def _may_be_same(mine: Mapping[str, bytes], theirs: Mapping[str, bytes], columns: Collection[str]) -> bool:
+    same = (mine[name] == theirs[name] for name in mine.keys() & theirs.keys())
+    return all(same) if columns else any(same)  # an index on an expression: any column may matter
 
 
 def _values(write: Write) -> Mapping[str, bytes]:
