@@ -23,12 +23,12 @@ import psycopg
 from .breaker import Trial, is_structural
 from .contested import Conflict, cut, read_conflict, sharers
 from .errors import HeldByLock
-from .execution import Untouched, execute
+from .execution import Execution
 from .orphans import existing_rows, find_orphans
 from .plan import segments
 from .received import Fault, make_fault
 from .resolve import Refusal, RowId, Write
-from .sqlstate import TIMEOUTS, Verdict, judge
+from .sqlstate import TIMEOUTS
 from .unreadable import find_unreadable
 
 _NO_PARENT = "23503"  # foreign key violation
@@ -61,7 +61,7 @@ class _NoParent:
 
 @dataclass(slots=True)
 class Applied:
-    """The outcome of a batch's writes: ``rows`` counts rows written by ``schema.table``."""
+    """The outcome of a batch's writes: ``rows``, at the end, counts rows written by ``schema.table``."""
 
     written: list[Write] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
@@ -69,7 +69,7 @@ class Applied:
 
     def copy(self) -> Applied:
         """As it is now."""
-        return Applied(list(self.written), list(self.refused), dict(self.rows))
+        return Applied(list(self.written), list(self.refused))
 
 
 class Application:
@@ -84,6 +84,7 @@ class Application:
     ) -> None:
         self._conn, self._trial, self._patience = conn, trial, patience
         self._known = deque(known)
+        self._execution = Execution(conn, patience.halve)
         self._outcome = Applied()
         self._held: set[RowId] = set()
         self._held_back: list[Write] = []
@@ -92,8 +93,6 @@ class Application:
         self._stuck: dict[RowId, Fault] = {}  # rows on which this attempt has timed out
         self._waiting: list[Write] = []
         self._conflicts: list[Conflict] = []
-        self._error: psycopg.Error | None = None  # of the last part that failed
-        self._is_late = False  # it failed when constraints were checked
 
     def run(self, writes: Sequence[Write]) -> Applied:
         """Applies them all, but for the refused.
@@ -103,7 +102,7 @@ class Application:
             HeldByLock: rows that wait for a lock have been found: all of them, or as many as we look for.
             psycopg.Error: transient, time-outs too unless ``patience`` says otherwise.
         """
-        fault = self._attempt(writes) if writes else None
+        fault = self._execution.attempt(writes) if writes else None
         if fault is None:
             self._accept(writes)
         else:
@@ -113,6 +112,7 @@ class Application:
         self._hear_known(None)
         if self._waiting:
             raise self._held_by_lock()
+        self._outcome.rows = self._execution.rows
         return self._outcome
 
     def _apply_segment(self, writes: Sequence[Write], fault: Fault | None) -> None:
@@ -120,6 +120,7 @@ class Application:
         alone: set[int] = set()
         for passes in count(1):
             before = self._outcome.copy(), self._trial.counts(), list(self._known)
+            rows = dict(self._execution.rows)
             self._conflicts = []
             self._conn.execute("SAVEPOINT segment")
             self._apply_parts(writes, alone, fault)
@@ -131,6 +132,7 @@ class Application:
                 more = {w.message.position for w in writes}
             self._conn.execute("ROLLBACK TO SAVEPOINT segment")
             self._outcome, counts, known = before
+            self._execution.rows = rows
             self._trial.go_back(counts)
             self._known = deque(known)
             alone |= more
@@ -159,7 +161,7 @@ class Application:
         late = {p for p, failed in self._no_parent.items() if failed.is_late}
         if late.isdisjoint(map(_position, writes)):
             return set()
-        rows, there = dict(self._outcome.rows), existing_rows(self._conn, writes)
+        rows, there = dict(self._execution.rows), existing_rows(self._conn, writes)
         while writes:
             self._conn.execute("SAVEPOINT ring")
             placed = self._place(writes)
@@ -169,7 +171,7 @@ class Application:
                 self._accept(placed)
                 return set(map(_position, placed))
             self._conn.execute("ROLLBACK TO SAVEPOINT ring; RELEASE SAVEPOINT ring")
-            self._outcome.rows = dict(rows)
+            self._execution.rows = dict(rows)
             last = {w.row: _position(w) for w in placed}  # the earlier ones of its row may do without it
             writes = [w for w in placed if orphans and (w.row not in orphans or _position(w) != last[w.row])]
         return set()
@@ -185,7 +187,7 @@ class Application:
 
     def _place_parts(self, writes: Sequence[Write], without: set[RowId]) -> list[Write]:
         writes = [w for w in writes if w.row not in without]
-        fault = self._attempt(writes, is_checked=False) if writes else None
+        fault = self._execution.attempt(writes, is_checked=False) if writes else None
         if fault is None:
             return list(writes)
         if len(writes) == 1:
@@ -198,14 +200,11 @@ class Application:
 
     def _check(self, placed: Sequence[Write]) -> bool:
         """Whether all constraints are met now."""
-        try:
-            self._conn.execute("SET CONSTRAINTS ALL IMMEDIATE")
-        except psycopg.Error as error:
-            fault = self._fault(placed, error)
-            for write in placed if fault.sqlstate in TIMEOUTS else ():
+        fault = self._execution.check()
+        if fault is not None and fault.sqlstate in TIMEOUTS:
+            for write in placed:
                 self._wait(write, fault)
-            return False
-        return True
+        return fault is None
 
     def _refuse_orphans(self, rest: Sequence[Write]) -> set[int]:
         """Refuses the first write of each row, at first where others wait behind it: positions."""
@@ -227,9 +226,11 @@ class Application:
             writes = [w for w in writes if w.row not in self._held]
         if not writes:
             return
-        fault = fault or self._attempt(writes)
+        fault = fault or self._execution.attempt(writes)
         if fault is not None and len(writes) == 1 and fault.sqlstate == _DUPLICATE:
-            fault = self._attempt(writes)  # the application may have inserted the row since we looked
+            fault = self._execution.attempt(
+                writes
+            )  # the application may have inserted the row since we looked
         if fault is None:
             self._accept(writes)
         elif len(writes) == 1:
@@ -254,7 +255,7 @@ class Application:
                 self._held_after = len(self._outcome.written)
             self._held.add(write.row)
             self._held_back.append(write)
-            self._no_parent[_position(write)] = _NoParent(fault, self._is_late)
+            self._no_parent[_position(write)] = _NoParent(fault, self._execution.is_late)
         else:
             self._reject(write, fault)
 
@@ -270,8 +271,7 @@ class Application:
 
     def _reject(self, write: Write, fault: Fault) -> None:
         if fault.sqlstate.startswith("23"):
-            error = self._error if self._error and self._error.sqlstate == fault.sqlstate else None
-            self._conflicts.append(read_conflict(self._conn, write, error))
+            self._conflicts.append(read_conflict(self._conn, write, fault, self._execution.error))
         self._hear_known(write.message.position)
         column = self._unreadable_column(write, fault)
         if column is not None:  # no matter for the breaker: some types refuse a value by a code of class 42
@@ -299,40 +299,6 @@ class Application:
     def _hear(self, refusal: Refusal) -> None:
         if refusal.table is not None and is_structural(refusal):
             self._trial.refused(refusal.table.full_name, refusal.fault)
-
-    def _attempt(self, writes: Sequence[Write], is_checked: bool = True) -> Fault | None:
-        """Applies writes under a savepoint; on a fault of theirs nothing of it remains."""
-        # An earlier part left constraints immediate; within a part they may be met in any order.
-        self._conn.execute("SAVEPOINT part; SET CONSTRAINTS ALL DEFERRED")
-        self._error, self._is_late = None, False
-        try:
-            rows = execute(self._conn, writes)
-            self._is_late = True
-            # Deferred ones would fail at COMMIT, outside every savepoint.
-            check = "SET CONSTRAINTS ALL IMMEDIATE; " if is_checked else ""
-            self._conn.execute(check + "RELEASE SAVEPOINT part")
-        except Untouched as error:
-            fault = Fault("P0002", str(error))
-        except psycopg.Error as error:
-            fault = self._fault(writes, error)
-            self._error = error
-        else:
-            for table, count in rows.items():
-                self._outcome.rows[table] = self._outcome.rows.get(table, 0) + count
-            return None
-        self._conn.execute("ROLLBACK TO SAVEPOINT part; RELEASE SAVEPOINT part")
-        return fault
-
-    def _fault(self, writes: Sequence[Write], error: psycopg.Error) -> Fault:
-        """The fault of the writes, or the error raised again if it is none of theirs."""
-        verdict = judge(error)
-        reason = error.diag.message_primary or str(error)
-        if verdict is Verdict.TIMEOUT and self._patience.halve:
-            return Fault(str(error.sqlstate), reason)
-        if verdict is not Verdict.ROW:
-            raise error
-        detail = f" ({error.diag.message_detail})" if error.diag.message_detail else ""
-        return make_fault(error.sqlstate or "XX000", reason + detail)
 
 
 def describe(write: Write) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import psycopg
 
+from .received import Fault
 from .resolve import Write
 
 _UNIQUE = frozenset({"23505", "23P01"})
@@ -28,16 +29,21 @@ class Conflict:
     is_unique: bool
 
 
-def read_conflict(conn: psycopg.Connection[Any], write: Write, error: psycopg.Error | None) -> Conflict:
-    """For a refusal of class 23, outside of the savepoint that its error has broken."""
-    if error is None or error.sqlstate not in _UNIQUE:
+def read_conflict(
+    conn: psycopg.Connection[Any], write: Write, fault: Fault, last_error: psycopg.Error | None
+) -> Conflict:
+    """For a refusal of class 23, outside of the savepoint that its error has broken.
+
+    ``last_error`` is the fault's own, but for writes that were held back.
+    """
+    if last_error is None or fault.sqlstate not in _UNIQUE:
         return Conflict(write, (), False)
     columns = conn.execute(
         "SELECT a.attname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
         "JOIN pg_namespace n ON n.oid = c.relnamespace "
         "JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey) "
         "WHERE n.nspname = $1 AND c.relname = $2",
-        [error.diag.schema_name, error.diag.constraint_name],
+        [last_error.diag.schema_name, last_error.diag.constraint_name],
     )
     return Conflict(write, {name for (name,) in columns}, True)
 
