@@ -21,6 +21,7 @@ Ask = Callable[[Table, Sequence[Mapping[str, bytes]]], Sequence[Key | None]]
 """Asks Postgres for the canonical form of keys, ``None`` where it cannot read one."""
 
 
+_MOST_DIGITS = 131_072 + 16_383 + 20  # of a numeric; a sign, a point, an exponent
 _MOST_NAMES = 10  # of an `id`, that a reason quotes
 
 
@@ -166,6 +167,12 @@ def _check_columns(
             del columns[name]
         elif op == "increment" and column.number is None:
             return make_fault("42804", f"{table.full_name}.{name} is {column.type}: it cannot be incremented")
+        elif op == "increment" and len(columns[name]) > _MOST_DIGITS:
+            return make_fault(
+                "22003",
+                f"increment of {table.full_name}.{name}: the delta has {len(columns[name])} characters; "
+                "numeric takes 131072 digits before the point and 16383 after it",
+            )
     if not columns and op in ("patch", "increment"):
         return make_fault("22023", f"{op} of {table.full_name} gives no column besides the primary key")
     return None
