@@ -263,6 +263,21 @@ def test_numeric_deltas_with_absurd_exponents_are_dead_letters(target: Target) -
     assert target.rows("SELECT n FROM sums") == [(1,)]
 
 
+def test_a_delta_of_more_digits_than_any_number_takes_is_refused_before_postgres_reads_it(
+    target: Target,
+) -> None:
+    target.run("CREATE TABLE sums (id int PRIMARY KEY, n numeric, i int, f float8)")
+    longest = b'{"table":"sums","id":1,"op":"increment","data":{"n":%b}}' % (b"9" * 131_072)
+    items = [
+        b'{"table":"sums","id":1,"op":"increment","data":{"%b":%b}}' % (column, delta)
+        for column in (b"n", b"i", b"f")
+        for delta in (b"1" * 1_000_000, b"0." + b"1" * 1_000_000)
+    ]
+    assert target.rejected(longest, *items) == dict.fromkeys(range(1, 7), "22003")
+    assert "public.sums.n: the delta has 1000000 characters" in target.dead_letters()[0].reason
+    assert target.rows("SELECT length(n::text), i, f FROM sums") == [(131_072, None, None)]
+
+
 def test_the_reasons_name_table_and_column(users: Target) -> None:
     users.run("CREATE TABLE heap (id int)")
     users.flush(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from writebehind_worker.apply import is_structural
-from writebehind_worker.breaker import LIMIT, Breaker, Trial
+from writebehind_worker.breaker import LIMIT, Breaker, Trial, is_structural
 from writebehind_worker.errors import BreakerTripped
 from writebehind_worker.received import Fault, Message
 from writebehind_worker.resolve import Refusal

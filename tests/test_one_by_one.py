@@ -143,6 +143,8 @@ def graphs(draw: st.DrawFn) -> list[Item]:
 never_right: st.SearchStrategy[Item] = st.sampled_from(
     [
         {"table": "batched.nodes", "id": 50, "data": {"up": "x"}},
+        {"table": "batched.nodes", "id": 51, "data": {"up": 99}},
+        {"table": "batched.marks", "id": 53, "data": {"edge": 99}},
         {"table": "batched.edges", "id": 52, "data": {"start": None, "best": 1}},
         {"table": "batched.nodes", "id": "y", "data": {"up": 1}},
         {"table": "batched.elsewhere", "id": 1, "data": {}},

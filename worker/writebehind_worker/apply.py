@@ -2,30 +2,33 @@
 
 Rejected by Postgres, a list of writes is cut at its barriers, halved under savepoints, and each part
 coalesced anew from the original messages. A write that fails alone for want of a row that it references is
-held back with the later ones of its row, and tried once more at the end of its segment, in list order: its
-parent may have come after it. Nothing else is held back, and nothing beyond a barrier: what is delayed
-without need can find its row cascaded away, or its unique value taken. Where a constraint refuses a write
-whose row or unique value others of the batch share, the segment is applied again with all of these alone.
+held back with the later ones of its row, and tried again at the end of its segment, in list order, until
+that gets no further: its parent may have come after it. What is left then are orphans and rings of rows that
+reference each other; the rings are found by leaving the orphans out. Nothing else is held back, and nothing
+beyond a barrier: what is delayed without need can find its row cascaded away, or its unique value taken.
+Where a constraint refuses a write whose row or unique value others of the batch share, the segment is
+applied again with all of these alone.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
 import psycopg
 
-from .breaker import Trial
-from .contested import Conflict, read_conflict, sharers
+from .breaker import Trial, is_structural
+from .contested import Conflict, cut, read_conflict, sharers
 from .errors import HeldByLock
-from .plan import Group, groups, segments
+from .execution import Execution
+from .orphans import existing_rows, find_orphans
+from .plan import segments
 from .received import Fault, make_fault
 from .resolve import Refusal, RowId, Write
-from .sqlstate import DAMAGED, TIMEOUTS, Verdict, judge
-from .statement import delete, insert_missing, may_upsert, parameter, update, upsert
+from .sqlstate import TIMEOUTS
 from .unreadable import find_unreadable
 
 _NO_PARENT = "23503"  # foreign key violation
@@ -34,8 +37,6 @@ _OF_VALUES = frozenset({"22", "23", "42"})  # of domains, and of types that take
 _OF_NO_VALUE = frozenset({_NO_PARENT, _DUPLICATE, "23P01", "42501", "42703"})
 _MOST_PASSES = 4  # over a segment whose writes stand in each other's way; then each is applied alone
 _MOST_WAITING = 8  # rows that an attempt probes: behind more there is a locked table, which is waited for
-# A generated column is given; a text column incremented; an id of the wrong shape.
-_ONE_MESSAGE_ONLY = frozenset({"428C9", "42804", "42P10"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +51,17 @@ class Patience:
     bury: Collection[RowId] = ()
 
 
-class _Refused(Exception):
-    """A statement touched fewer rows than it was given keys."""
+@dataclass(frozen=True, slots=True)
+class _NoParent:
+    """What a write was held back for; ``is_late``: its statement went through, the check after it did not."""
+
+    fault: Fault
+    is_late: bool
 
 
 @dataclass(slots=True)
 class Applied:
-    """The outcome of a batch's writes: ``rows`` counts rows written by ``schema.table``."""
+    """The outcome of a batch's writes: ``rows``, at the end, counts rows written by ``schema.table``."""
 
     written: list[Write] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
@@ -64,7 +69,7 @@ class Applied:
 
     def copy(self) -> Applied:
         """As it is now."""
-        return Applied(list(self.written), list(self.refused), dict(self.rows))
+        return Applied(list(self.written), list(self.refused))
 
 
 class Application:
@@ -79,10 +84,12 @@ class Application:
     ) -> None:
         self._conn, self._trial, self._patience = conn, trial, patience
         self._known = deque(known)
+        self._execution = Execution(conn, patience.halve)
         self._outcome = Applied()
         self._held: set[RowId] = set()
         self._held_back: list[Write] = []
-        self._is_last_try = False
+        self._held_after = 0  # so many had been written when the first of them failed
+        self._no_parent: dict[int, _NoParent] = {}  # by position
         self._stuck: dict[RowId, Fault] = {}  # rows on which this attempt has timed out
         self._waiting: list[Write] = []
         self._conflicts: list[Conflict] = []
@@ -95,7 +102,7 @@ class Application:
             HeldByLock: rows that wait for a lock have been found: all of them, or as many as we look for.
             psycopg.Error: transient, time-outs too unless ``patience`` says otherwise.
         """
-        fault = self._attempt(writes) if writes else None
+        fault = self._execution.attempt(writes) if writes else None
         if fault is None:
             self._accept(writes)
         else:
@@ -105,6 +112,7 @@ class Application:
         self._hear_known(None)
         if self._waiting:
             raise self._held_by_lock()
+        self._outcome.rows = self._execution.rows
         return self._outcome
 
     def _apply_segment(self, writes: Sequence[Write], fault: Fault | None) -> None:
@@ -112,16 +120,19 @@ class Application:
         alone: set[int] = set()
         for passes in count(1):
             before = self._outcome.copy(), self._trial.counts(), list(self._known)
+            rows = dict(self._execution.rows)
             self._conflicts = []
             self._conn.execute("SAVEPOINT segment")
             self._apply_parts(writes, alone, fault)
-            more = sharers(self._conflicts, writes) - alone
+            written = {_position(w) for w in self._outcome.written} if self._conflicts else ()
+            more = sharers(self._conflicts, writes, written) - alone
             if not more:
                 break
             if passes == _MOST_PASSES:
                 more = {w.message.position for w in writes}
             self._conn.execute("ROLLBACK TO SAVEPOINT segment")
             self._outcome, counts, known = before
+            self._execution.rows = rows
             self._trial.go_back(counts)
             self._known = deque(known)
             alone |= more
@@ -129,13 +140,80 @@ class Application:
         self._conn.execute("RELEASE SAVEPOINT segment")
 
     def _apply_parts(self, writes: Sequence[Write], alone: Collection[int], fault: Fault | None) -> None:
-        for part in _cut(writes, alone):
+        for part in cut(writes, alone):
             self._apply(part, None if alone else fault)
-        held_back, self._held_back, self._is_last_try = self._held_back, [], True
+        while self._held_back:
+            while self._held_back and len(self._outcome.written) > self._held_after:
+                for part in cut(self._take_held_back(), alone):
+                    self._apply(part)
+            rest = self._take_held_back()
+            settled = self._accept_rings(rest) or self._refuse_orphans(rest)
+            self._held_back = [w for w in rest if w.message.position not in settled]
+            self._held_after = -1  # those are tried in any case
+
+    def _take_held_back(self) -> list[Write]:
+        held_back, self._held_back = self._held_back, []
         self._held.clear()
-        for part in _cut(held_back, alone):
-            self._apply(part)
-        self._is_last_try = False
+        return sorted(held_back, key=_position)
+
+    def _accept_rings(self, writes: Sequence[Write]) -> set[int]:
+        """Accepts those that stand if all of them stand, their parents among them; their positions."""
+        late = {p for p, failed in self._no_parent.items() if failed.is_late}
+        if late.isdisjoint(map(_position, writes)):
+            return set()
+        rows, there = dict(self._execution.rows), existing_rows(self._conn, writes)
+        while writes:
+            self._conn.execute("SAVEPOINT ring")
+            placed = self._place(writes)
+            orphans = find_orphans(self._conn, placed, there)
+            if placed and not orphans and self._check(placed):
+                self._conn.execute("RELEASE SAVEPOINT ring")
+                self._accept(placed)
+                return set(map(_position, placed))
+            self._conn.execute("ROLLBACK TO SAVEPOINT ring; RELEASE SAVEPOINT ring")
+            self._execution.rows = dict(rows)
+            last = {w.row: _position(w) for w in placed}  # the earlier ones of its row may do without it
+            writes = [w for w in placed if orphans and (w.row not in orphans or _position(w) != last[w.row])]
+        return set()
+
+    def _place(self, writes: Sequence[Write]) -> list[Write]:
+        """Those that Postgres takes as long as it does not check deferred constraints."""
+        placed: list[Write] = []
+        while more := self._place_parts(writes, set()):
+            placed += more
+            positions = set(map(_position, more))
+            writes = [w for w in writes if _position(w) not in positions]
+        return sorted(placed, key=_position)
+
+    def _place_parts(self, writes: Sequence[Write], without: set[RowId]) -> list[Write]:
+        writes = [w for w in writes if w.row not in without]
+        fault = self._execution.attempt(writes, is_checked=False) if writes else None
+        if fault is None:
+            return list(writes)
+        if len(writes) == 1:
+            without.add(writes[0].row)
+            if fault.sqlstate in TIMEOUTS:
+                self._wait(writes[0], fault)
+            return []
+        half = len(writes) // 2
+        return self._place_parts(writes[:half], without) + self._place_parts(writes[half:], without)
+
+    def _check(self, placed: Sequence[Write]) -> bool:
+        """Whether all constraints are met now."""
+        fault = self._execution.check()
+        if fault is not None and fault.sqlstate in TIMEOUTS:
+            for write in placed:
+                self._wait(write, fault)
+        return fault is None
+
+    def _refuse_orphans(self, rest: Sequence[Write]) -> set[int]:
+        """Refuses the first write of each row, at first where others wait behind it: positions."""
+        waiting = Counter(w.row for w in rest)
+        firsts = {w.row: w for w in reversed(rest) if w.row not in self._stuck}
+        blocking = [w for w in firsts.values() if waiting[w.row] > 1] or list(firsts.values())
+        for write in reversed(blocking):
+            self._reject(write, self._no_parent[_position(write)].fault)
+        return set(map(_position, blocking))
 
     def _apply(self, writes: Sequence[Write], fault: Fault | None = None) -> None:
         """Applies a part; ``fault`` is what it was refused for, if that is known already."""
@@ -148,9 +226,11 @@ class Application:
             writes = [w for w in writes if w.row not in self._held]
         if not writes:
             return
-        fault = fault or self._attempt(writes)
+        fault = fault or self._execution.attempt(writes)
         if fault is not None and len(writes) == 1 and fault.sqlstate == _DUPLICATE:
-            fault = self._attempt(writes)  # the application may have inserted the row since we looked
+            fault = self._execution.attempt(
+                writes
+            )  # the application may have inserted the row since we looked
         if fault is None:
             self._accept(writes)
         elif len(writes) == 1:
@@ -168,17 +248,30 @@ class Application:
                 self._trial.applied(write.table.full_name)
 
     def _refuse(self, write: Write, fault: Fault) -> None:
-        if fault.sqlstate in TIMEOUTS:
-            self._stuck[write.row] = fault
-            if write.row not in self._patience.bury:
-                self._waiting.append(write)
-                if len(self._stuck) >= _MOST_WAITING:
-                    raise self._held_by_lock()
-                return
-        if fault.sqlstate == _NO_PARENT and not self._is_last_try:
+        if fault.sqlstate in TIMEOUTS and self._wait(write, fault):
+            return
+        if fault.sqlstate == _NO_PARENT:
+            if not self._held_back:
+                self._held_after = len(self._outcome.written)
             self._held.add(write.row)
             self._held_back.append(write)
-            return
+            self._no_parent[_position(write)] = _NoParent(fault, self._execution.is_late)
+        else:
+            self._reject(write, fault)
+
+    def _wait(self, write: Write, fault: Fault) -> bool:
+        """Its row is locked; whether it is still waited for."""
+        self._stuck[write.row] = fault
+        if write.row in self._patience.bury:
+            return False
+        self._waiting.append(write)
+        if len(self._stuck) >= _MOST_WAITING:
+            raise self._held_by_lock()
+        return True
+
+    def _reject(self, write: Write, fault: Fault) -> None:
+        if fault.sqlstate.startswith("23"):
+            self._conflicts.append(read_conflict(self._conn, write, fault, self._execution.error))
         self._hear_known(write.message.position)
         column = self._unreadable_column(write, fault)
         if column is not None:  # no matter for the breaker: some types refuse a value by a code of class 42
@@ -209,100 +302,11 @@ class Application:
         if refusal.table is not None and is_structural(refusal):
             self._trial.refused(refusal.table.full_name, refusal.fault)
 
-    def _attempt(self, writes: Sequence[Write]) -> Fault | None:
-        """Applies writes under a savepoint; on a fault of theirs nothing of it remains."""
-        # An earlier part left constraints immediate; within a part they may be met in any order.
-        failed: psycopg.Error | None = None
-        self._conn.execute("SAVEPOINT part; SET CONSTRAINTS ALL DEFERRED")
-        try:
-            rows = self._run(writes)
-            # Deferred ones would fail at COMMIT, outside every savepoint.
-            self._conn.execute("SET CONSTRAINTS ALL IMMEDIATE")
-        except _Refused as error:
-            fault = Fault("P0002", str(error))
-        except psycopg.Error as error:
-            fault = self._fault(writes, error)
-            failed = error
-        else:
-            self._conn.execute("RELEASE SAVEPOINT part")
-            for table, count in rows.items():
-                self._outcome.rows[table] = self._outcome.rows.get(table, 0) + count
-            return None
-        self._conn.execute("ROLLBACK TO SAVEPOINT part; RELEASE SAVEPOINT part")
-        if failed is not None and len(writes) == 1 and fault.sqlstate[:2] == "23":
-            self._conflicts.append(read_conflict(self._conn, writes[0], failed))
-        return fault
-
-    def _fault(self, writes: Sequence[Write], error: psycopg.Error) -> Fault:
-        """The fault of the writes, or the error raised again if it is none of theirs."""
-        verdict = judge(error)
-        reason = error.diag.message_primary or str(error)
-        if verdict is Verdict.TIMEOUT and self._patience.halve:
-            return Fault(str(error.sqlstate), reason)
-        if verdict is not Verdict.ROW:
-            raise error
-        detail = f" ({error.diag.message_detail})" if error.diag.message_detail else ""
-        return make_fault(error.sqlstate or "XX000", reason + detail)
-
-    def _run(self, writes: Sequence[Write]) -> dict[str, int]:
-        rows: dict[str, int] = {}
-        for group in groups(writes):
-            self._write(group)
-            name = group.table.full_name
-            rows[name] = rows.get(name, 0) + len(group.rows)
-        return rows
-
-    def _write(self, group: Group) -> None:
-        records, expected = [parameter(group)], len(group.rows)
-        if group.op == "delete":
-            self._conn.execute(delete(group), records)
-        elif group.op == "patch":
-            if self._conn.execute(update(group), records).rowcount < expected:
-                raise _Refused(
-                    f"{group.table.full_name} has no row with this key (or a trigger or policy skipped it): "
-                    "a patch changes rows that exist"
-                )
-        elif may_upsert(group):
-            written = self._conn.execute(upsert(group), records).rowcount
-            self._check(group, written)
-        else:
-            written = self._conn.execute(update(group), records).rowcount if group.columns else 0
-            if written < expected:
-                written += self._conn.execute(insert_missing(group), records).rowcount
-            self._check(group, written)
-
-    def _check(self, group: Group, written: int) -> None:
-        if group.columns and written < len(group.rows):
-            raise _Refused(
-                f"the row of {group.table.full_name} was not written: "
-                "a trigger or a row-level security policy skipped it"
-            )
-
-
-def _cut(writes: Sequence[Write], alone: Collection[int]) -> Iterator[Sequence[Write]]:
-    """Parts of the list, in order: each of these positions is a part of its own."""
-    start = 0
-    for i, write in enumerate(writes):
-        if write.message.position in alone:
-            if i > start:
-                yield writes[start:i]
-            yield writes[i : i + 1]
-            start = i + 1
-    if writes[start:]:
-        yield writes[start:]
-
-
-def is_structural(refusal: Refusal) -> bool:
-    """Whether no other write could mend it: a column is missing, or a right, or an index is damaged.
-
-    Under row-level security a missing right (42501) may be the row's fault, and is taken as such.
-    """
-    state, table = refusal.fault.sqlstate, refusal.table
-    if state in _ONE_MESSAGE_ONLY or (state == "42501" and table is not None and table.row_security):
-        return False
-    return state.startswith("42") or state in DAMAGED
-
 
 def describe(write: Write) -> str:
     """The write without its values: for logs."""
     return f"{write.op} of {write.table.full_name} (seq {write.message.seq}, item {write.message.position})"
+
+
+def _position(write: Write) -> int:
+    return write.message.position

@@ -10,11 +10,15 @@ from collections.abc import Iterable
 from .catalog import Catalog
 from .errors import BreakerTripped
 from .received import Fault
-from .sqlstate import condition
+from .resolve import Refusal
+from .sqlstate import DAMAGED, condition
 from .table import Table
 
 LIMIT = 1000
 """So many writes to one table refused in a row, with one code that no write can mend, trip it."""
+
+# A generated column is given; a text column incremented; an id of the wrong shape.
+_ONE_MESSAGE_ONLY = frozenset({"428C9", "42804", "42P10"})
 
 Counts = dict[str, tuple[str, int]]
 """Table → (SQLSTATE, how many in a row)."""
@@ -97,3 +101,14 @@ class Trial:
     def commit(self) -> None:
         """The batch is in Postgres."""
         self._breaker.counts = self._counts
+
+
+def is_structural(refusal: Refusal) -> bool:
+    """Whether no other write could mend it: a column is missing, or a right, or an index is damaged.
+
+    Under row-level security a missing right (42501) may be the row's fault, and is taken as such.
+    """
+    state, table = refusal.fault.sqlstate, refusal.table
+    if state in _ONE_MESSAGE_ONLY or (state == "42501" and table is not None and table.row_security):
+        return False
+    return state.startswith("42") or state in DAMAGED

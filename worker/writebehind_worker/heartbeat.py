@@ -14,12 +14,11 @@ from structlog.typing import FilteringBoundLogger
 from writebehind.keys import QueueKeys
 from writebehind.script import Script
 
-from .frozen import stamped_seq
 from .lease import Lease
 from .metrics import Metrics
-from .pending import read_frozen
 
 _REAP = Script("writebehind_worker", "reap")
+_WAITING = Script("writebehind_worker", "waiting")
 _PRODUCER = re.compile(rb"[0-9]+:([0-9]{1,18}):")
 _REAP_EVERY_S = 3600.0
 _SESSION_IDLE_S = 86_400.0
@@ -78,15 +77,13 @@ class Heartbeat:
 
     def _sample(self) -> None:
         with self._client.pipeline(transaction=False) as pipe:
-            pipe.llen(self._keys.queue)
-            pipe.lindex(self._keys.queue, -1)
             pipe.lrange(self._keys.inflight, 0, -1)
             pipe.time()
-            length, oldest, batches, (seconds, micros) = pipe.execute()
-        lengths, frozen_oldest = read_frozen(self._client, self._keys, [int(b) for b in batches])
-        oldest = frozen_oldest or oldest
-        seq = stamped_seq(oldest) if oldest else None
-        if oldest is None or seq is not None:
+            batches, (seconds, micros) = pipe.execute()
+        lists = [self._keys.processing(int(b)) for b in batches]
+        is_any, stamp, *frozen, length = _WAITING(self._client, [*lists, self._keys.queue], [])
+        seq = int(stamp) if stamp else None
+        if not is_any or seq is not None:
             self._ageless_since = None
         elif self._ageless_since is None:
             self._ageless_since = time.monotonic()
@@ -94,7 +91,7 @@ class Heartbeat:
             age_s = max(0.0, seconds + micros / 1e6 - seq / 1e6)
         else:  # a raw item does not tell its age: since we first saw such a one as the oldest
             age_s = time.monotonic() - (self._ageless_since or time.monotonic())
-        self._metrics.queue_is(length, sum(lengths), len(batches), age_s)
+        self._metrics.queue_is(length, sum(frozen), len(batches), age_s)
 
     def _reap(self) -> None:
         """Producer sessions end without saying so; one that was idle for a day is taken as ended."""

@@ -1,4 +1,4 @@
-"""What is frozen, as anybody may see it in Redis: for the gauges and for `writebehind status`."""
+"""What is frozen, as anybody may see it in Redis: for `writebehind status`."""
 
 from __future__ import annotations
 

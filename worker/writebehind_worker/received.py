@@ -13,9 +13,8 @@ from writebehind.message import MAX_TTL_S, Op
 
 _OPS = frozenset(get_args(Op))
 _NUMBER = re.compile(rb"-?[0-9]")
-_HALF_PAIR = re.compile(
-    rb"\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F]", re.DOTALL
-)
+# Whole pairs, or the digit of a half. It begins with what is searched for fast: a body may be of any length.
+_SURROGATE = re.compile(rb"\\u[dD](?:[89abAB]..\\u[dD][c-fC-F]|([89a-fA-F]))", re.DOTALL)
 _DEFAULT_TTL_S = 3600
 
 
@@ -100,7 +99,9 @@ def receive(position: int, body: bytes, clock: int) -> Message:
     except RecursionError:
         return _faulty(position, body, "nested too deep", clock)
     except (msgspec.MsgspecError, _Bad) as error:
-        if type(error) is msgspec.DecodeError and _HALF_PAIR.search(body):  # msgspec calls it truncated
+        if type(error) is msgspec.DecodeError and any(
+            found[1] for found in _SURROGATE.finditer(body)
+        ):  # msgspec calls it truncated
             return _faulty(
                 position, body, "a \\u escape is half of a surrogate pair, which is no text", clock
             )

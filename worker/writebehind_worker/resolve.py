@@ -22,6 +22,7 @@ Ask = Callable[[Table, Sequence[Mapping[str, bytes]]], Sequence[Key | None]]
 
 
 _UNKNOWN = frozenset({"42P01", "42703"})
+_MOST_DIGITS = 131_072 + 16_383 + 20  # of a numeric; a sign, a point, an exponent
 _MOST_NAMES = 10  # of an `id`, that a reason quotes
 
 
@@ -110,7 +111,7 @@ def resolve(messages: Iterable[Message], catalog: Catalog, ask: Ask) -> tuple[li
 def _plain(message: Message, catalog: Catalog) -> Write | None:
     """The write, where one like it has been and a plain integer names its row: most are so, this is quick."""
     table, text, columns = catalog.tables.get(message.table or ""), message.id, message.columns
-    if table is None or columns is None or message.fault is not None:
+    if table is None or columns is None or message.fault is not None or len(message.body) > _MOST_DIGITS:
         return None
     shape = table.shapes.get((message.op, *columns))
     if shape is None or not shape.is_int_keyed or not isinstance(text, str):
@@ -206,6 +207,12 @@ def _check_columns(
             del columns[name]
         elif op == "increment" and column.number is None:
             return make_fault("42804", f"{table.full_name}.{name} is {column.type}: it cannot be incremented")
+        elif op == "increment" and len(columns[name]) > _MOST_DIGITS:
+            return make_fault(
+                "22003",
+                f"increment of {table.full_name}.{name}: the delta has {len(columns[name])} characters; "
+                "numeric takes 131072 digits before the point and 16383 after it",
+            )
     if not columns and op in ("patch", "increment"):
         return make_fault("22023", f"{op} of {table.full_name} gives no column besides the primary key")
     return None
