@@ -856,6 +856,29 @@ def test_a_dropped_table_is_noticed_and_one_of_the_same_name_is_taken_for_it(use
     assert users.rows("SELECT name FROM users") == [("d",)]
 
 
+@pytest.mark.parametrize(
+    ("before", "alteration", "item"),
+    [
+        ("id int, v int", "ADD PRIMARY KEY (id)", put("t", 1, v=1)),
+        ("id int PRIMARY KEY, w int", "RENAME id TO key", put("t", {"key": 1}, w=1)),
+        (
+            "id int PRIMARY KEY, v int GENERATED ALWAYS AS (7) STORED",
+            "ALTER v DROP EXPRESSION",
+            put("t", 1, v=1),
+        ),
+        ("id int PRIMARY KEY, v text", "ALTER v TYPE int USING NULL", increment("t", 1, v=1)),
+    ],
+    ids=["a key", "a key's name", "a plain column", "a number"],
+)
+def test_what_the_worker_refuses_by_itself_it_takes_once_the_table_does(
+    target: Target, before: str, alteration: str, item: dict[str, Any]
+) -> None:
+    target.run(f"CREATE TABLE t ({before})")
+    assert len(target.rejected(item)) == 1
+    target.run(f"ALTER TABLE t {alteration}")
+    assert target.rejected(item) == {}
+
+
 def test_a_column_that_gets_not_null_is_noticed(users: Target) -> None:
     users.flush(put("users", 1, name="a", age=1))
     users.run("ALTER TABLE users ALTER COLUMN age SET NOT NULL")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,6 +117,7 @@ class Flusher:
         writes, refusals = resolve(messages, self.catalog, self._keys)
         if is_first and names_unknown(refusals):
             raise _CatalogChanged
+        known_as = {w.row[0] for w in writes} | {r.table.oid for r in refusals if r.table is not None}
         refusals = [self._placed(r) for r in refusals]
         try:
             with self._transaction(patience):
@@ -128,7 +129,7 @@ class Flusher:
                 trial = self._breaker.trial()
                 known = [r for r in refusals if self._was_right(r)]
                 applied = Application(self._conn, trial, patience, known).run(writes)
-                self._check_catalog(writes)
+                self._check_catalog(known_as)
                 refusals += applied.refused
                 touched = self._bury(batch.id, before, refusals, applied.written)
         except AlreadyApplied:
@@ -156,12 +157,12 @@ class Flusher:
         table = refusal.table
         return table is not None and self._breaker.had_columns(table, refusal.message.columns or ())
 
-    def _check_catalog(self, writes: Sequence[Write]) -> None:
+    def _check_catalog(self, oids: Collection[int]) -> None:
         """Whether the tables are as we believed; from the writes to COMMIT nobody can alter them.
 
-        Values are read by the types that we remember: after ALTER TYPE they could lose digits silently.
+        Values are read by the types that we remember: after ALTER TYPE they could lose digits silently. And what
+        we have refused by ourselves, for a key that is missing or a column that is generated, say, may be good.
         """
-        oids = {w.row[0] for w in writes}
         if oids and read_versions(self._conn, oids) != {o: self.catalog.versions.get(o) for o in oids}:
             raise _CatalogChanged
 
