@@ -90,7 +90,7 @@ HOLDING: tuple[Instance, ...] = (
 """Searched without a violation; the largest first."""
 
 QUICK = (*HOLDING[8:11], *HOLDING[-3:])
-"""Those that the tests search, some seconds in all: each kind of fault but a Postgres failover, and the cache."""
+"""Those that the tests search, in some seconds: every fault but a Postgres failover, and the cache."""
 
 
 def _without(*rules: str, violation: str, **changes: object) -> LeftOut:
