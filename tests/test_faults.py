@@ -114,7 +114,8 @@ def test_stalled_inside_its_transaction_its_backend_is_ended_by_the_next_owner(
 ) -> None:
     pg.execute("INSERT INTO counters VALUES (1, 0)")
     load.add(100)
-    with WorkerProcess(**options, lease_ttl_s=0.5) as zombie:
+    patient = {**options, "lock_timeout_s": 30}  # it must still wait when it is paused
+    with WorkerProcess(**patient, lease_ttl_s=0.5) as zombie:
         with locked_row(options["postgres_url"], "counters", 1):
             [backend] = wait_until(lambda: backends(pg, "wait_event_type = 'Lock'"))
             zombie.pause()
