@@ -17,7 +17,7 @@ from writebehind_worker.embedded import EmbeddedServers
 
 MIB = 1 << 20
 BATCHES, BATCH_SIZE = 20, 500
-SMALL, LARGE = 10_000, 2_000_000
+SMALL, LARGE = 10_000, 10_000_000
 _PUSH = """for _ = 1, tonumber(ARGV[1]) do redis.call('LPUSH', KEYS[1], unpack(ARGV, 2)) end"""
 
 
