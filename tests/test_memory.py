@@ -63,7 +63,7 @@ def resident_mib(worker: WorkerProcess) -> float:
     return int(shown.stdout) / 1024
 
 
-def test_with_two_million_items_pending_it_is_the_same_as_with_ten_thousand(
+def test_with_ten_million_items_pending_it_is_the_same_as_with_ten_thousand(
     deep: redis.Redis, options: dict[str, Any], queue: str
 ) -> None:
     used = []
