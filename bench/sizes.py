@@ -1,0 +1,54 @@
+"""How much is measured: by default on two cores in less than ten minutes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Writes, rows and seconds of each part; every figure is the median over ``rounds``."""
+
+    rounds: int = 5
+    rows: int = 100_000
+    inserts: int = 50_000
+    updates: int = 100_000
+    hot_writes: int = 200_000
+    hot_rows: int = 20_000
+    counter_writes: int = 200_000
+    counter_rows: int = 1_000
+    wide: int = 20_000
+    large: int = 10_000
+    mixed: int = 50_000
+    one_by_one: int = 3_000
+    put_s: float = 0.6
+    lag_s: float = 2.0
+    capacity_s: float = 3.0
+    lag_calls_per_s: int = 400
+    backlogs: tuple[int, ...] = (10_000, 1_000_000)
+    backlog_window: int = 200_000  # of a backlog, so many writes are timed
+    tables: tuple[int, ...] = ()
+    tasks: int = 3_000  # of each task queue
+
+
+DEFAULT = Sizes()
+FULL = Sizes(backlogs=(10_000, 1_000_000, 10_000_000), tables=(100_000, 10_000_000))
+QUICK = Sizes(
+    rounds=2,
+    rows=400,
+    inserts=300,
+    updates=400,
+    hot_writes=600,
+    hot_rows=100,
+    counter_writes=600,
+    counter_rows=20,
+    wide=100,
+    large=50,
+    mixed=200,
+    one_by_one=50,
+    put_s=0.05,
+    lag_s=0.2,
+    capacity_s=0.3,
+    backlogs=(200, 1000),
+    backlog_window=500,
+)
