@@ -47,7 +47,7 @@ check: $(VENV)/.dev-installed ## Lint, check the format and the types
 	$(BIN)/mypy
 
 clean: ## Remove the virtual environment and all caches
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-bench build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find producer worker tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pip may fail where a wheel does not fit: then what is left of the extra is installed.

@@ -20,9 +20,9 @@ _ROOT = Path(__file__).parents[1]
 _SIZES = {"default": DEFAULT, "full": FULL, "quick": QUICK}
 
 
-def main(given: list[str] | None = None) -> int:
+def main() -> int:
     """The exit code: 0 if all was measured, however slow."""
-    arguments = _arguments(given)
+    arguments = _arguments()
     for number in (signal.SIGINT, signal.SIGTERM):  # either ends all processes
         signal.signal(number, signal.default_int_handler)
     try:
@@ -35,7 +35,7 @@ def main(given: list[str] | None = None) -> int:
         return 1
 
 
-def _arguments(given: list[str] | None) -> argparse.Namespace:
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--only", default="", help=f"parts, comma-separated, of: {', '.join(PARTS)}")
     size = parser.add_mutually_exclusive_group()
@@ -46,7 +46,7 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, default=_ROOT / "bench/latest.json", help="where figures go")
     parser.add_argument("--docs", type=Path, default=_ROOT / "docs", help="folder of benchmarks.md")
     parser.set_defaults(size="default")
-    arguments = parser.parse_args(given)
+    arguments = parser.parse_args()
     chosen = arguments.only.split(",") if arguments.only else _all(arguments.size)
     if unknown := [name for name in chosen if name not in PARTS]:
         parser.error(f"--only {','.join(unknown)}: there is no such part; there are {', '.join(PARTS)}")

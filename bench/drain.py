@@ -66,11 +66,15 @@ class Course:
             found["one_by_one"] = (partial(self._consumer, one_by_one.work, slow), head)
         return found
 
+    def reset(self) -> None:
+        """The table is as it was before all writes."""
+        self._table.reset()
+
     def run(self, rival: Rival, load: Load) -> Run:
         """From the same state as every other run. BenchFailed if a row is not as it must be after it."""
         self._stage.empty_redis()
         with rival() as ready:
-            self._table.reset()
+            self.reset()
             before, began = self._stage.cpu(ready.pid), time.perf_counter()
             ready.drain()
             seconds = time.perf_counter() - began

@@ -27,13 +27,17 @@ _USERS = {
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """``columns``: name → SQL type, without the key ``id``; each of ``writes`` is (id, column → value)."""
+    """``columns``: name → SQL type, without the key ``id``; each of ``writes`` is (id, column → value).
+
+    ``table_rows``: the table has a row for each id below, too; no write is for those not in ``rows``.
+    """
 
     title: str
     op: Literal["put", "increment"]
     columns: Mapping[str, str]
     rows: Mapping[int, Row]
     writes: Sequence[tuple[int, Row]]
+    table_rows: int = 0
 
     def expected(self) -> dict[int, Row]:
         """The rows once every write has been applied."""
@@ -62,6 +66,13 @@ def unique_updates(sizes: Sizes) -> Load:
     chance, rows = _users(2, sizes.rows)
     ids = chance.sample(range(sizes.rows), sizes.updates)
     return Load("unique updates", "put", _USERS, rows, [(id, user(chance, 1)) for id in ids])
+
+
+def scattered_updates(sizes: Sizes, table_rows: int) -> Load:
+    chance = random.Random(11)
+    ids = chance.sample(range(table_rows), sizes.updates)
+    rows, writes = {id: user(chance, 0) for id in ids}, [(id, user(chance, 1)) for id in ids]
+    return Load(f"unique updates, {table_rows:,} rows", "put", _USERS, rows, writes, table_rows)
 
 
 def hot_keys(sizes: Sizes) -> Load:

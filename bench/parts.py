@@ -6,9 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from . import backlog, drain, lag, put
+from . import backlog, drain, lag, peers, put
 from .live import LiveLine
-from .load import LOADS
+from .load import LOADS, scattered_updates
 from .sizes import Sizes
 from .stage import Stage
 
@@ -35,6 +35,16 @@ def _backlog(stage: Stage, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
     return {"backlog": backlog.measure(stage, sizes, line)}
 
 
+def _table_size(stage: Stage, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
+    loads = {rows: scattered_updates(sizes, rows) for rows in sizes.tables}
+    rows = {str(n): drain.measure(stage, load, sizes.rounds, line) for n, load in loads.items()}
+    return {"table_size": {"rows": rows}}
+
+
+def _task_queues(stage: Stage, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
+    return {"task_queues": peers.measure(stage, sizes, line)}
+
+
 PARTS: dict[str, Part] = {
     **{name: partial(_load, name) for name in LOADS},
     "put": partial(_put, "put", 1),
@@ -42,7 +52,9 @@ PARTS: dict[str, Part] = {
     "put_batch_1000": partial(_put, "put_batch_1000", 1000),
     "lag": _lag,
     "backlog": _backlog,
+    "table_size": _table_size,
+    "task_queues": _task_queues,
 }
 
-FULL_ONLY: frozenset[str] = frozenset()
+FULL_ONLY = frozenset({"table_size", "task_queues"})
 """Too slow to be measured each time."""

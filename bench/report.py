@@ -83,11 +83,12 @@ def _rates(found: Found) -> str:
 def _cpu(found: Found) -> str:
     rows = []
     for load in (found[name] for name in LOADS if name in found):
-        for rival in ("writebehind", *_RIVALS):
-            if rival in load["rivals"]:
-                cpu = load["rivals"][rival]["cpu_us_per_write"]
-                rows.append((load["title"], rival.replace("_", " "), *cpu.values(), sum(cpu.values())))
-    return table(("", "", "its process", "Redis", "Postgres", "sum"), rows)
+        ours, *others = (
+            load["rivals"].get(name, {}).get("cpu_us_per_write") for name in ("writebehind", *_RIVALS)
+        )
+        sums = (sum(cpu.values()) if cpu else None for cpu in others)
+        rows.append((load["title"], *ours.values(), float(sum(ours.values())), *sums))
+    return table(("", "worker", "Redis", "Postgres", "sum", "limit", "afternoon", "one by one"), rows)
 
 
 def _put(found: Found) -> str:
@@ -115,13 +116,17 @@ def _backlog(found: Found) -> str:
 
 def _table_size(found: Found) -> str:
     sizes = found.get("table_size", {}).get("rows", {})
-    return table(("rows", "writes/s"), [(f"{int(rows):,}", rate) for rows, rate in sizes.items()])
+    rows = [(f"{int(n):,} rows", f["writes_per_s"], f["ratio_to_limit"]) for n, f in sizes.items()]
+    return table(("", "writes/s", "of the limit"), rows)
 
 
 def _task_queues(found: Found) -> str:
     queues = found.get("task_queues", {}).get("queues", {})
-    rows = [(name, f.get("version"), f.get("writes_per_s"), f["remark"]) for name, f in queues.items()]
-    return table(("", "version", "writes/s", ""), rows)
+    rows = [
+        (name, f.get("version"), f.get("writes_per_s"), f.get("writebehind_is"), f["remark"])
+        for name, f in queues.items()
+    ]
+    return table(("", "version", "writes/s", "writebehind is ×", ""), rows)
 
 
 def _settings(found: Found) -> str:

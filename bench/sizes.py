@@ -27,14 +27,14 @@ class Sizes:
     lag_calls_per_s: int = 400
     backlogs: tuple[int, ...] = (10_000, 1_000_000)
     backlog_window: int = 200_000  # of a backlog, so many writes are timed
-    tables: tuple[int, ...] = ()
+    tables: tuple[int, ...] = (100_000,)
     tasks: int = 3_000  # of each task queue
 
 
 DEFAULT = Sizes()
 FULL = Sizes(backlogs=(10_000, 1_000_000, 10_000_000), tables=(100_000, 10_000_000))
 QUICK = Sizes(
-    rounds=2,
+    rounds=1,
     rows=400,
     inserts=300,
     updates=400,
@@ -51,4 +51,6 @@ QUICK = Sizes(
     capacity_s=0.3,
     backlogs=(200, 1000),
     backlog_window=500,
+    tables=(1000,),
+    tasks=20,
 )

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
@@ -37,14 +38,17 @@ class Stage:
 
     def __init__(self) -> None:
         self.folder = temporary_data_dir()
+        self._clients = ExitStack()
         self._servers = EmbeddedServers(self.folder, redis_options=REDIS, postgres_options=POSTGRES)
 
     def __enter__(self) -> Self:
         try:
             self._servers.start()
             self.redis_url, self.postgres_url = self._servers.redis_url, self._servers.postgres_url
-            self.redis = Redis.from_url(self.redis_url)
-            self.pg: psycopg.Connection[Any] = psycopg.connect(self.postgres_url, autocommit=True)
+            self.redis = self._clients.enter_context(Redis.from_url(self.redis_url))
+            self.pg: psycopg.Connection[Any] = self._clients.enter_context(
+                psycopg.connect(self.postgres_url, autocommit=True)
+            )
             apply_schema(self.pg)
         except BaseException:
             self.__exit__()
@@ -52,6 +56,7 @@ class Stage:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._clients.close()
         self._servers.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -14,8 +14,7 @@ class BenchTable:
     """Of one load; made anew with it."""
 
     def __init__(self, pg: psycopg.Connection[Any], load: Load) -> None:
-        self._pg, self._columns = pg, load.columns
-        self._expected: dict[int, str] = {}
+        self._pg, self._columns, self._others = pg, load.columns, load.table_rows
         body = "id bigint PRIMARY KEY, " + ", ".join(f"{c} {t}" for c, t in load.columns.items())
         pg.execute(f"DROP TABLE IF EXISTS {TABLE}, bench_before, bench_expected")
         pg.execute(f"CREATE TABLE {TABLE} ({body})")
@@ -23,6 +22,8 @@ class BenchTable:
         pg.execute(f"CREATE UNLOGGED TABLE bench_expected ({body})")
         self._fill("bench_before", load.rows)
         self.expect(load)
+        if self._others:
+            self._fill_up()
 
     def expect(self, load: Load) -> None:
         """From now on compares with what this load leaves behind."""
@@ -30,20 +31,33 @@ class BenchTable:
         self._fill("bench_expected", load.expected())
 
     def reset(self) -> None:
-        self._pg.execute(f"TRUNCATE {TABLE}")
-        self._pg.execute(f"INSERT INTO {TABLE} TABLE bench_before")
+        if self._others:  # too many to be made anew
+            changes = ", ".join(f"{c} = b.{c}" for c in self._columns)
+            self._pg.execute(f"UPDATE {TABLE} r SET {changes} FROM bench_before b WHERE b.id = r.id")
+        else:
+            self._pg.execute(f"TRUNCATE {TABLE}")
+            self._pg.execute(f"INSERT INTO {TABLE} TABLE bench_before")
         self._pg.execute(f"VACUUM (ANALYZE) {TABLE}")
         self._pg.execute("CHECKPOINT")
 
     def wrong_rows(self) -> int:
         """How many rows are missing, too many, or not as they must be."""
         names = ", ".join(["id", *self._columns])
+        kind = "RIGHT" if self._others else "FULL"
         found = self._pg.execute(
-            f"SELECT count(*) FROM {TABLE} r FULL JOIN bench_expected e ON r.id = e.id "
+            f"SELECT count(*) FROM {TABLE} r {kind} JOIN bench_expected e ON r.id = e.id "
             f"WHERE ({_of('r', names)}) IS DISTINCT FROM ({_of('e', names)})"
         ).fetchone()
         assert found is not None
         return int(found[0])
+
+    def _fill_up(self) -> None:
+        """A row for every id, alike those of the load."""
+        given = ", ".join(f"b.{c}" for c in self._columns)
+        self._pg.execute(
+            f"INSERT INTO {TABLE} SELECT n, {given} FROM generate_series(0, {self._others - 1}) n, "
+            "LATERAL (SELECT * FROM bench_before LIMIT 1) b"
+        )
 
     def sum_of(self, column: str) -> int:
         found = self._pg.execute(f"SELECT coalesce(sum({column}), 0) FROM {TABLE}").fetchone()

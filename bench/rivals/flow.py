@@ -6,9 +6,11 @@ cores to those who are measured.
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -30,7 +32,7 @@ _PAUSE_S = 0.002
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """``calls_per_s`` calls of ``batch`` writes; the queue may hold ``bound``: a refused call is made again."""
+    """``calls_per_s`` calls of ``batch`` writes; what is refused, as the queue has ``bound``, comes again."""
 
     queue: str
     seconds: float
@@ -48,53 +50,55 @@ class Accepted:
 
 
 def work(connection: Connection[Any, Any], redis_url: str, rows: Sequence[tuple[int, Row]]) -> None:
-    """The process: for each Task the calls that were accepted."""
-    redis = Redis.from_url(redis_url).connection_pool.get_connection()
+    """The process: for each Task READY, and once told to go the calls that were accepted."""
+    redis: Any = Redis.from_url(redis_url).connection_pool.get_connection()
     connection.send(READY)
-    for number in iter(int, 1):
-        _flow(connection, redis, connection.recv(), rows, f"flow{time.time_ns()}{number}")
+    redis.send_command("SCRIPT LOAD", _ENQUEUE.source)
+    redis.read_response()
+    session, counters = f"flow{time.time_ns()}", itertools.count(1)
+    calls = lru_cache(lambda queue, batch, bound: _calls(queue, batch, bound, rows, session))
+    while True:
+        task: Task = connection.recv()
+        made = calls(task.queue, task.batch, task.bound)
+        connection.send(READY)
+        connection.recv()
+        connection.send(_flow(redis, task, made, counters))
 
 
 def _flow(
-    connection: Connection[Any, Any],
     redis: Any,  # a bare connection, which redis-py leaves untyped
     task: Task,
-    rows: Sequence[tuple[int, Row]],
-    session: str,
-) -> None:
-    calls = _calls(task, rows, session)
-    redis.send_command("SCRIPT LOAD", _ENQUEUE.source)
-    redis.read_response()
+    calls: Sequence[tuple[bytes, bytes]],
+    counters: Iterator[int],
+) -> list[Accepted]:
     accepted: list[Accepted] = []
-    connection.send(READY)
-    connection.recv()
     began = time.perf_counter()
-    counter = 0
     while (elapsed := time.perf_counter() - began) < task.seconds:
         due = len(accepted) / task.calls_per_s
         if elapsed < due:
             time.sleep(due - elapsed)
-        counter += 1
         head, tail = calls[len(accepted) % len(calls)]
-        number = b"%d" % counter
+        number = b"%d" % next(counters)
         redis.send_packed_command([b"%b$%d\r\n%b\r\n%b" % (head, len(number), number, tail)])
         first, _ = redis.read_response()
         if first == b"full":
             time.sleep(_PAUSE_S)
         else:
             accepted.append(Accepted(int(first), int(first) + task.batch - 1))
-    connection.send(accepted)
+    return accepted
 
 
-def _calls(task: Task, rows: Sequence[tuple[int, Row]], session: str) -> list[tuple[bytes, bytes]]:
+def _calls(
+    queue: str, batch: int, bound: int, rows: Sequence[tuple[int, Row]], session: str
+) -> list[tuple[bytes, bytes]]:
     """What stands before and after the counter of each call."""
-    keys = QueueKeys(task.queue)
+    keys = QueueKeys(queue)
     found = []
-    for at in range(0, len(rows) - task.batch + 1, task.batch):
-        some = rows[at : at + task.batch]
+    for at in range(0, len(rows) - batch + 1, batch):
+        some = rows[at : at + batch]
         own = [keys.queue, keys.clock, keys.producers, *(cache_key(id) for id, _ in some)]
         before = [b"EVALSHA", _ENQUEUE.sha.encode(), b"%d" % len(own), *(k.encode() for k in own)]
-        after = [b"%d" % task.bound]
+        after = [b"%d" % bound]
         for id, row in some:
             write = make_write("put", TABLE, id, row)
             fields = [f if isinstance(f, bytes) else f.encode() for f in write.cache_fields()]
