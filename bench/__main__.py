@@ -8,11 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+from .errors import BenchFailed
 from .live import LiveLine
 from .parts import FULL_ONLY, PARTS
 from .report import tables, write_document
 from .results import Results
-from .rivals.writebehind import BenchFailed
 from .sizes import DEFAULT, FULL, QUICK
 from .stage import Stage
 
@@ -70,6 +70,7 @@ def _run(arguments: argparse.Namespace) -> int:
     for title, text in tables(results.found):
         print(f"{title}\n{text}\n")
     write_document(results.found, arguments.docs)
+    print(f"The figures are in {arguments.json}, the page is {arguments.docs / 'benchmarks.md'}")
     return 0
 
 

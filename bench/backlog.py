@@ -13,10 +13,11 @@ from typing import Any
 from writebehind.message import make_write
 
 from .cpu import peak_mib
+from .errors import BenchFailed
 from .items import STAGED, cache_key, entry, stamped
 from .live import LiveLine
 from .load import TABLE, unique_updates, user
-from .rivals.writebehind import BenchFailed, WorkerProcess
+from .rivals.writebehind import WorkerProcess
 from .sizes import Sizes
 from .stage import Stage
 from .table import BenchTable

@@ -11,12 +11,13 @@ from functools import partial
 from statistics import median
 from typing import Any
 
+from .errors import BenchFailed
 from .items import STAGED, make_items, plain_items
 from .live import LiveLine
 from .load import Load
 from .rivals import afternoon, limit, one_by_one
 from .rivals.child import GO, Child
-from .rivals.writebehind import BenchFailed, WorkerProcess
+from .rivals.writebehind import WorkerProcess
 from .stage import Stage
 from .table import BenchTable
 from .wire import lpush, send_all

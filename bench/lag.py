@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from .errors import BenchFailed
 from .live import LiveLine
 from .load import unique_updates, user
 from .percentile import percentile
 from .rivals import flow
 from .rivals.child import GO, Child
 from .rivals.flow import Accepted
-from .rivals.writebehind import BenchFailed, WorkerProcess
+from .rivals.writebehind import WorkerProcess
 from .sizes import Sizes
 from .stage import Stage
 from .table import BenchTable
@@ -86,7 +87,7 @@ def measure(stage: Stage, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
         for worker in workers.values():
             worker.wait_until_owner()
         stream = Stream(stage, child, workers)
-        capacity = round(median(_capacity(stream, sizes, line) for _ in range(3)))
+        capacity = round(median(_capacity(stream, sizes, line) for _ in range(sizes.rounds)))
         return {"capacity_writes_per_s": capacity, "loads": _loads(stream, sizes, capacity, line)}
 
 
@@ -103,12 +104,13 @@ def _capacity(stream: Stream, sizes: Sizes, line: LiveLine) -> float:
     batch = min(_FLOOD_BATCH, sizes.rows)
     accepted, looks = stream.play(0, sizes.capacity_s, 1e6, batch)
     seqs = [call.last_seq for call in accepted]
-    end = looks[0].now_us + sizes.capacity_s * 1e6
-    # The first third is for getting under way.
-    inner = [look for look in looks if look.now_us <= end and look.applied][len(looks) // 3 :] or looks[-2:]
-    first, last = inner[0], inner[-1]
+    moments = [b for a, b in itertools.pairwise(looks) if b.applied > a.applied]
+    # The first third is for getting under way, and at the end nothing is accepted any more.
+    end_us = looks[0].now_us + sizes.capacity_s * 1e6
+    inner = [m for m in moments if end_us - sizes.capacity_s * 2 / 3 * 1e6 <= m.now_us <= end_us]
+    first, last = (inner[0], inner[-1]) if len(inner) > 1 else (looks[0], looks[-1])
     writes = batch * (bisect_left(seqs, last.applied + 1) - bisect_left(seqs, first.applied + 1))
-    return writes / max(last.now_us - first.now_us, 1) * 1e6
+    return writes / (last.now_us - first.now_us) * 1e6
 
 
 def _loads(stream: Stream, sizes: Sizes, capacity: float, line: LiveLine) -> list[dict[str, Any]]:

@@ -9,11 +9,11 @@ from functools import partial
 from typing import Any
 
 from .drain import Course, Ready, Rival, Run, median_rate, median_ratio
+from .errors import BenchFailed
 from .items import plain_items
 from .live import LiveLine
 from .load import unique_updates
 from .rivals.task_queue import KINDS, Kind, TaskQueue
-from .rivals.writebehind import BenchFailed
 from .sizes import Sizes
 from .stage import Stage
 

@@ -13,12 +13,12 @@ import msgspec
 from writebehind.identity import TableKey
 from writebehind.keys import QueueKeys
 
+from .errors import BenchFailed
 from .live import LiveLine
 from .load import TABLE, user
 from .percentile import percentile
 from .rivals import put
 from .rivals.child import Child
-from .rivals.writebehind import BenchFailed
 from .sizes import Sizes
 from .stage import Stage
 
@@ -48,7 +48,7 @@ def measure(stage: Stage, sizes: Sizes, batch: int, line: LiveLine) -> dict[str,
         for name, way in ways.items():
             children[name] = stack.enter_context(Child(put.work, way, stage.redis_url, _QUEUE, rows))
             children[name].wait_until_ready()
-        for number in range(sizes.rounds):
+        for number in range(sizes.put_rounds):
             for threads in _THREADS:
                 for name, child in children.items():
                     line.show(f"put, {batch} a call, {threads} threads: {name}, round {number + 1}")

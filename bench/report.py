@@ -55,8 +55,8 @@ def _preface(found: Found) -> str:
         "Written by `make bench` from `bench/latest.json`; no figure is typed by hand. "
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}; "
         f"{machine['redis']}, {machine['postgres']}, Python {machine['python']}; {', '.join(days)}. "
-        f"Each figure is the median of {DEFAULT.rounds} rounds. All processes share the cores, so that the "
-        "ratios say more than the rates."
+        f"Each figure is the median of at least {DEFAULT.rounds} rounds. All processes share the cores: "
+        "the ratios say more than the rates."
     )
 
 

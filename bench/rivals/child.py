@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, Self
+
+from ..errors import BenchFailed
 
 _context = multiprocessing.get_context("spawn")  # nothing of the harness is in it
 
@@ -17,7 +20,7 @@ class Child:
 
     def __init__(self, work: Callable[..., None], *arguments: object) -> None:
         self._ours, self._theirs = _context.Pipe()
-        self._process = _context.Process(target=work, args=(self._theirs, *arguments), daemon=True)
+        self._process = _context.Process(target=_run, args=(work, self._theirs, *arguments), daemon=True)
 
     def __enter__(self) -> Self:
         self._process.start()
@@ -35,12 +38,12 @@ class Child:
         return self._process.pid
 
     def wait_until_ready(self) -> None:
-        assert self._ours.recv() == READY
+        assert self.reply() == READY
 
     def ask(self, question: object) -> Any:
-        """Its reply. EOFError if it has ended; what it died of is on the terminal."""
-        self._ours.send(question)
-        return self._ours.recv()
+        """Its reply."""
+        self.tell(question)
+        return self.reply()
 
     def tell(self, question: object) -> None:
         """Asks without waiting; ``reply`` is the reply."""
@@ -50,7 +53,15 @@ class Child:
         return self._ours.poll()
 
     def reply(self) -> Any:
-        return self._ours.recv()
+        try:
+            return self._ours.recv()
+        except EOFError:
+            raise BenchFailed("a rival's process has ended; what it died of is above") from None
+
+
+def _run(work: Callable[..., None], *arguments: object) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the harness, which ends us
+    work(*arguments)
 
 
 def answer(connection: Connection[Any, Any], work: Callable[[], object]) -> None:

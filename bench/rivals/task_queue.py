@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from ..errors import BenchFailed
 from ..items import STAGED
 from ..load import TABLE
 from ..stage import Stage
-from .writebehind import BenchFailed
 
 _ROOT = Path(__file__).parents[2]
 _POLL_S = 0.02

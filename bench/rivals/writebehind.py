@@ -15,15 +15,12 @@ from redis import Redis
 
 from writebehind.keys import QueueKeys
 
+from ..errors import BenchFailed
 from ..items import STAGED
 
 _POLL_S = 0.002
 _PATIENCE_S = 120.0
 _ROOT = Path(__file__).parents[2]
-
-
-class BenchFailed(Exception):
-    """The worker did not do its work; with the end of its log."""
 
 
 class WorkerProcess:
