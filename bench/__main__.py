@@ -16,6 +16,7 @@ from .results import Results
 from .sizes import DEFAULT, FULL, QUICK
 from .stage import Stage
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _ROOT = Path(__file__).parents[1]
 _SIZES = {"default": DEFAULT, "full": FULL, "quick": QUICK}
 
@@ -23,8 +24,8 @@ _SIZES = {"default": DEFAULT, "full": FULL, "quick": QUICK}
 def main() -> int:
     """The exit code: 0 if all was measured, however slow."""
     arguments = _arguments()
-    for number in (signal.SIGINT, signal.SIGTERM):  # either ends all processes
-        signal.signal(number, signal.default_int_handler)
+    for number in _SIGNALS:
+        signal.signal(number, _stop)
     try:
         return _run(arguments)
     except KeyboardInterrupt:
@@ -33,6 +34,13 @@ def main() -> int:
     except BenchFailed as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
+
+
+def _stop(*_: object) -> None:
+    """Ends all processes and removes what they have left; a second signal must not cut that short."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _arguments() -> argparse.Namespace:

@@ -17,7 +17,7 @@ Part = Callable[[Stage, Sizes, LiveLine], dict[str, Any]]
 
 
 def _load(name: str, stage: Stage, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
-    slow = sizes.one_by_one if name in ("unique_inserts", "unique_updates") else 0
+    slow = sizes.one_by_one if name == "unique_updates" else 0
     return {name: drain.measure(stage, LOADS[name](sizes), sizes.rounds, line, slow=slow)}
 
 

@@ -11,16 +11,16 @@ class Sizes:
 
     rounds: int = 5
     rows: int = 100_000
-    inserts: int = 50_000
+    inserts: int = 40_000
     updates: int = 100_000
     hot_writes: int = 200_000
     hot_rows: int = 20_000
     counter_writes: int = 200_000
     counter_rows: int = 1_000
-    wide: int = 20_000
-    large: int = 10_000
-    mixed: int = 50_000
-    one_by_one: int = 3_000
+    wide: int = 15_000
+    large: int = 6_000
+    mixed: int = 30_000
+    one_by_one: int = 1_000
     put_rounds: int = 15  # many short ones: the rivals then meet the same noise
     put_s: float = 0.3
     lag_s: float = 2.0
