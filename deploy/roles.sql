@@ -10,12 +10,14 @@
 CREATE ROLE writebehind_worker LOGIN PASSWORD 'change-me-worker';
 -- An application's loaders: what `get(…, load=…)` reads, from the primary. It needs nothing of writebehind's.
 CREATE ROLE writebehind_loader LOGIN PASSWORD 'change-me-loader';
--- A person: `writebehind status`, and reading the dead letters.
+-- A person who looks: `writebehind status`, `dead list`, `dead show`.
 CREATE ROLE writebehind_operator LOGIN PASSWORD 'change-me-operator';
+-- A person who mends what was rejected: `dead retry`, which writes by the worker, and `dead drop`, too.
+CREATE ROLE writebehind_mender LOGIN PASSWORD 'change-me-mender';
 
 DO $$BEGIN
-    EXECUTE format('GRANT CONNECT ON DATABASE %I TO writebehind_worker, writebehind_loader, writebehind_operator',
-                   current_database());
+    EXECUTE format('GRANT CONNECT ON DATABASE %I TO writebehind_worker, writebehind_loader, writebehind_operator, '
+                   'writebehind_mender', current_database());
     -- By default everybody may connect to a database, and make temporary tables in it. Where it serves only this:
     -- EXECUTE format('REVOKE CONNECT, TEMPORARY ON DATABASE %I FROM PUBLIC', current_database());
 END$$;
@@ -26,7 +28,8 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON public.users, public.pages TO writebehin
 GRANT SELECT ON public.users, public.pages TO writebehind_loader;
 
 -- Its own tables.
-GRANT USAGE ON SCHEMA writebehind TO writebehind_worker, writebehind_operator;
+GRANT USAGE ON SCHEMA writebehind TO writebehind_worker, writebehind_operator, writebehind_mender;
 GRANT SELECT, INSERT, UPDATE ON writebehind.ledger TO writebehind_worker;
 GRANT SELECT, INSERT, UPDATE, DELETE ON writebehind.dead_letters TO writebehind_worker;
-GRANT SELECT ON writebehind.ledger, writebehind.dead_letters TO writebehind_operator;
+GRANT SELECT ON writebehind.ledger, writebehind.dead_letters TO writebehind_operator, writebehind_mender;
+GRANT DELETE ON writebehind.dead_letters TO writebehind_mender;

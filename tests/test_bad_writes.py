@@ -799,15 +799,6 @@ def test_a_thousand_writes_to_a_column_that_never_was_pause_nothing(users: Targe
     assert len(users.rejected(*items)) == LIMIT + 1
 
 
-def test_a_thousand_writes_without_the_right_pause_the_queue(users: Target, role: str) -> None:
-    items = [put("users", i, name="x") for i in range(LIMIT)]
-    users.run(f"SET ROLE {role}")
-    with pytest.raises(BreakerTripped, match="42501"):
-        users.flush(*items)
-    users.run("RESET ROLE")
-    assert users.rejected(*items) == {}
-
-
 def test_bad_writes_with_good_ones_between_them_do_not_pause_the_queue(users: Target) -> None:
     """One producer that misspells a column is no reason to stop the others."""
     items: list[Item] = []

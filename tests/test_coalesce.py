@@ -411,7 +411,7 @@ def test_a_batch_comes_to_what_its_messages_come_to_one_by_one(
 ) -> None:
     make_tables(pg)
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=80, deadline=None)
     @given(unconstrained)
     def check(items: list[Item]) -> None:
         together, apart = both_ways(flusher, pg, items)
@@ -477,7 +477,7 @@ def test_where_no_message_is_rejected_alone_none_is_in_a_batch(
     """Unique values handed on, cascades, checks, narrow columns: the batch sees only the net effect."""
     make_tables(pg, on_delete)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=30, deadline=None)
     @given(constrained)
     def check(items: list[Item]) -> None:
         apart = set(range(len(items)))
@@ -512,7 +512,7 @@ def test_bad_messages_anywhere_in_a_batch_change_nothing_for_the_others(
 ) -> None:
     make_tables(pg, on_delete)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=30, deadline=None)
     @given(constrained, bad_ones)
     def check(items: list[Item], bad: list[tuple[int, Item]]) -> None:
         apart = set(range(len(items)))

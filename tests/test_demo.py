@@ -77,8 +77,15 @@ def test_nothing_is_lost_repeated_or_stale(temp_dir: Path) -> None:
     assert not list(temp_dir.glob(DATA_DIR))
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("moment", ["answer after", "durable", "Worker killed"])
+@pytest.mark.parametrize(
+    ("moment", "signum"),
+    [
+        ("answer after", signal.SIGTERM),
+        ("durable", signal.SIGINT),
+        ("Worker killed", signal.SIGINT),
+        ("Worker killed", signal.SIGTERM),
+    ],
+)
 def test_an_interrupted_demo_leaves_nothing_behind(temp_dir: Path, moment: str, signum: int) -> None:
     demo = start_demo(temp_dir, "--writes", "20000", "--rows", "500")
     assert demo.stdout

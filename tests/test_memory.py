@@ -23,7 +23,7 @@ _PUSH = """for _ = 1, tonumber(ARGV[1]) do redis.call('LPUSH', KEYS[1], unpack(A
 
 @pytest.fixture(scope="module")
 def roomy() -> Iterator[EmbeddedServers]:
-    """A Redis that keeps nothing on disk: millions of items come and go."""
+    """A Redis that keeps nothing on disk: many items come and go."""
     with private_servers({"appendonly": "no"}) as servers:
         yield servers
 

@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 import redis
+from click.testing import CliRunner, Result
 from psycopg import errors as pg_errors
 from psycopg import sql
 from tests.conftest import SCHEMA
@@ -27,7 +28,11 @@ from writebehind.receipt import Rejection
 from writebehind_worker import postgres, redis_server
 from writebehind_worker.apply import Patience
 from writebehind_worker.breaker import Breaker
+from writebehind_worker.cli import cli
 from writebehind_worker.config import Config
+from writebehind_worker.dead import Choice, DeadLetters
+from writebehind_worker.dead_retry import Sender, make_retry
+from writebehind_worker.dead_run import inflight
 from writebehind_worker.embedded import EmbeddedServers
 from writebehind_worker.flush import Flusher
 from writebehind_worker.frozen import FrozenBatch, freeze
@@ -84,6 +89,14 @@ def redis_as(guarded: EmbeddedServers, user: str) -> str:
 
 def postgres_as(guarded: EmbeddedServers, role: str) -> str:
     return re.sub(r"//[^@]*@", f"//writebehind_{role}:change-me-{role}@", guarded.postgres_url)
+
+
+def dead(guarded: EmbeddedServers, user: str, command: str, *args: str) -> Result:
+    """`writebehind dead …` as this user of both servers."""
+    urls = ["--postgres-url", postgres_as(guarded, user)]
+    if command in ("retry", "drop"):
+        urls += ["--redis-url", redis_as(guarded, user)]
+    return CliRunner().invoke(cli, ["dead", command, *args, *urls])
 
 
 @pytest.fixture
@@ -143,6 +156,33 @@ def test_the_whole_job_is_done_under_them(
         assert found.dead_letters is not None
         assert sum(count.count for count in found.dead_letters) == 1
         assert read_status(Config(redis_url=config.redis_url, postgres_url=worker_options["postgres_url"])).ok
+
+
+def test_a_mender_sends_again_what_was_rejected_and_drops_the_rest_and_an_operator_sees_it(
+    guarded: EmbeddedServers,
+    owner: psycopg.Connection[Any],
+    wb: WriteBehind,
+    worker_options: dict[str, Any],
+) -> None:
+    owner.execute("ALTER TABLE pages ADD CONSTRAINT closed CHECK (views IS NULL)")
+    with RunningWorker(**worker_options):
+        try:
+            receipts = [wb.increment("pages", f"/{i}", {"views": 1}) for i in range(3)]
+            for receipt in receipts:
+                with pytest.raises(WriteRejected, match="23514"):
+                    receipt.wait(10)
+        finally:
+            owner.execute("ALTER TABLE pages DROP CONSTRAINT closed")
+        letters = [letter["id"] for letter in json.loads(dead(guarded, "operator", "list", "--json").output)]
+        assert "/0" in dead(guarded, "operator", "show", str(letters[0])).output
+        for command in (["retry", str(letters[0])], ["drop", str(letters[0]), "--yes"]):
+            assert dead(guarded, "operator", *command).exit_code == 2
+
+        retried = dead(guarded, "mender", "retry", str(letters[0]), str(letters[1]))
+        assert (retried.exit_code, "2 landed" in retried.output) == (0, True), retried.output
+        assert dead(guarded, "mender", "drop", "--all", "--yes").exit_code == 0
+    assert owner.execute("SELECT path, views FROM pages ORDER BY 1").fetchall() == [("/0", 1), ("/1", 1)]
+    assert json.loads(dead(guarded, "mender", "list", "--json").output) == []
 
 
 def test_the_next_owner_may_end_the_connection_of_one_that_is_stalled(
@@ -305,6 +345,60 @@ def test_an_operator_needs_all_of_its_rights(
             assert not read_status(config).ok, f"{privilege} on {table} is needless"
 
 
+def bury(owner: psycopg.Connection[Any]) -> None:
+    """A dead letter of each operation, and one that was pushed without the library."""
+    owner.execute("TRUNCATE writebehind.dead_letters")
+    ops: dict[str, dict[str, Any]] = {"put": {"n": 1}, "increment": {"n": 2}, "patch": {"m": 1}, "delete": {}}
+    item = {"table": "users", "id": 1, "key": f"{CACHE}users:1", "ttl": 60}
+    for seq, (op, data) in enumerate([*ops.items(), ("put", {"n": 1})]):
+        owner.execute(
+            "INSERT INTO writebehind.dead_letters (queue, batch, position, seq, body, reason) "
+            "VALUES (%s, 1, %s, %s, %s, 'reason')",
+            [KEYS.queue, seq, seq if seq < len(ops) else None, json.dumps(item | {"op": op, "data": data})],
+        )
+
+
+def mend(url: str, letters: DeadLetters) -> None:
+    """Everything that a mender does in Redis, each time from an empty one."""
+    with redis.Redis.from_url(url) as client:
+        sender = Sender(client, KEYS, 100)
+        assert inflight(client, KEYS) == set()
+        for page in letters.pages(Choice()):
+            bodies = letters.bodies(page)
+            retries = [make_retry(letter, bodies[letter.id], KEYS, force=False) for letter in page]
+            assert [retry is not None and retry.shown is not None for retry in retries] == [True] * 4 + [
+                False
+            ]
+            for _ in sender.send(filter(None, retries)):
+                pass
+        # What a call that was sent again asks, if Redis had become full.
+        assert client.hget(KEYS.producers, sender._enqueue._sessions._idle[-1].id)
+
+
+def test_a_mender_needs_all_of_its_rights(
+    guarded: EmbeddedServers, owner: psycopg.Connection[Any], admin: redis.Redis
+) -> None:
+    config = Config(redis_url=redis_as(guarded, "mender"), postgres_url=postgres_as(guarded, "mender"))
+    bury(owner)
+    with postgres.connect(config.postgres_url) as conn:
+        letters = DeadLetters(conn, KEYS.queue)
+
+        def job() -> None:
+            mend(config.redis_url, letters)
+            admin.rpush(KEYS.inflight, 1)
+            assert read_status(config).ok
+
+        assert needless_rights(admin, "mender", job) == []
+        assert admin.llen(KEYS.queue) == 5
+
+    admin.delete(KEYS.inflight)
+    for privilege, table in table_grants(owner, "mender"):
+        bury(owner)
+        with revoked(owner, privilege, table, "mender"):
+            dropped = dead(guarded, "mender", "drop", "--all", "--yes").exit_code == 0
+            assert not (dropped and read_status(config).ok), f"{privilege} on {table} is needless"
+
+
 def table_grants(owner: psycopg.Connection[Any], role: str) -> list[tuple[str, str]]:
     """(privilege, quoted table) that a role has been granted."""
     return owner.execute(
@@ -399,6 +493,14 @@ FORBIDDEN: dict[str, list[tuple[Any, ...]]] = {
         ("FLUSHALL",), ("SET", KEYS.lease, "x"), ("DEL", KEYS.lease), ("LPUSH", KEYS.queue, "{}"),
         ("LPOP", KEYS.queue), ("HGETALL", "cache:users:1"), ("EVAL", "return 1", 0),
     ],
+    "mender": [
+        ("FLUSHALL",), ("KEYS", "*"), ("ACL", "LIST"), ("SET", KEYS.lease, "x"), ("DEL", KEYS.lease),
+        ("SET", KEYS.applied, 1), ("LRANGE", KEYS.queue, 0, -1), ("LPOP", KEYS.queue), ("DEL", KEYS.queue),
+        ("DEL", KEYS.clock), ("LPUSH", KEYS.inflight, 1), ("RPOP", KEYS.inflight),
+        ("DEL", KEYS.processing(1)), ("HSET", KEYS.tables, "users", "{}"), ("ZADD", KEYS.rejected, 1, "x"),
+        ("HGETALL", "cache:users:1"), ("GET", "session:1"), ("DEL", "session:1"),
+        ("EVAL", f"return redis.call('RPOP', '{KEYS.queue}')", 0),
+    ],
 }  # fmt: skip
 
 
@@ -427,6 +529,13 @@ FORBIDDEN_SQL = {
     "operator": [
         "SELECT * FROM users", "UPDATE writebehind.ledger SET epoch = 0", "DELETE FROM writebehind.ledger",
         "INSERT INTO writebehind.ledger (queue) VALUES ('q')", "CREATE TABLE mine (id int)",
+        "DELETE FROM writebehind.dead_letters",
+    ],
+    "mender": [
+        "SELECT * FROM users", "DELETE FROM users", "UPDATE writebehind.ledger SET epoch = 0",
+        "DELETE FROM writebehind.ledger", "UPDATE writebehind.dead_letters SET body = ''",
+        "INSERT INTO writebehind.dead_letters (queue) VALUES ('q')", "TRUNCATE writebehind.dead_letters",
+        "CREATE TABLE mine (id int)",
     ],
 }  # fmt: skip
 

@@ -23,7 +23,7 @@ import psycopg
 from .breaker import Trial, is_structural
 from .contested import Conflict, cut, read_conflict, sharers
 from .errors import HeldByLock
-from .execution import Execution
+from .execution import Execution, Statement
 from .orphans import existing_rows, find_orphans
 from .plan import segments
 from .received import Fault, make_fault
@@ -94,15 +94,15 @@ class Application:
         self._waiting: list[Write] = []
         self._conflicts: list[Conflict] = []
 
-    def run(self, writes: Sequence[Write]) -> Applied:
-        """Applies them all, but for the refused.
+    def run(self, writes: Sequence[Write], ready: Sequence[Statement] = ()) -> Applied:
+        """Applies them all, but for the refused. ``ready`` are the statements of all, if they are known.
 
         Raises:
             BreakerTripped: too many refusals alike.
             HeldByLock: rows that wait for a lock have been found: all of them, or as many as we look for.
             psycopg.Error: transient, time-outs too unless ``patience`` says otherwise.
         """
-        fault = self._execution.attempt(writes) if writes else None
+        fault = self._execution.attempt(writes, ready=ready) if writes else None
         if fault is None:
             self._accept(writes)
         else:

@@ -141,7 +141,7 @@ class Sender:
             shown = retry.shown
             assert shown is not None
             assert shown.cache_key is not None
-            fields = cache_fields(shown.columns or {})
+            fields = cache_fields({name: bytes(text) for name, text in (shown.columns or {}).items()})
             entries.append(shown.cache_key)
             arguments += (shown.op, retry.message, len(fields) // 2, *fields)
         self._enqueue(entries, arguments, self._limit)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import psycopg
@@ -12,6 +12,15 @@ from .received import Fault, make_fault
 from .resolve import Write
 from .sqlstate import Verdict, judge
 from .statement import delete, insert_missing, may_upsert, parameter, update, upsert
+
+Statement = tuple[Group, str]
+"""Rows that one statement takes, and its parameter."""
+
+
+def statements(writes: Sequence[Write]) -> Iterator[Statement]:
+    """What a list of writes comes to, in order."""
+    for group in groups(writes):
+        yield group, parameter(group)
 
 
 class _Untouched(Exception):
@@ -31,13 +40,15 @@ class Execution:
         self.error: psycopg.Error | None = None
         self.is_late = False
 
-    def attempt(self, writes: Sequence[Write], is_checked: bool = True) -> Fault | None:
-        """Applies writes; on a fault of theirs nothing of it remains."""
+    def attempt(
+        self, writes: Sequence[Write], is_checked: bool = True, ready: Sequence[Statement] = ()
+    ) -> Fault | None:
+        """Applies writes, by statements that are ``ready``; on a fault of theirs nothing of it remains."""
         # An earlier part left constraints immediate; within a part they may be met in any order.
         self._conn.execute("SAVEPOINT part; SET CONSTRAINTS ALL DEFERRED")
         self.error, self.is_late = None, False
         try:
-            rows = self._execute(writes)
+            rows = self._execute(ready or statements(writes))
             self.is_late = True
             # Deferred ones would fail at COMMIT, outside every savepoint.
             check = "SET CONSTRAINTS ALL IMMEDIATE; " if is_checked else ""
@@ -73,17 +84,17 @@ class Execution:
         detail = f" ({error.diag.message_detail})" if error.diag.message_detail else ""
         return make_fault(error.sqlstate or "XX000", reason + detail)
 
-    def _execute(self, writes: Sequence[Write]) -> dict[str, int]:
+    def _execute(self, them: Iterable[Statement]) -> dict[str, int]:
         rows: dict[str, int] = {}
-        for group in groups(writes):
-            _write(self._conn, group)
+        for group, records in them:
+            _write(self._conn, group, [records])
             name = group.table.full_name
             rows[name] = rows.get(name, 0) + len(group.rows)
         return rows
 
 
-def _write(conn: psycopg.Connection[Any], group: Group) -> None:
-    records, expected = [parameter(group)], len(group.rows)
+def _write(conn: psycopg.Connection[Any], group: Group, records: list[str]) -> None:
+    expected = len(group.rows)
     if group.op == "delete":
         conn.execute(delete(group), records)
     elif group.op == "patch":

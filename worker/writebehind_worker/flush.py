@@ -16,12 +16,14 @@ from .apply import Application, Applied, Patience
 from .breaker import Breaker
 from .catalog import Catalog, load_catalog, read_versions
 from .errors import OwnershipLost
+from .execution import Statement
 from .frozen import FrozenBatch, split_applied_before
 from .history import LedgerRow
 from .key_reader import KeyReader
 from .ledger import AlreadyApplied, Buried, Ledger
 from .metrics import Outcome
 from .postgres import milliseconds, roll_back
+from .prepared import Prepared
 from .received import Fault, Message
 from .resolve import Refusal, Write, names_unknown, resolve
 from .retry import letters_of, without_effect, written_rows
@@ -78,8 +80,10 @@ class Flusher:
         self._publish = publish
         self.catalog = self._read_catalog()
 
-    def flush(self, batch: FrozenBatch, patience: Patience) -> Flushed:
+    def flush(self, batch: FrozenBatch, patience: Patience, prepared: Prepared | None = None) -> Flushed:
         """Brings the batch to Postgres, or finds that it is there.
+
+        ``prepared`` is what :func:`prepare` has found for it by this flusher's catalog, if it has.
 
         Raises:
             OwnershipLost, LedgerRefused, HeldByLock, BreakerTripped: nothing was committed.
@@ -87,7 +91,7 @@ class Flusher:
         """
         for alterations in range(_MOST_ALTERATIONS):
             try:
-                return self._flush(batch, patience, is_first=alterations == 0)
+                return self._flush(batch, patience, prepared, is_first=alterations == 0)
             except _CatalogChanged:
                 self.catalog = self._read_catalog()
         raise OwnershipLost("the tables of a batch are being altered again and again")
@@ -108,13 +112,19 @@ class Flusher:
         with contextlib.suppress(psycopg.errors.LockNotAvailable):  # then the log alone says it
             self._ledger.say_waiting(self._epoch, reason)
 
-    def _flush(self, batch: FrozenBatch, patience: Patience, *, is_first: bool) -> Flushed:
+    def _flush(
+        self, batch: FrozenBatch, patience: Patience, prepared: Prepared | None, *, is_first: bool
+    ) -> Flushed:
         before, messages, rollback_left = split_applied_before(
             batch.messages, self._rollback_seq, self._rollback_items
         )
         retried_before = letters_of(before)  # whatever became of them: the dead letters tell
         before = [m for m in before if m.retry is None]
-        writes, refusals = resolve(messages, self.catalog, self._keys)
+        ready: Sequence[Statement] = ()
+        if prepared is not None and prepared.catalog is self.catalog and len(messages) == len(batch.messages):
+            writes, refusals, ready = list(prepared.writes), list(prepared.refusals), prepared.statements
+        else:
+            writes, refusals = resolve(messages, self.catalog, self._keys)
         if is_first and names_unknown(refusals):
             raise _CatalogChanged
         known_as = {w.row[0] for w in writes} | {r.table.oid for r in refusals if r.table is not None}
@@ -124,11 +134,12 @@ class Flusher:
                 self._ledger.record(self._epoch, batch.id, batch.applied_seq, rollback_left)
                 over = self._passed_over(messages, writes)
                 if over:
+                    ready = ()
                     writes = [w for w in writes if w.message.position not in over]
                     refusals = [r for r in refusals if r.message.position not in over]
                 trial = self._breaker.trial()
                 known = [r for r in refusals if self._was_right(r)]
-                applied = Application(self._conn, trial, patience, known).run(writes)
+                applied = Application(self._conn, trial, patience, known).run(writes, ready)
                 self._check_catalog(known_as)
                 refusals += applied.refused
                 touched = self._bury(batch.id, before, refusals, applied.written)

@@ -1,7 +1,7 @@
 """One ownership of the queue: a thread for Redis and a thread for Postgres, a few frozen batches between.
 
           Redis thread                                   Postgres thread (the caller's)
-    ┌──▶ claim ─▶ read ─▶ [ frozen, at most max_in_flight ] ─▶ flush, again and again until it is in
+    ┌──▶ claim ─▶ prepare ─▶ [ frozen, at most max_in_flight ] ─▶ flush, again and again until it is in
     └─── acknowledge ◀─ settle ◀──── [ flushed ] ◀───────────────┘
 
 Batches are flushed, settled and acknowledged in the order in which they were frozen. Whatever goes wrong
@@ -32,6 +32,7 @@ from .frozen import FrozenBatch
 from .metrics import Metrics
 from .owned_queue import OwnedQueue
 from .postgres import is_broken
+from .prepared import Prepared, prepare
 from .resolve import RowId
 from .settle import settlements
 from .sqlstate import Verdict, advice, judge
@@ -92,7 +93,7 @@ class Tenure:
         self._config, self._queue, self._flusher, self._conn = config, queue, flusher, conn
         self._state, self._metrics, self._log = state, metrics, log
         self._turn = threading.Condition()
-        self._frozen: deque[FrozenBatch] = deque(recovered)
+        self._frozen: deque[tuple[FrozenBatch, Prepared | None]] = deque((b, None) for b in recovered)
         self._flushed: deque[tuple[FrozenBatch, Flushed]] = deque()
         self._look_again_s = _LOOK_AGAIN_S
         self._count_at = 0.0
@@ -105,8 +106,9 @@ class Tenure:
         redis_side.start()
         try:
             self._count_dead_letters()
-            while (batch := self._next_frozen()) is not None:
-                flushed = self._flush(batch, stop)
+            while (found := self._next_frozen()) is not None:
+                batch, prepared = found
+                flushed = self._flush(batch, prepared, stop)
                 with self._turn:
                     self._frozen.popleft()
                     self._flushed.append((batch, flushed))
@@ -125,7 +127,7 @@ class Tenure:
 
     # The Postgres side.
 
-    def _next_frozen(self) -> FrozenBatch | None:
+    def _next_frozen(self) -> tuple[FrozenBatch, Prepared | None] | None:
         while True:
             with self._turn:
                 if not (self._frozen or self._is_over or self._failure):
@@ -148,13 +150,13 @@ class Tenure:
         now = time.monotonic()
         self._count_at = now + max(_COUNT_EVERY_S, (now - began) / _COUNT_SHARE)
 
-    def _flush(self, batch: FrozenBatch, stop: Stop) -> Flushed:
+    def _flush(self, batch: FrozenBatch, prepared: Prepared | None, stop: Stop) -> Flushed:
         """Tries until the batch is in Postgres; a broken connection or a lost ownership is raised."""
         waiting = _Waiting(Backoff())
         while True:
             started = time.monotonic()
             try:
-                flushed = self._flusher.flush(batch, self._patience(waiting))
+                flushed = self._flusher.flush(batch, self._patience(waiting), prepared)
             except (HeldByLock, BreakerTripped, LedgerRefused, psycopg.Error) as error:
                 self._wait_after(error, waiting, stop)
             else:
@@ -285,8 +287,9 @@ class Tenure:
         claimed = self._queue.claim(c.batch_size, c.batch_bytes, c.write_delay_s)
         if isinstance(claimed, FrozenBatch):
             self._look_again_s = _LOOK_AGAIN_S
+            prepared = prepare(claimed, self._flusher.catalog)
             with self._turn:
-                self._frozen.append(claimed)
+                self._frozen.append((claimed, prepared))
                 self._turn.notify_all()
         elif claimed > 0:
             self._wait_for_turn(min(claimed, _BLOCK_S))

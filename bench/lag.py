@@ -1,0 +1,149 @@
+"""How long a write takes from its acceptance until a receipt says it is committed, under a steady stream."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from bisect import bisect_left
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from .errors import BenchFailed
+from .live import LiveLine
+from .load import unique_updates, user
+from .percentile import percentile
+from .rivals import flow
+from .rivals.child import GO, Child
+from .rivals.flow import Accepted
+from .rivals.writebehind import WorkerProcess
+from .sizes import Sizes
+from .stage import Stage
+from .table import BenchTable
+
+_DELAYS_MS = (0, 50)
+_SHARES = (10, 50, 90)  # percent of the capacity
+_BOUND = 50_000  # pending at most, while the capacity is measured
+_POLL_S = 0.0005
+_DRAIN_S = 30.0
+_FLOOD_BATCH = 100
+_ROWS = 20_000  # that are written to: no batch has one of them twice
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """At this time, µs, all writes up to this seq were acknowledged."""
+
+    now_us: int
+    applied: int
+
+
+class Stream:
+    """The generator of writes, and the workers at the other end, by write delay in ms."""
+
+    def __init__(self, stage: Stage, child: Child, workers: dict[int, WorkerProcess]) -> None:
+        self._stage, self._child, self._workers = stage, child, workers
+
+    def play(
+        self, delay_ms: int, seconds: float, calls_per_s: float, batch: int
+    ) -> tuple[Sequence[Accepted], Sequence[Look]]:
+        """The calls that were accepted, and the looks until the last one was acknowledged."""
+        worker = self._workers[delay_ms]
+        self._child.ask(flow.Task(worker.keys.queue, seconds, calls_per_s, batch, _BOUND))
+        self._child.tell(GO)
+        looks: list[Look] = []
+        while not self._child.has_reply():
+            looks.append(self._look(worker))
+        accepted: list[Accepted] = self._child.reply()
+        deadline = time.monotonic() + _DRAIN_S
+        while looks[-1].applied < accepted[-1].last_seq:
+            if time.monotonic() > deadline:
+                raise BenchFailed(f"lag: not acknowledged within {_DRAIN_S:.0f} s")
+            looks.append(self._look(worker))
+        return accepted, looks
+
+    def _look(self, worker: WorkerProcess) -> Look:
+        time.sleep(_POLL_S)
+        applied = worker.applied()
+        return Look(time.time_ns() // 1000, applied)
+
+
+def measure(stage: Stage, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
+    """The figures of latest.json, in ms."""
+    load = unique_updates(sizes)
+    table = BenchTable(stage.pg, load)
+    table.reset()
+    stage.empty_redis()
+    chance = random.Random(9)
+    ids = chance.sample(sorted(load.rows), min(_ROWS, len(load.rows)))
+    rows = [(id, user(chance, 1)) for id in ids]
+    with ExitStack() as stack:
+        child = stack.enter_context(Child(flow.work, stage.redis_url, rows))
+        workers = {d: stack.enter_context(_worker(stage, d)) for d in _DELAYS_MS}
+        child.wait_until_ready()
+        for worker in workers.values():
+            worker.wait_until_owner()
+        stream = Stream(stage, child, workers)
+        capacity = round(median(_capacity(stream, sizes, line) for _ in range(sizes.rounds)))
+        return {"capacity_writes_per_s": capacity, "loads": _loads(stream, sizes, capacity, line)}
+
+
+def _worker(stage: Stage, delay_ms: int) -> WorkerProcess:
+    queue, delay = f"bench:lag:{delay_ms}", f"{delay_ms / 1000}"
+    return WorkerProcess(
+        stage.redis, stage.redis_url, stage.postgres_url, queue, stage.folder, "--write-delay", delay
+    )
+
+
+def _capacity(stream: Stream, sizes: Sizes, line: LiveLine) -> float:
+    """Writes a second that are brought to Postgres while as many as possible are accepted."""
+    line.show("lag: the capacity under a stream")
+    batch = min(_FLOOD_BATCH, sizes.rows)
+    accepted, looks = stream.play(0, sizes.capacity_s, 1e6, batch)
+    seqs = [call.last_seq for call in accepted]
+    moments = [b for a, b in itertools.pairwise(looks) if b.applied > a.applied]
+    # The first third is for getting under way, and at the end nothing is accepted any more.
+    end_us = looks[0].now_us + sizes.capacity_s * 1e6
+    inner = [m for m in moments if end_us - sizes.capacity_s * 2 / 3 * 1e6 <= m.now_us <= end_us]
+    first, last = (inner[0], inner[-1]) if len(inner) > 1 else (looks[0], looks[-1])
+    writes = batch * (bisect_left(seqs, last.applied + 1) - bisect_left(seqs, first.applied + 1))
+    return writes / (last.now_us - first.now_us) * 1e6
+
+
+def _loads(stream: Stream, sizes: Sizes, capacity: float, line: LiveLine) -> list[dict[str, Any]]:
+    combinations = list(itertools.product(_DELAYS_MS, _SHARES))
+    found: dict[tuple[int, int], list[list[float]]] = {c: [] for c in combinations}
+    for number in range(sizes.rounds):
+        for delay_ms, share in combinations:
+            line.show(f"lag: {share}% of the capacity, write delay {delay_ms} ms, round {number + 1}")
+            rate = max(capacity * share / 100, 1)
+            batch = max(1, round(rate / sizes.lag_calls_per_s))
+            accepted, looks = stream.play(delay_ms, sizes.lag_s, rate / batch, batch)
+            found[delay_ms, share].append(_lags_ms(accepted, looks))
+    return [_figures(delay, share, capacity, lags) for (delay, share), lags in found.items()]
+
+
+def _lags_ms(accepted: Sequence[Accepted], looks: Sequence[Look]) -> list[float]:
+    """Sorted; one for each call, whose writes are accepted together."""
+    applied = [look.applied for look in looks]
+    return sorted(
+        max(0, looks[bisect_left(applied, call.last_seq)].now_us - call.last_seq) / 1000 for call in accepted
+    )
+
+
+def _figures(delay_ms: int, share: int, capacity: float, rounds: list[list[float]]) -> dict[str, Any]:
+    return {
+        "write_delay_ms": delay_ms,
+        "load_percent": share,
+        "writes_per_s": round(capacity * share / 100),
+        "p50_ms": _median(rounds, 50),
+        "p99_ms": _median(rounds, 99),
+        "p999_ms": _median(rounds, 99.9),
+    }
+
+
+def _median(rounds: list[list[float]], percent: float) -> float:
+    return round(median(percentile(lags, percent) for lags in rounds), 2)

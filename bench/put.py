@@ -1,0 +1,88 @@
+"""What a write costs its caller, beside what people write by hand."""
+
+from __future__ import annotations
+
+import random
+from contextlib import ExitStack
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import msgspec
+
+from writebehind.identity import TableKey
+from writebehind.keys import QueueKeys
+
+from .errors import BenchFailed
+from .live import LiveLine
+from .load import TABLE, user
+from .percentile import percentile
+from .rivals import put
+from .rivals.child import Child
+from .sizes import Sizes
+from .stage import Stage
+
+_THREADS = (1, 8)
+_QUEUE = "bench:put"
+_KEY = TableKey(TABLE, (("id", "int"),))
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    writes_per_s: float
+    p50_us: float
+    p99_us: float
+
+
+def measure(stage: Stage, sizes: Sizes, batch: int, line: LiveLine) -> dict[str, Any]:
+    """The figures of latest.json: those of one thread, and beneath ``threads`` those of all."""
+    ways = {"writebehind": put.library, "pipeline": put.pipelined_pair}
+    if batch == 1:
+        ways["naive"] = put.naive_pair
+    chance = random.Random(8)
+    rows = [(id, user(chance, 1)) for id in range(max(2000, 2 * batch))]
+    runs: dict[int, dict[str, list[Run]]] = {n: {name: [] for name in ways} for n in _THREADS}
+    stage.redis.hset(QueueKeys(_QUEUE).tables, TABLE, msgspec.json.encode(_KEY))  # as a worker does
+    with ExitStack() as stack:
+        children: dict[str, Child] = {}
+        for name, way in ways.items():
+            children[name] = stack.enter_context(Child(put.work, way, stage.redis_url, _QUEUE, rows))
+            children[name].wait_until_ready()
+        for number in range(sizes.put_rounds):
+            for threads in _THREADS:
+                for name, child in children.items():
+                    line.show(f"put, {batch} a call, {threads} threads: {name}, round {number + 1}")
+                    task = put.Task(threads, batch, sizes.put_s)
+                    runs[threads][name].append(_run(stage, child, task))
+    result = {str(n): _figures(batch, found) for n, found in runs.items()}
+    return {"batch": batch, **result["1"], "threads": result}
+
+
+def _run(stage: Stage, child: Child, task: put.Task) -> Run:
+    stage.empty_redis()
+    times, seconds = child.ask(task)
+    writes = len(times) * task.batch
+    if stage.redis.llen(_QUEUE) != writes:
+        raise BenchFailed(f"put: {writes} writes, but {stage.redis.llen(_QUEUE)} items in the queue")
+    times.sort()
+    return Run(writes / seconds, percentile(times, 50) / 1000, percentile(times, 99) / 1000)
+
+
+def _figures(batch: int, runs: dict[str, list[Run]]) -> dict[str, Any]:
+    against = "ratio_to_pipelined_pair" if batch == 1 else "ratio_to_pipeline"
+    figures: dict[str, Any] = {against: _ratio(runs["writebehind"], runs["pipeline"])}
+    if "naive" in runs:
+        figures["ratio_to_naive_pair"] = _ratio(runs["writebehind"], runs["naive"])
+    figures["rivals"] = {
+        name: {
+            "writes_per_s": round(median(run.writes_per_s for run in found)),
+            "p50_us": round(median(run.p50_us for run in found)),
+            "p99_us": round(median(run.p99_us for run in found)),
+        }
+        for name, found in runs.items()
+    }
+    return figures
+
+
+def _ratio(ours: list[Run], theirs: list[Run]) -> float:
+    return round(median(a.writes_per_s / b.writes_per_s for a, b in zip(ours, theirs, strict=True)), 3)

@@ -1,0 +1,140 @@
+"""What is shown of latest.json: the tables on the terminal, and docs/benchmarks.md with its plots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .floors import FLOORS
+from .load import LOADS
+from .markdown import table
+from .plots import PLOTS
+from .sizes import DEFAULT
+
+Found = Mapping[str, Any]
+
+_RIVALS = ("limit", "afternoon", "one_by_one")
+_HOW = (Path(__file__).parent / "how.md").read_text()
+
+
+def tables(found: Found) -> Iterator[tuple[str, str]]:
+    """Title and table of each section that has been measured."""
+    sections = {
+        "Floors": _floors(found),
+        "Draining a queue, writes/s": _rates(found),
+        "CPU µs a write": _cpu(found),
+        "Writing from an application": _put(found),
+        "Lag, ms from accepted to committed": _lag(found),
+        "What waits": _backlog(found),
+        "Rows in the table": _table_size(found),
+        "Task queues, a task a write": _task_queues(found),
+    }
+    for title, text in sections.items():
+        if text.count("\n") > 1:
+            yield title, text
+
+
+def write_document(found: Found, folder: Path) -> None:
+    """benchmarks.md and the plots that it shows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = {name: svg for name, plot in PLOTS.items() if (svg := plot(found))}
+    for name, svg in shown.items():
+        (folder / f"benchmarks-{name}.svg").write_text(svg)
+    parts = ["# Benchmarks", _preface(found)]
+    parts += [f"![{name}](benchmarks-{name}.svg)" for name in shown]
+    parts += [f"## {title}\n\n{text}" for title, text in tables(found)]
+    parts += [_HOW.strip(), _settings(found)]
+    (folder / "benchmarks.md").write_text("\n\n".join(parts) + "\n")
+
+
+def _preface(found: Found) -> str:
+    machine, measured = found["about"]["machine"], found["about"]["parts"].values()
+    days = sorted({part["at"][:10] for part in measured})
+    return (
+        "Written by `make bench` from `bench/latest.json`; no figure is typed by hand. "
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}; "
+        f"{machine['redis']}, {machine['postgres']}, Python {machine['python']}; {', '.join(days)}. "
+        f"Each figure is the median of at least {DEFAULT.rounds} rounds. All processes share the cores: "
+        "the ratios say more than the rates."
+    )
+
+
+def _floors(found: Found) -> str:
+    rows = []
+    for floor in FLOORS:
+        figure = floor.figure(found)
+        if figure is not None:
+            bound = f"{'<' if floor.is_ceiling else '≥'} {floor.bound:,g}"
+            rows.append((floor.title, figure, bound, "yes" if floor.is_reached(figure) else "not yet"))
+    return table(("", "measured", "floor", "reached"), rows)
+
+
+def _rates(found: Found) -> str:
+    rows = []
+    for load in (found[name] for name in LOADS if name in found):
+        rates = [load["rivals"].get(rival, {}).get("writes_per_s") for rival in _RIVALS]
+        ratios = load["ratio_to_limit"], load["ratio_to_afternoon"]
+        rows.append((load["title"], load["writes_per_s"], *rates, *ratios))
+    head = ("", "writebehind", "limit", "afternoon", "one by one", "of the limit", "× afternoon")
+    return table(head, rows)
+
+
+def _cpu(found: Found) -> str:
+    rows = []
+    for load in (found[name] for name in LOADS if name in found):
+        ours, *others = (
+            load["rivals"].get(name, {}).get("cpu_us_per_write") for name in ("writebehind", *_RIVALS)
+        )
+        sums = (sum(cpu.values()) if cpu else None for cpu in others)
+        rows.append((load["title"], *ours.values(), float(sum(ours.values())), *sums))
+    return table(("", "worker", "Redis", "Postgres", "sum", "limit", "afternoon", "one by one"), rows)
+
+
+def _put(found: Found) -> str:
+    rows = []
+    for part in (found[name] for name in ("put", "put_batch_100", "put_batch_1000") if name in found):
+        for threads, figures in part["threads"].items():
+            ours = figures["rivals"]["writebehind"]["writes_per_s"]
+            for name, figure in figures["rivals"].items():
+                what = f"{part['batch']:,} a call, {threads} thread{'s' if threads != '1' else ''}"
+                rows.append((what, name, *figure.values(), ours / figure["writes_per_s"]))
+    return table(("", "", "writes/s", "p50 µs a call", "p99 µs a call", "writebehind is ×"), rows)
+
+
+def _lag(found: Found) -> str:
+    loads = found.get("lag", {}).get("loads", [])
+    head = ("write delay, ms", "load, %", "writes/s", "p50", "p99", "p99.9")
+    return table(head, [tuple(load.values()) for load in loads])
+
+
+def _backlog(found: Found) -> str:
+    pending = found.get("backlog", {}).get("pending", {})
+    rows = [(f"{int(count):,} pending", *figures.values()) for count, figures in pending.items()]
+    return table(("", "writes/s", "worker's memory, most, MiB"), rows)
+
+
+def _table_size(found: Found) -> str:
+    sizes = found.get("table_size", {}).get("rows", {})
+    rows = [(f"{int(n):,} rows", f["writes_per_s"], f["ratio_to_limit"]) for n, f in sizes.items()]
+    return table(("", "writes/s", "of the limit"), rows)
+
+
+def _task_queues(found: Found) -> str:
+    queues = found.get("task_queues", {}).get("queues", {})
+    rows = [
+        (name, f.get("version"), f.get("writes_per_s"), f.get("writebehind_is"), f["remark"])
+        for name, f in queues.items()
+    ]
+    return table(("", "version", "writes/s", "writebehind is ×", ""), rows)
+
+
+def _settings(found: Found) -> str:
+    about = found["about"]
+    names = (f"`{name} {value}`" for name, value in about["redis"].items())
+    return (
+        f"**Servers**, the same for all. Redis: {', '.join(names)}. Postgres: "
+        + ", ".join(f"`{name} = {value}`" for name, value in about["postgres"].items())
+        + ". Nothing may start by itself in the middle of a run, so that rivals are equal: rows are vacuumed "
+        "and a checkpoint is made before each."
+    )

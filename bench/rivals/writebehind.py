@@ -1,0 +1,87 @@
+"""The product: a worker process as it is run in production, with its default settings."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+from redis import Redis
+
+from writebehind.keys import QueueKeys
+
+from ..errors import BenchFailed
+from ..items import STAGED
+
+_POLL_S = 0.002
+_PATIENCE_S = 120.0
+_ROOT = Path(__file__).parents[2]
+
+
+class WorkerProcess:
+    """``writebehind run`` on a queue of its own; killed and reaped at the end of the block."""
+
+    def __init__(
+        self, redis: Redis, redis_url: str, postgres_url: str, queue: str, folder: Path, *options: str
+    ) -> None:
+        self._redis, self.keys = redis, QueueKeys(queue)
+        self._log = folder / f"worker-{queue.replace(':', '-')}.log"
+        urls = ["--redis-url", redis_url, "--postgres-url", postgres_url]
+        command = [sys.executable, "-m", "writebehind_worker", "run", *urls]
+        self._command = [*command, "--queue", queue, "--metrics-port", "0", *options]
+
+    def __enter__(self) -> Self:
+        environment = {n: v for n, v in os.environ.items() if not n.startswith(("WRITEBEHIND_", "PG"))}
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                self._command, cwd=_ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._log.unlink(missing_ok=True)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def wait_until_ready(self) -> None:
+        """Until it owns the empty queue and waits for work; no other worker may run."""
+        self.wait_until_owner()
+        self._wait(lambda: any(client["cmd"] == "blmove" for client in self._redis.client_list()))
+
+    def wait_until_owner(self) -> None:
+        self._wait(lambda: bool(self._redis.exists(self.keys.epoch)))
+
+    def drain(self, last_seq: int, up_to: int | None = None) -> None:
+        """Gives it the staged list; returns once the write ``up_to`` (the last) is acknowledged."""
+        self._redis.hset(self.keys.clock, "seq", last_seq)
+        self._redis.rename(STAGED, self.keys.queue)
+        self.wait_for(last_seq if up_to is None else up_to)
+
+    def wait_for(self, seq: int) -> None:
+        self._wait(lambda: self.applied() >= seq)
+
+    def applied(self) -> int:
+        """The last seq that it has acknowledged."""
+        return int(self._redis.get(self.keys.applied) or 0)
+
+    def stop(self) -> None:
+        """Lets it finish what it has begun."""
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait(_PATIENCE_S)
+
+    def _wait(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + _PATIENCE_S
+        while not condition():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                log = "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
+                raise BenchFailed(f"the worker did not do its work; its log ends:\n{log}")
+            time.sleep(_POLL_S)

@@ -1,0 +1,58 @@
+"""How much is measured: by default on two cores in less than ten minutes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Writes, rows and seconds of each part; every figure is the median over ``rounds``."""
+
+    rounds: int = 5
+    rows: int = 100_000
+    inserts: int = 40_000
+    updates: int = 100_000
+    hot_writes: int = 200_000
+    hot_rows: int = 20_000
+    counter_writes: int = 200_000
+    counter_rows: int = 1_000
+    wide: int = 15_000
+    large: int = 6_000
+    mixed: int = 30_000
+    one_by_one: int = 1_000
+    put_rounds: int = 15  # many short ones: the rivals then meet the same noise
+    put_s: float = 0.3
+    lag_s: float = 2.0
+    capacity_s: float = 2.0
+    lag_calls_per_s: int = 400
+    backlogs: tuple[int, ...] = (10_000, 1_000_000)
+    backlog_window: int = 200_000  # of a backlog, so many writes are timed
+    tables: tuple[int, ...] = (100_000,)
+    tasks: int = 3_000  # of each task queue
+
+
+DEFAULT = Sizes()
+FULL = Sizes(backlogs=(10_000, 1_000_000, 10_000_000), tables=(100_000, 10_000_000))
+QUICK = Sizes(
+    rounds=1,
+    rows=400,
+    inserts=300,
+    updates=400,
+    hot_writes=600,
+    hot_rows=100,
+    counter_writes=600,
+    counter_rows=20,
+    wide=100,
+    large=50,
+    mixed=200,
+    one_by_one=50,
+    put_rounds=2,
+    put_s=0.05,
+    lag_s=0.2,
+    capacity_s=0.3,
+    backlogs=(200, 1000),
+    backlog_window=500,
+    tables=(1000,),
+    tasks=20,
+)

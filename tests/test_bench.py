@@ -1,0 +1,101 @@
+"""`make bench`: the figures and the page that it promises, by a run of tiny size."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench.floors import FLOORS, Floor
+from bench.load import LOADS
+from bench.markdown import table
+from bench.parts import PARTS
+from bench.percentile import percentile
+from bench.results import Results
+from bench.sizes import QUICK
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which a quick run of two parts has left its figures and its page."""
+    folder = tmp_path_factory.mktemp("bench")
+    arguments = ["--quick", "--only", "counters,put", "--json", f"{folder}/latest.json"]
+    subprocess.run([sys.executable, "-m", "bench", *arguments, "--docs", folder], cwd=ROOT, check=True)
+    return folder
+
+
+def found(measured: Path) -> dict[str, Any]:
+    figures: dict[str, Any] = json.loads((measured / "latest.json").read_text())
+    return figures
+
+
+def test_a_part_has_the_members_that_are_promised(measured: Path) -> None:
+    figures = found(measured)
+    assert figures["counters"]["writes_per_s"] > 0
+    assert figures["counters"]["ratio_to_afternoon"] > 0
+    assert figures["counters"]["ratio_to_limit"] > 0
+    assert figures["put"]["ratio_to_pipelined_pair"] > 0
+    assert figures["put"]["ratio_to_naive_pair"] > 0
+    assert figures["put"]["threads"].keys() == {"1", "8"}
+    assert set(figures["about"]["parts"]) == {"counters", "put"}
+
+
+def test_each_rival_has_its_runs_and_the_cpu_time_of_each_process(measured: Path) -> None:
+    rivals = found(measured)["counters"]["rivals"]
+    assert rivals.keys() == {"writebehind", "limit", "afternoon"}
+    for rival in rivals.values():
+        assert len(rival["runs"]) == QUICK.rounds
+        assert rival["cpu_us_per_write"].keys() == {"process", "redis", "postgres"}
+
+
+def test_the_page_shows_what_was_measured_and_its_plots(measured: Path) -> None:
+    page, rate = (measured / "benchmarks.md").read_text(), found(measured)["counters"]["writes_per_s"]
+    assert f"{rate:,}" in page
+    for plot in ("drain", "put"):
+        assert f"(benchmarks-{plot}.svg)" in page
+        assert (measured / f"benchmarks-{plot}.svg").read_text().startswith("<svg")
+    assert "benchmarks-lag" not in page
+
+
+def test_parts_measured_on_this_machine_before_are_kept(tmp_path: Path) -> None:
+    path, machine = tmp_path / "latest.json", {"cpu": "one"}
+    Results(path, machine, "default").add("put", {"put": {"figure": 1}}, 1)
+    Results(path, machine, "default").add("lag", {"lag": {"figure": 2}}, 1)
+    assert json.loads(path.read_text()).keys() == {"about", "put", "lag"}
+    Results(path, {"cpu": "another"}, "default").add("lag", {"lag": {"figure": 3}}, 1)
+    assert json.loads(path.read_text()).keys() == {"about", "lag"}
+
+
+def test_an_unknown_part_is_refused() -> None:
+    command = [sys.executable, "-m", "bench", "--only", "speed"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "there is no such part; there are unique_inserts" in done.stderr
+
+
+def test_a_floor_is_reached_from_above_and_a_ceiling_from_below() -> None:
+    assert Floor("put", "ratio", "", 0.8).is_reached(0.8)
+    assert not Floor("put", "ratio", "", 0.8).is_reached(0.79)
+    assert not Floor("lag", "p99_ms", "", 25, is_ceiling=True).is_reached(25.1)
+    assert {floor.part for floor in FLOORS} <= {*PARTS, "lag_half_load"}
+
+
+def test_percentiles_are_figures_that_occur() -> None:
+    assert percentile([1, 2, 3, 4], 50) == 2
+    assert percentile([1, 2, 3, 4], 99) == 4
+    assert percentile([7], 99.9) == 7
+
+
+def test_a_load_is_the_same_each_time() -> None:
+    for make in LOADS.values():
+        assert make(QUICK) == make(QUICK)
+
+
+def test_a_table_is_aligned_markdown() -> None:
+    lines = table(("", "a"), [("x", 1234), ("y", None)]).splitlines()
+    assert lines == ["|     |     a |", "| --- | ----: |", "| x   | 1,234 |", "| y   |     - |"]

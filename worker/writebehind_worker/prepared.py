@@ -1,0 +1,39 @@
+"""What can be found out of a batch before its transaction, while another batch is in Postgres. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .catalog import Catalog
+from .execution import Statement, statements
+from .frozen import FrozenBatch
+from .resolve import Key, Refusal, Write, resolve
+from .table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Holds for as long as the worker believes in this ``catalog``."""
+
+    catalog: Catalog
+    writes: Sequence[Write]
+    refusals: Sequence[Refusal]
+    statements: Sequence[Statement]
+
+
+class _MustAsk(Exception):
+    pass
+
+
+def prepare(batch: FrozenBatch, catalog: Catalog) -> Prepared | None:
+    """``None`` where only Postgres can tell which keys are equal."""
+    try:
+        writes, refusals = resolve(batch.messages, catalog, _ask)
+    except _MustAsk:
+        return None
+    return Prepared(catalog, writes, refusals, list(statements(writes)) if writes else ())
+
+
+def _ask(table: Table, keys: Sequence[Mapping[str, bytes]]) -> Sequence[Key | None]:
+    raise _MustAsk
