@@ -283,6 +283,22 @@ def test_a_write_pushed_without_the_library_is_retried_so(office: Office) -> Non
     assert office.rows("SELECT id, n FROM counters") == [(1, 3)]
 
 
+def test_a_letter_whose_row_was_not_known_overwrites_no_later_write_unless_forced(office: Office) -> None:
+    office.push({"table": "pages", "id": 1, "data": {"n": 1}}, {"table": "pages", "id": 2, "data": {"n": 1}})
+    office.drain()
+    office.pg.execute("CREATE TABLE pages (id int PRIMARY KEY, n int)")
+    office.push({"table": "pages", "id": 1, "data": {"n": 2}})
+    office.drain()
+    for ids in (["1", "2"], ["--all"]):
+        result = office.run("retry", *ids, "--wait", "0")
+        assert result.exit_code == 1
+        assert "2 dead letters not sent: which rows they are for could not be told" in result.output
+    assert office.run("retry", "2", "--force", "--wait", "0").exit_code == 0
+    office.drain()
+    assert office.rows("SELECT id, n FROM pages ORDER BY id") == [(1, 2), (2, 1)]
+    assert office.letters() == [1]
+
+
 def test_what_comes_back_is_told_with_its_reason(mixed: Office) -> None:
     mixed.open_counters()
     with mixed.worker():

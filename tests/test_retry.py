@@ -253,6 +253,12 @@ def test_a_newer_write_in_front_of_a_retry_that_is_refused_leaves_the_letter_to_
     assert (desk.rows(), desk.letters()) == ({1: 11}, {2: True})
 
 
+def test_a_forced_retry_that_is_rejected_behind_a_newer_write_is_superseded_by_it(desk: Desk) -> None:
+    desk.flush(put(11))
+    desk.flush(put(2), put(11, retry=1, force=True))
+    assert (desk.rows(), desk.letters()) == ({1: 2}, {1: False})
+
+
 def test_a_forced_retry_overwrites_a_newer_write_in_front_of_it(desk: Desk) -> None:
     desk.flush(put(11))
     desk.allow(20)

@@ -35,7 +35,7 @@ class RetryRun:
         self._letters, self._client, self._keys, self._watch = letters, client, keys, watch
         self._force, self._body = force, body
         self._sender = Sender(client, keys, max_queue_length)
-        self._fresh = self._unreadable = 0
+        self._fresh = self._unreadable = self._rowless = 0
         self._left: list[str] = []
 
     def send(self, choice: Choice) -> None:
@@ -69,6 +69,8 @@ class RetryRun:
                 made = make_retry(letter, body, self._keys, force=self._force)
             if made is None:
                 self._unreadable += 1
+            elif letter.key is None and self._body is None and not self._force:
+                self._rowless += 1  # no later write can have superseded it
             else:
                 yield made
 
@@ -79,6 +81,12 @@ class RetryRun:
             left.append(
                 f"{many(self._unreadable)} cannot be sent again: no JSON objects. "
                 "Correct each (dead retry ID --body JSON), or drop them"
+            )
+        if self._rowless:
+            left.append(
+                f"{many(self._rowless)} not sent: which rows they are for could not be told when they were "
+                "rejected (a table was missing, say), so later writes of these may have been applied. "
+                "--force sends them, and lets them overwrite"
             )
         if self._fresh:
             left.append(f"{many(self._fresh)} not sent: {AGAIN}")

@@ -171,8 +171,8 @@ class Flusher:
     def _check_catalog(self, oids: Collection[int]) -> None:
         """Whether the tables are as we believed; from the writes to COMMIT nobody can alter them.
 
-        Values are read by the types that we remember: after ALTER TYPE they could lose digits silently. And what
-        we have refused by ourselves, for a key that is missing or a column that is generated, say, may be good.
+        Values are read by the types that we remember: after ALTER TYPE they could lose digits silently. And
+        what we have refused by ourselves, for want of a primary key, say, may be good by now.
         """
         if oids and read_versions(self._conn, oids) != {o: self.catalog.versions.get(o) for o in oids}:
             raise _CatalogChanged

@@ -260,7 +260,8 @@ class Ledger:
     def supersede(self, batch: int, written: Sequence[WrittenRow]) -> None:
         """Marks the dead letters of these rows that are older than what has been written.
 
-        A write is newer than all of former batches; a retried one is as old as the letter that it retries.
+        A write is newer than all of former batches; a retried one is as old as the letter that it retries,
+        and older than every other write of the batch that rejects it again.
         """
         with self._guarded():
             self._conn.execute(
@@ -268,7 +269,7 @@ class Ledger:
                 "$4::text[], $5::int[], $6::bigint[]) AS w(table_name, key, position, letter) "
                 "WHERE d.queue = $1 AND d.table_name = w.table_name AND d.key = w.key "
                 "AND d.superseded_at IS NULL AND (d.id < w.letter OR w.position >= 0 "
-                "AND (d.batch <> $2 OR d.position < w.position))",
+                "AND (d.batch <> $2 OR d.retried_at IS NOT NULL OR d.position < w.position))",
                 [
                     self._queue,
                     batch,
