@@ -76,6 +76,32 @@ HOLDING: tuple[Instance, ...] = (
         redis_failovers=1,
         kills=1,
     ),
+    replace(
+        _PROTOCOL,
+        name="raw and sequenced writes in batches of two, a suspicion, a lost reply",
+        items=(_RAW_ADD, _PUT, _RAW_ADD, _PUT),
+        waiting=3,
+        batch_size=2,
+        suspicions=1,
+        lost_replies=1,
+    ),
+    replace(
+        _PROTOCOL,
+        name="raw and sequenced writes in batches of two, a Postgres failover, a kill",
+        items=(_RAW_ADD, _PUT, _RAW_ADD, _PUT),
+        waiting=3,
+        batch_size=2,
+        postgres_failovers=1,
+        kills=1,
+    ),
+    replace(
+        _PROTOCOL,
+        name="calls sent again, a suspicion, a lost reply",
+        waiting=0,
+        resends=2,
+        suspicions=1,
+        lost_replies=1,
+    ),
     replace(_PROTOCOL, name="a kill, a suspicion, a lost reply", kills=1, suspicions=1, lost_replies=1),
     replace(
         _PROTOCOL, name="calls sent again, a kill, a suspicion", waiting=0, resends=2, kills=1, suspicions=1
@@ -89,8 +115,8 @@ HOLDING: tuple[Instance, ...] = (
 )
 """Searched without a violation; the largest first."""
 
-QUICK = (*HOLDING[8:11], *HOLDING[-3:])
-"""Those that the tests search, in some seconds: every fault but a Postgres failover, and the cache."""
+QUICK = (*HOLDING[8:12], *HOLDING[-3:])
+"""Those that the tests search, in some seconds: every kind of fault, and the cache."""
 
 
 def _without(*rules: str, violation: str, **changes: object) -> LeftOut:
@@ -128,6 +154,7 @@ LEFT_OUT: tuple[LeftOut, ...] = (
         lost_replies=1,
         violation="stuck",
     ),
+    _without("reading again after acknowledge", "acknowledging the oldest", lost_replies=1, violation="lost"),
     _without("checking inflight", redis_failovers=1, lost_replies=1, violation="stuck"),
     _without("epoch in Redis", "lease", "checking inflight", "fence", suspicions=1, violation="order"),
     _without("connection", redis_failovers=1, violation="unsaid"),

@@ -465,7 +465,7 @@ class Protocol:
             ((redis.lease is None or redis.lease[0] != n) and self._needs({"lease"}))
             or (redis.epoch != me.epoch and self._needs({"epoch in Redis"}))
             or not redis.inflight
-            or redis.inflight[0][0] != batch
+            or (redis.inflight[0][0] != batch and self._needs({"acknowledging the oldest"}))
         ):
             yield f"{n}: acknowledge, refused", self._end(w, n)
             return
@@ -477,7 +477,8 @@ class Protocol:
         yield f"{n}: acknowledge", _with(after, n, known)
         if w.lost_replies:
             lost = after._replace(lost_replies=w.lost_replies - 1)
-            yield f"{n}: acknowledge, reply lost", self._end(lost, n)
+            reads = self._needs({"reading again after acknowledge"})
+            yield f"{n}: acknowledge, reply lost", self._end(lost, n) if reads else _with(lost, n, me)
 
     # Faults.
 
