@@ -27,7 +27,7 @@ demo: $(VENV)/.demo-installed ## Show it at work: own servers, a worker killed h
 	@$(BIN)/writebehind demo $(ARGS)
 
 test: $(VENV)/.dev-installed ## Run the tests; ARGS="-k cache -x" goes to pytest
-	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
 
 chaos: $(VENV)/.dev-installed ## Kill, pause and cut everything for SECONDS, drawn from SEED; then check every write
 	@$(BIN)/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED) $(ARGS)
