@@ -24,7 +24,7 @@ from writebehind_worker.apply import Patience
 from writebehind_worker.breaker import LIMIT, Breaker
 from writebehind_worker.errors import BreakerTripped
 from writebehind_worker.flush import Flushed, Flusher
-from writebehind_worker.frozen import freeze
+from writebehind_worker.frozen import FrozenBatch
 from writebehind_worker.ledger import Ledger
 from writebehind_worker.postgres import connect
 
@@ -85,7 +85,8 @@ class Target:
         )
 
     def flush(self, *items: Item) -> Flushed:
-        return self._flusher.flush(freeze(next(BATCHES), [as_bytes(i) for i in items], CLOCK), Patience())
+        batch = FrozenBatch(next(BATCHES), [as_bytes(i) for i in items], CLOCK)
+        return self._flusher.flush(batch, Patience())
 
     def rejected(self, *items: Item) -> dict[int, str | None]:
         """Flushes them as one batch; position → SQLSTATE of its dead letters."""

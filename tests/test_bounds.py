@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from writebehind.receipt import pauses
-from writebehind_worker import ledger, postgres, redis_server, tenure, worker
+from writebehind_worker import ledger, persist, postgres, redis_server, tenure, worker
 from writebehind_worker.backoff import Backoff
 from writebehind_worker.config import SETTINGS
 
@@ -37,7 +37,7 @@ PAUSES = {name: p.default for name, p in inspect.signature(pauses).parameters.it
     [
         ("a server that is away", GROWING.first_s, 2, GROWING.longest_s),
         ("a batch that Postgres refuses", GROWING.first_s, 2, GROWING.longest_s),
-        ("a row that somebody locks", GROWING.first_s, 2, tenure._LOCK_PAUSE_S),
+        ("a row that somebody locks", GROWING.first_s, 2, persist._LOCK_PAUSE_S),
         ("a standby asking", worker._STANDBY_POLL_S, 1, worker._STANDBY_POLL_S),
         ("looking for items while a batch", tenure._LOOK_AGAIN_S, 2, tenure._LOOK_AGAIN_LONGEST_S),
         ("looking for items while Redis is full", tenure._POLL_FULL_S, 1, tenure._POLL_FULL_S),
@@ -61,7 +61,9 @@ def test_the_growing_delays_double_until_the_longest_and_take_the_upper_half() -
 
 def test_what_ends_the_delays() -> None:
     assert f"a tenure of {worker._STABLE_S:g} s" in row("a server that is away")[3]
-    assert f"after {tenure._REFUSALS_BEFORE_RECONNECTING} refusals" in row("a batch that Postgres refuses")[3]
+    assert (
+        f"after {persist._REFUSALS_BEFORE_RECONNECTING} refusals" in row("a batch that Postgres refuses")[3]
+    )
 
 
 def test_time_outs() -> None:
@@ -77,4 +79,4 @@ def test_time_outs() -> None:
     vanished = f"{idle_s} when idle (keepalives), {tcp['tcp_user_timeout'] // 1000} while sending"
     assert row("a Postgres whose host vanished")[0].startswith(vanished)
     assert f"'{row('the ledger')[0]}s'" in ledger._BOUNDED
-    assert row("an idle owner's look")[0] == f"every {tenure._COUNT_EVERY_S:g}"
+    assert row("an idle owner's look")[0] == f"every {tenure._IDLE_S:g}"

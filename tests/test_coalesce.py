@@ -19,7 +19,7 @@ from writebehind_worker.breaker import Breaker
 from writebehind_worker.catalog import Catalog
 from writebehind_worker.coalesce import add, coalesce, fits_scale, needs_wide_delta
 from writebehind_worker.flush import Flushed, Flusher
-from writebehind_worker.frozen import freeze
+from writebehind_worker.frozen import FrozenBatch
 from writebehind_worker.ledger import Ledger
 from writebehind_worker.postgres import connect
 from writebehind_worker.received import receive
@@ -338,7 +338,7 @@ def make_tables(pg: psycopg.Connection, on_delete: str = "CASCADE") -> None:
 
 def flush(flusher: Flusher, items: Sequence[Item], schema: str) -> Flushed:
     bodies = [body(item | {"table": f"{schema}.{item['table']}"}) for item in items]
-    return flusher.flush(freeze(next(BATCHES), bodies, CLOCK), Patience())
+    return flusher.flush(FrozenBatch(next(BATCHES), bodies, CLOCK), Patience())
 
 
 def contents(pg: psycopg.Connection, schema: str) -> list[list[str]]:

@@ -61,7 +61,7 @@ def test_gauges_show_the_last_value(metrics: Metrics) -> None:
 
 
 def test_a_batch_is_observed_by_size_and_time(metrics: Metrics) -> None:
-    metrics.batch(4000, 0.02)
+    metrics.flush([4000], 0.02)
     assert value(metrics, "batch_size_bucket", le="2500.0") == 0
     assert value(metrics, "batch_size_bucket", le="5000.0") == 1
     assert value(metrics, "flush_seconds_bucket", le="0.025") == 1

@@ -15,7 +15,7 @@ from writebehind.identity import KeyKind
 from writebehind.message import Op
 from writebehind_worker.catalog import Catalog, load_catalog
 from writebehind_worker.coalesce import coalesce
-from writebehind_worker.plan import Group, groups, segments
+from writebehind_worker.plan import RowGroup, groups, segments
 from writebehind_worker.postgres import connect
 from writebehind_worker.received import receive
 from writebehind_worker.resolve import Write, resolve
@@ -76,7 +76,7 @@ def writes(*items: tuple[Op, str, Any] | tuple[Op, str, Any, dict[str, Any]]) ->
     return found
 
 
-def shown(found: Iterable[Group]) -> list[tuple[str, str, list[str]]]:
+def shown(found: Iterable[RowGroup]) -> list[tuple[str, str, list[str]]]:
     return [(g.op, g.table.name, ["/".join(op.row[1]) for op in g.rows]) for g in found]
 
 

@@ -19,7 +19,7 @@ from writebehind_worker.apply import Patience
 from writebehind_worker.breaker import Breaker
 from writebehind_worker.dead import Choice, DeadLetters
 from writebehind_worker.flush import Flushed, Flusher
-from writebehind_worker.frozen import freeze
+from writebehind_worker.frozen import FrozenBatch
 from writebehind_worker.ledger import MOST_HISTORY, Ledger
 from writebehind_worker.postgres import connect
 
@@ -59,7 +59,7 @@ class Desk:
 
     def flush(self, *items: dict[str, Any] | bytes) -> Flushed:
         bodies = [item if isinstance(item, bytes) else json.dumps(item).encode() for item in items]
-        return self.flusher.flush(freeze(next(BATCHES), bodies, CLOCK), Patience())
+        return self.flusher.flush(FrozenBatch(next(BATCHES), bodies, CLOCK), Patience())
 
     def rows(self) -> dict[int, int]:
         return dict(self.conn.execute("SELECT id, n FROM t").fetchall())

@@ -35,7 +35,7 @@ from writebehind_worker.dead_retry import Sender, make_retry
 from writebehind_worker.dead_run import inflight
 from writebehind_worker.embedded import EmbeddedServers
 from writebehind_worker.flush import Flusher
-from writebehind_worker.frozen import FrozenBatch, freeze
+from writebehind_worker.frozen import FrozenBatch
 from writebehind_worker.heartbeat import Heartbeat, reap_sessions
 from writebehind_worker.lease import Lease
 from writebehind_worker.ledger import Ledger
@@ -319,7 +319,7 @@ def work(url: str, admin: redis.Redis) -> None:
         Heartbeat(client, KEYS, lease, 10, Metrics(), get_logger())._sample()
         queue.settle(settlements(batch.messages, {1}))
         assert admin.ttl(f"{CACHE}users:1") > 0, "not settled"
-        queue.acknowledge(batch, batch.id, [Rejection(rejected, "reason")])
+        queue.acknowledge([batch.id], batch.applied_seq, batch.id, [Rejection(rejected, "reason")])
         client.hset(KEYS.tables, "users", "{}")
         assert reap_sessions(client, KEYS, -10.0) == 1
         assert lease.release()
@@ -445,8 +445,8 @@ def flush_all(url: str) -> int:
             breaker=Breaker(),
             publish=lambda _: None,
         )
-        first = flusher.flush(freeze(row.epoch << 32 | 1, bodies, 0), Patience())
-        flusher.flush(freeze(row.epoch << 32 | 2, bodies[-1:], 0), Patience())
+        first = flusher.flush(FrozenBatch(row.epoch << 32 | 1, bodies, 0), Patience())
+        flusher.flush(FrozenBatch(row.epoch << 32 | 2, bodies[-1:], 0), Patience())
         ledger.buried(first.last_batch)
         return len(first.buried)
 

@@ -12,14 +12,14 @@ import itertools
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from writebehind import enqueue as producer_enqueue
 from writebehind.script import Script
 from writebehind_worker import ledger, owned_queue, takeover, worker
-from writebehind_worker.frozen import FrozenBatch, freeze
+from writebehind_worker.frozen import FrozenBatch
 from writebehind_worker.ledger import Ledger
 from writebehind_worker.owned_queue import OwnedQueue
 
@@ -45,12 +45,12 @@ def _forget_batches() -> None:
     inner = Ledger.record
 
     @functools.wraps(inner)
-    def record(self: Any, epoch: int, batch: int, *rest: int) -> None:
-        inner(self, epoch, batch, *rest)
+    def record(self: Any, epoch: int, batches: Sequence[int], *rest: int) -> None:
+        inner(self, epoch, batches, *rest)
         self._conn.execute(
-            "UPDATE writebehind.ledger SET recent_batches = array_remove(recent_batches, $1) "
-            "WHERE queue = $2",
-            [batch, self._queue],
+            "UPDATE writebehind.ledger SET recent_batches = "
+            "recent_batches[:cardinality(recent_batches) - $1] WHERE queue = $2",
+            [len(batches), self._queue],
         )
 
     _replace(Ledger, "record", record)
@@ -58,15 +58,15 @@ def _forget_batches() -> None:
 
 def _let_everybody_commit() -> None:
     """And pauses at the worst moment, with a ledger that remembers just enough for recovery."""
-    inner, batches = Ledger.record, itertools.count(1)
+    inner, calls = Ledger.record, itertools.count(1)
     _replace(ledger, "RECENT", 8)
 
     @functools.wraps(inner)
-    def record(self: Any, epoch: int, batch: int, *rest: int) -> None:
-        if next(batches) % 12 == 0:
+    def record(self: Any, epoch: int, batches: Sequence[int], *rest: int) -> None:
+        if next(calls) % 12 == 0:
             _pause(seconds=4)
         found = self._conn.execute("SELECT epoch FROM writebehind.ledger WHERE queue = $1", [self._queue])
-        inner(self, found.fetchone()[0], batch, *rest)
+        inner(self, found.fetchone()[0], batches, *rest)
 
     _replace(Ledger, "record", record)
 
@@ -100,12 +100,12 @@ def _acknowledge_at_once() -> None:
     def claim(self: Any, *rest: Any) -> Any:
         claimed = inner(self, *rest)
         if isinstance(claimed, FrozenBatch):
-            acknowledge(self, claimed, claimed.id, [])
+            acknowledge(self, [claimed.id], claimed.applied_seq, claimed.id, [])
         return claimed
 
-    def acknowledge_recovered(self: Any, batch: FrozenBatch, *rest: Any) -> None:
-        if batch.id in self._inflight:
-            acknowledge(self, batch, *rest)
+    def acknowledge_recovered(self: Any, batches: Sequence[int], *rest: Any) -> None:
+        if batches[0] in self._inflight:
+            acknowledge(self, batches, *rest)
 
     _replace(OwnedQueue, "claim", claim)
     _replace(OwnedQueue, "acknowledge", acknowledge_recovered)
@@ -125,11 +125,11 @@ def _pop() -> None:
             return 0.0
         clock = int(self._client.hget(self._keys.clock, "seq") or 0)
         self._claimed += 1
-        return freeze(self._epoch << 32 | self._claimed, items, clock)
+        return FrozenBatch(self._epoch << 32 | self._claimed, items, clock)
 
-    def acknowledge(self: Any, batch: FrozenBatch, *_: Any) -> None:
-        if batch.applied_seq:
-            self._client.set(self._keys.applied, batch.applied_seq)
+    def acknowledge(self: Any, _: Sequence[int], applied_seq: int, *__: Any) -> None:
+        if applied_seq:
+            self._client.set(self._keys.applied, applied_seq)
 
     _replace(OwnedQueue, "claim", claim)
     _replace(OwnedQueue, "acknowledge", acknowledge)

@@ -36,6 +36,7 @@ class _ColumnRow(msgspec.Struct):
     type_oid: int
     type_name: str
     type_type: str
+    type_category: str
     typmod: int
     not_null: bool
     has_default: bool
@@ -170,10 +171,11 @@ def _column(row: _ColumnRow, domains: dict[int, _Domain]) -> Column:
             scale = (((typmod - 4) & 0x7FF) ^ 1024) - 1024  # 11 bits, signed
     elif name in ("float4", "float8"):
         number = "float"
+    # Not domains, arrays, composites, ranges: nor json, which keeps the quotes of a string.
+    is_scalar = row.type_type in "be" and row.type_category != "A" and name not in ("json", "jsonb")
     is_domain = row.type_oid in domains
-    return Column(
-        row.name, row.type, row.generated, is_domain, number, _INT_BITS.get(name, 0), precision, scale
-    )
+    bits = _INT_BITS.get(name, 0)
+    return Column(row.name, row.type, row.generated, is_domain, number, bits, precision, scale, is_scalar)
 
 
 def _key_column(row: _ColumnRow, domains: dict[int, _Domain]) -> KeyColumn:

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 
-from .plan import Group, groups
+from .plan import Group, RowGroup, groups
 from .received import Fault, make_fault
 from .resolve import Write
 from .sqlstate import Verdict, judge
-from .statement import delete, insert_missing, may_upsert, parameter, update, upsert
+from .statement import delete, insert_missing, json_records, may_upsert, parameter, update, upsert
 
-Statement = tuple[Group, str]
-"""Rows that one statement takes, and its parameter."""
+
+class Statement(NamedTuple):
+    """So many rows that one statement takes: as a JSON parameter, or as lines of CSV for COPY."""
+
+    group: Group
+    size: int
+    rows: str | bytes
 
 
 def statements(writes: Sequence[Write]) -> Iterator[Statement]:
     """What a list of writes comes to, in order."""
-    for group in groups(writes):
-        yield group, parameter(group)
+    return map(statement_of, groups(writes))
 
 
-class _Untouched(Exception):
+def statement_of(group: RowGroup) -> Statement:
+    """With its rows as JSON."""
+    return Statement(group, len(group.rows), parameter(group))
+
+
+class Untouched(Exception):
     """A statement touched fewer rows than it was given keys."""
 
 
@@ -53,7 +62,7 @@ class Execution:
             # Deferred ones would fail at COMMIT, outside every savepoint.
             check = "SET CONSTRAINTS ALL IMMEDIATE; " if is_checked else ""
             self._conn.execute(check + "RELEASE SAVEPOINT part")
-        except _Untouched as error:
+        except Untouched as error:
             fault = Fault("P0002", str(error))
         except psycopg.Error as error:
             fault = self._fault(error)
@@ -86,35 +95,43 @@ class Execution:
 
     def _execute(self, them: Iterable[Statement]) -> dict[str, int]:
         rows: dict[str, int] = {}
-        for group, records in them:
-            _write(self._conn, group, [records])
-            name = group.table.full_name
-            rows[name] = rows.get(name, 0) + len(group.rows)
+        for statement in them:
+            group = statement.group
+            execute(self._conn, statement, json_records(group), [statement.rows])
+            rows[group.table.full_name] = rows.get(group.table.full_name, 0) + statement.size
         return rows
 
 
-def _write(conn: psycopg.Connection[Any], group: Group, records: list[str]) -> None:
-    expected = len(group.rows)
+def execute(
+    conn: psycopg.Connection[Any], statement: Statement, records: str, parameters: Sequence[object] = ()
+) -> None:
+    """Writes the rows, which come from ``records``. Raises `Untouched`, ``psycopg.Error``."""
+
+    def run(sql: str) -> int:
+        # What is copied is of another size each time: a plan of before may be a bad one.
+        return conn.execute(sql, parameters, prepare=None if parameters else False).rowcount
+
+    group, expected = statement.group, statement.size
     if group.op == "delete":
-        conn.execute(delete(group), records)
+        run(delete(group, records))
     elif group.op == "patch":
-        if conn.execute(update(group), records).rowcount < expected:
-            raise _Untouched(
+        if run(update(group, records)) < expected:
+            raise Untouched(
                 f"{group.table.full_name} has no row with this key (or a trigger or policy skipped it): "
                 "a patch changes rows that exist"
             )
     elif may_upsert(group):
-        _check(group, conn.execute(upsert(group), records).rowcount)
+        _check(group, expected, run(upsert(group, records)))
     else:
-        written = conn.execute(update(group), records).rowcount if group.columns else 0
+        written = run(update(group, records)) if group.columns else 0
         if written < expected:
-            written += conn.execute(insert_missing(group), records).rowcount
-        _check(group, written)
+            written += run(insert_missing(group, records))
+        _check(group, expected, written)
 
 
-def _check(group: Group, written: int) -> None:
-    if group.columns and written < len(group.rows):
-        raise _Untouched(
+def _check(group: Group, expected: int, written: int) -> None:
+    if group.columns and written < expected:
+        raise Untouched(
             f"the row of {group.table.full_name} was not written: "
             "a trigger or a row-level security policy skipped it"
         )

@@ -14,9 +14,11 @@ from writebehind.identity import TableKey
 
 from .apply import Application, Applied, Patience
 from .breaker import Breaker
+from .bulk import Bulk
 from .catalog import Catalog, load_catalog, read_versions
+from .digest import Digest
 from .errors import OwnershipLost
-from .execution import Statement
+from .execution import Statement, Untouched
 from .frozen import FrozenBatch, split_applied_before
 from .history import LedgerRow
 from .key_reader import KeyReader
@@ -27,6 +29,7 @@ from .prepared import Prepared
 from .received import Fault, Message
 from .resolve import Refusal, Write, names_unknown, resolve
 from .retry import letters_of, without_effect, written_rows
+from .sqlstate import Verdict, judge
 
 _ROLLED_BACK = Fault("", "applied before Redis went back in time; not applied again")
 _PATIENT_LOCK_TIMEOUT_S = 1.0
@@ -76,6 +79,7 @@ class Flusher:
         self._allowed = tables
         self._lock_timeout_s, self._statement_timeout_s = lock_timeout_s, statement_timeout_s
         self._keys = KeyReader(conn, statement_timeout_s)
+        self._bulk = Bulk(conn)
         self._refused_tables = {table for table, _ in ledger.open_dead_letters() if table is not None}
         self._publish = publish
         self.catalog = self._read_catalog()
@@ -95,6 +99,42 @@ class Flusher:
             except _CatalogChanged:
                 self.catalog = self._read_catalog()
         raise OwnershipLost("the tables of a batch are being altered again and again")
+
+    def flush_at_once(self, batches: Sequence[int], digest: Digest) -> Flushed | None:
+        """Brings frozen batches to Postgres in one transaction.
+
+        ``None``, and nothing is there, where they have to be flushed one by one: a write is refused, a row is
+        locked, a batch was committed before, or something is going on that needs each message.
+
+        Raises:
+            OwnershipLost, LedgerRefused, psycopg.Error: as :meth:`flush`.
+        """
+        if not self._is_calm(digest):
+            return None
+        statements = self._bulk.statements(digest)
+        try:
+            with self._transaction(Patience()):
+                self._bulk.copy(statements)  # before the ledger's row is held
+                self._ledger.record(self._epoch, batches, digest.applied_seq, 0)
+                rows = self._bulk.write(statements)
+                self._check_catalog(digest.tables)
+        except (AlreadyApplied, Untouched, _CatalogChanged):
+            return None
+        except psycopg.Error as error:
+            if judge(error) in (Verdict.ROW, Verdict.TIMEOUT):
+                return None
+            raise
+        writes: dict[tuple[str, Outcome], int] = {(t, "applied"): n for t, n in digest.messages.items()}
+        return Flushed((), batches[-1], writes, rows)
+
+    def _is_calm(self, digest: Digest) -> bool:
+        """No rollback of Redis is being dealt with, no table has refused a write, no breaker counts."""
+        return (
+            digest.catalog is self.catalog
+            and not self._rollback_items
+            and self._breaker.trial().is_quiet
+            and self._refused_tables.isdisjoint(digest.messages)
+        )
 
     def count_dead_letters(self) -> dict[tuple[str | None, str | None], int] | None:
         """As :meth:`Ledger.open_dead_letters`; ``None`` if somebody's lock, or their number, holds it up."""
@@ -131,7 +171,7 @@ class Flusher:
         refusals = [self._placed(r) for r in refusals]
         try:
             with self._transaction(patience):
-                self._ledger.record(self._epoch, batch.id, batch.applied_seq, rollback_left)
+                self._ledger.record(self._epoch, [batch.id], batch.applied_seq, rollback_left)
                 over = self._passed_over(messages, writes)
                 if over:
                     ready = ()

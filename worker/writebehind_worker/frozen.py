@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 
 from .received import Message, receive
 
 _SEQ = re.compile(rb'\{"seq":([0-9]{1,16}),"table":')
 
 
-@dataclass(frozen=True, slots=True)
 class FrozenBatch:
-    """``messages`` oldest first; ``id`` is ``epoch << 32 | n``, unique in the life of the ledger."""
+    """``items`` oldest first, as they are in Redis; ``id`` is ``epoch << 32 | n``, unique in the life of the
+    ledger; ``clock`` is the highest seq that the queue had given out.
+    """
 
-    id: int
-    messages: Sequence[Message]
+    def __init__(self, id: int, items: Sequence[bytes], clock: int) -> None:
+        self.id, self.items, self.clock = id, items, clock
+
+    @cached_property
+    def messages(self) -> Sequence[Message]:
+        """The items as they are read one by one: only where `digest` cannot read them at once."""
+        return [receive(i, item, self.clock) for i, item in enumerate(self.items)]
 
     @property
     def applied_seq(self) -> int:
         """The highest seq in it; 0 if none has one."""
         return max((m.seq for m in self.messages if m.seq is not None), default=0)
 
-
-def freeze(batch: int, items: Sequence[bytes], clock: int) -> FrozenBatch:
-    """Reads the items of a batch; ``clock`` is the highest seq that the queue has given out."""
-    return FrozenBatch(batch, [receive(i, item, clock) for i, item in enumerate(items)])
+    @property
+    def size_bytes(self) -> int:
+        """Of all items."""
+        return sum(map(len, self.items))
 
 
 def stamped_seq(item: bytes) -> int | None:

@@ -143,29 +143,29 @@ class Ledger:
         if not done:
             raise OwnershipLost("another worker has raised the epoch in the ledger")
 
-    def record(self, epoch: int, batch: int, applied_seq: int, rollback_items: int) -> None:
-        """First statement of a batch's transaction: it holds the row until the end of it.
+    def record(self, epoch: int, batches: Sequence[int], applied_seq: int, rollback_items: int) -> None:
+        """First statement of the transaction of one or more batches: it holds the row until the end of it.
 
         Raises:
-            AlreadyApplied: the batch has been committed before.
+            AlreadyApplied: one of the batches has been committed before.
             OwnershipLost: another worker has raised the epoch.
         """
         with self._guarded():
             done = self._conn.execute(
-                "UPDATE writebehind.ledger SET recent_batches = (recent_batches || $3)"
-                f"[greatest(1, cardinality(recent_batches) - {RECENT - 2}):], "
+                "UPDATE writebehind.ledger SET recent_batches = (recent_batches || $3::bigint[])"
+                f"[greatest(1, cardinality(recent_batches) + cardinality($3::bigint[]) - {RECENT - 1}):], "
                 "applied_seq = greatest(applied_seq, $4), rollback_items = $5, updated_at = now() "
-                "WHERE queue = $1 AND epoch = $2 AND NOT $3 = ANY (recent_batches)",
-                [self._queue, epoch, batch, applied_seq, rollback_items],
+                "WHERE queue = $1 AND epoch = $2 AND NOT $3::bigint[] && recent_batches",
+                [self._queue, epoch, list(batches), applied_seq, rollback_items],
             ).rowcount
             if done:
                 return
             found = self._conn.execute(
-                "SELECT epoch = $2, $3 = ANY (recent_batches) FROM writebehind.ledger WHERE queue = $1",
-                [self._queue, epoch, batch],
+                "SELECT epoch = $2, $3::bigint[] && recent_batches FROM writebehind.ledger WHERE queue = $1",
+                [self._queue, epoch, list(batches)],
             ).fetchone()
         if found is not None and found[0] and found[1]:
-            raise AlreadyApplied(batch)
+            raise AlreadyApplied(batches)
         raise OwnershipLost("another worker has raised the epoch in the ledger")
 
     def say_waiting(self, epoch: int, reason: str | None) -> None:

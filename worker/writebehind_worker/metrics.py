@@ -62,7 +62,7 @@ class Metrics:
         )
         self._flush = Histogram(
             "writebehind_flush_seconds",
-            "Time to bring one batch to Postgres, COMMIT included.",
+            "Time to bring a batch, or several at once, to Postgres, COMMIT included.",
             buckets=FLUSH_BUCKETS_S,
             registry=self.registry,
         )
@@ -89,9 +89,10 @@ class Metrics:
     def rows_written(self, table: str, rows: int) -> None:
         self._rows.labels(self._table(table)).inc(rows)
 
-    def batch(self, size: int, seconds: float) -> None:
-        """A batch of ``size`` messages was committed, ``seconds`` after its flush began."""
-        self._batch_size.observe(size)
+    def flush(self, sizes: Sequence[int], seconds: float) -> None:
+        """Batches of ``sizes`` messages were committed together, ``seconds`` after their flush began."""
+        for size in sizes:
+            self._batch_size.observe(size)
         self._flush.observe(seconds)
 
     def lag(self, commit_us: int, seqs_us: Sequence[int]) -> None:

@@ -7,6 +7,7 @@ us read everything again. Replies are never assumed: the client that is given mu
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from writebehind.receipt import REJECTED_BOUND, Rejection
 from writebehind.script import Argument, Script
 
 from .errors import OwnershipLost
-from .frozen import FrozenBatch, freeze
+from .frozen import FrozenBatch
 from .history import Holdings
 from .redis_server import RedisLink
 from .settle import Settlement
@@ -33,6 +34,9 @@ _SETTLE = Script("writebehind_worker", "settle")
 _ACKNOWLEDGE = Script("writebehind_worker", "acknowledge")
 _SCAN = Script("writebehind_worker", "scan")
 
+CONNECTIONS = 2
+"""As many as use it at the same time: a link that has them open makes no more."""
+
 TOMBSTONE_TTL_S = 10
 _SETTLED_AT_ONCE = 500  # cache keys a script call, so that Redis answers others in between
 _READ_AT_ONCE = 1000
@@ -42,11 +46,12 @@ _RAW_TAIL = -1  # claim.lua: the oldest item does not tell its age
 
 
 class OwnedQueue:
-    """The owner's view. For one thread."""
+    """The owner's view. For two threads: one that claims, and one that settles and acknowledges."""
 
     def __init__(self, link: RedisLink, keys: QueueKeys, token: str) -> None:
         self._link, self._client, self._keys, self._token = link, link.client, keys, token
         self._connections = 0
+        self._turn = threading.Lock()  # what a script is told of our beliefs is so until it has answered
         self._epoch = 0
         self._inflight: deque[int] = deque()
         self._acked = 0
@@ -98,7 +103,7 @@ class OwnedQueue:
     def read_frozen(self, batch: int, clock: int) -> FrozenBatch:
         """A batch that a former owner, or we, have claimed before."""
         items = list(self._items(self._keys.processing(batch)))
-        return freeze(batch, items, clock)
+        return FrozenBatch(batch, items, clock)
 
     def count_applied_before(self, applied_seq: int, clock: int, progress: Callable[[], None]) -> int:
         """As :func:`frozen.count_applied_before`, of the waiting items, by looks that are short for Redis.
@@ -130,6 +135,10 @@ class OwnedQueue:
 
         0.0: the queue is empty; else its items are younger than ``write_delay_s``, and fewer than a batch.
         """
+        with self._turn:
+            return self._claim(most_items, most_bytes, write_delay_s)
+
+    def _claim(self, most_items: int, most_bytes: int, write_delay_s: float) -> FrozenBatch | float:
         batch = self._epoch << 32 | (self._claimed + 1)
         k = self._keys
         if self._raw_since is not None and time.monotonic() - self._raw_since >= write_delay_s:
@@ -161,7 +170,7 @@ class OwnedQueue:
         self._inflight.append(batch)
         now, clock, *items = rest
         self._saw_time(int(now))
-        return freeze(batch, items, int(clock))
+        return FrozenBatch(batch, items, int(clock))
 
     def _wait(self, left_us: int, write_delay_s: float) -> float:
         if left_us != _RAW_TAIL:
@@ -189,24 +198,28 @@ class OwnedQueue:
                     self.settle(part[: len(part) // 2])
                     self.settle(part[len(part) // 2 :])
 
-    def acknowledge(self, batch: FrozenBatch, last_batch: int, rejections: Sequence[Rejection]) -> None:
-        """Drops the oldest frozen batch: it is in Postgres, and ``last_batch`` the last one that is."""
+    def acknowledge(
+        self, batches: Sequence[int], applied_seq: int, last_batch: int, rejections: Sequence[Rejection]
+    ) -> None:
+        """Drops the oldest frozen batches: they are in Postgres, and ``last_batch`` the last one that is.
+
+        ``applied_seq`` is the highest seq in them.
+        """
         k = self._keys
         arguments: list[Argument] = [
-            self._token, self._epoch, batch.id, batch.applied_seq, REJECTED_BOUND,
-            last_batch,
+            self._token, self._epoch, ",".join(map(str, batches)), applied_seq, REJECTED_BOUND, last_batch,
         ]  # fmt: skip
         for rejection in rejections:
             arguments += (rejection.seq, msgspec.json.encode(rejection))
-        status, *why = _ACKNOWLEDGE(
-            self._client,
-            [k.inflight, k.lease, k.epoch, k.applied, k.acked, k.rejected, k.processing(batch.id)],
-            arguments,
-        )
-        if status != b"ok":
-            raise OwnershipLost(why[0].decode())
-        self._inflight.popleft()
-        self._acked = last_batch
+        lists = map(k.processing, batches)
+        with self._turn:
+            own = [k.inflight, k.lease, k.epoch, k.applied, k.acked, k.rejected]
+            status, *why = _ACKNOWLEDGE(self._client, [*own, *lists], arguments)
+            if status != b"ok":
+                raise OwnershipLost(why[0].decode())
+            for _ in batches:
+                self._inflight.popleft()
+            self._acked = last_batch
 
     def peek(self, block_s: float) -> None:
         """Returns when an item may be there, at the latest after ``block_s``.

@@ -23,7 +23,7 @@ _OP_ORDER: dict[Op, int] = {"delete": 0, "put": 1, "patch": 2, "increment": 3}
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Rows that one statement takes: the same table, operation and columns.
+    """What rows have in common that one statement takes: table, operation, columns.
 
     ``wide``: increments with deltas that the column itself could not hold.
     """
@@ -32,15 +32,34 @@ class Group:
     op: Op
     columns: tuple[str, ...]
     wide: bool
+
+    @property
+    def order(self) -> tuple[bool, int, int, int, tuple[str, ...], bool]:
+        """Its place within a wave."""
+        is_delete = self.op == "delete"
+        rank = -self.table.rank if is_delete else self.table.rank
+        return (not is_delete, rank, self.table.oid, _OP_ORDER[self.op], self.columns, self.wide)
+
+
+@dataclass(frozen=True, slots=True)
+class RowGroup(Group):
+    """The rows of a group, too."""
+
     rows: Sequence[Write]
 
 
-def groups(writes: Sequence[Write]) -> Iterator[Group]:
+def groups(writes: Sequence[Write]) -> Iterator[RowGroup]:
     """The statements that a list of writes comes to, in order."""
     for segment in segments(writes):
-        ops = list(coalesce(segment).values())
-        for i in range(max(len(o) for o in ops)):
-            yield from _wave([o[i] for o in ops if len(o) > i])
+        for wave in waves(segment):
+            yield from wave
+
+
+def waves(segment: Sequence[Write]) -> Iterator[list[RowGroup]]:
+    """The statements of a list without barriers: those of a wave have no row in common."""
+    ops = list(coalesce(segment).values())
+    for i in range(max((len(o) for o in ops), default=0)):
+        yield _wave([o[i] for o in ops if len(o) > i])
 
 
 def segments(writes: Sequence[Write]) -> Iterator[Sequence[Write]]:
@@ -66,7 +85,7 @@ def _is_barrier(shape: Shape, present: set[int]) -> bool:
     return shape.op == "delete" and not shape.table.cascades.isdisjoint(present)
 
 
-def _wave(ops: Sequence[Write]) -> Iterator[Group]:
+def _wave(ops: Sequence[Write]) -> list[RowGroup]:
     alike: dict[tuple[int, bool], list[Write]] = defaultdict(list)
     for op in ops:
         alike[id(op.shape), op.shape.op == "increment" and _is_wide(op)].append(op)
@@ -74,9 +93,11 @@ def _wave(ops: Sequence[Write]) -> Iterator[Group]:
     for (_, wide), rows in alike.items():  # the same columns may come in another order
         shape = rows[0].shape
         found[shape.table.oid, shape.op, shape.columns, wide] += rows
-    made = [Group(rows[0].table, op, cs, wide, rows) for (_, op, cs, wide), rows in found.items()]
-    for group in sorted(made, key=_group_order):
-        yield Group(group.table, group.op, group.columns, group.wide, sorted(group.rows, key=_row_order))
+    made = [
+        RowGroup(rows[0].table, op, columns, wide, sorted(rows, key=_row_order))
+        for (_, op, columns, wide), rows in found.items()
+    ]
+    return sorted(made, key=_group_order)
 
 
 def _is_wide(op: Write) -> bool:
@@ -84,10 +105,5 @@ def _is_wide(op: Write) -> bool:
     return any(needs_wide_delta(known[name], bytes(delta)) for name, delta in op.columns.items())
 
 
-def _group_order(group: Group) -> tuple[bool, int, int, int, tuple[str, ...], bool]:
-    is_delete = group.op == "delete"
-    rank = -group.table.rank if is_delete else group.table.rank
-    return (not is_delete, rank, group.table.oid, _OP_ORDER[group.op], group.columns, group.wide)
-
-
+_group_order = attrgetter("order")
 _row_order = attrgetter("order")

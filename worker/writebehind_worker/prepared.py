@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .catalog import Catalog
 from .execution import Statement, statements
 from .frozen import FrozenBatch
-from .resolve import Key, Refusal, Write, resolve
-from .table import Table
+from .resolve import MustAsk, Refusal, Write, never_ask, resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,18 +21,10 @@ class Prepared:
     statements: Sequence[Statement]
 
 
-class _MustAsk(Exception):
-    pass
-
-
 def prepare(batch: FrozenBatch, catalog: Catalog) -> Prepared | None:
     """``None`` where only Postgres can tell which keys are equal."""
     try:
-        writes, refusals = resolve(batch.messages, catalog, _ask)
-    except _MustAsk:
+        writes, refusals = resolve(batch.messages, catalog, never_ask)
+    except MustAsk:
         return None
     return Prepared(catalog, writes, refusals, list(statements(writes)) if writes else ())
-
-
-def _ask(table: Table, keys: Sequence[Mapping[str, bytes]]) -> Sequence[Key | None]:
-    raise _MustAsk

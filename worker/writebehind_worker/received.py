@@ -15,7 +15,7 @@ _OPS = frozenset(get_args(Op))
 _NUMBER = re.compile(rb"-?[0-9]")
 # Whole pairs, or the digit of a half. It begins with what is searched for fast: a body may be of any length.
 _SURROGATE = re.compile(rb"\\u[dD](?:[89abAB]..\\u[dD][c-fC-F]|([89a-fA-F]))", re.DOTALL)
-_DEFAULT_TTL_S = 3600
+DEFAULT_TTL_S = 3600
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -62,7 +62,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     columns: Mapping[str, JsonText] | None = None
     seq: int | None = None
     cache_key: str | None = None
-    ttl_s: int = _DEFAULT_TTL_S
+    ttl_s: int = DEFAULT_TTL_S
     retry: int | None = None  # the dead letter that this sends again
     force: bool = False  # also if that one is superseded, or was applied before Redis went back
     fault: Fault | None = None
@@ -132,7 +132,7 @@ def _message(position: int, body: bytes, read: _Envelope, clock: int) -> Message
         _columns(read),
         read.seq,
         read.key,
-        read.ttl or _DEFAULT_TTL_S,
+        read.ttl or DEFAULT_TTL_S,
         read.retry,
         read.force,
     )

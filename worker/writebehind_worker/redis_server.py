@@ -32,6 +32,13 @@ class RedisLink:
             redis_connect_func=self._connected,
         )
 
+    def open(self, connections: int) -> None:
+        """Has so many at hand: one more later would count as renewed."""
+        pool = self.client.connection_pool
+        held = [pool.get_connection() for _ in range(connections)]
+        for connection in held:
+            pool.release(connection)
+
     def _connected(self, connection: Any) -> None:
         connection.on_connect()
         self.connections += 1

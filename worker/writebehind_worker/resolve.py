@@ -21,6 +21,15 @@ Ask = Callable[[Table, Sequence[Mapping[str, bytes]]], Sequence[Key | None]]
 """Asks Postgres for the canonical form of keys, ``None`` where it cannot read one."""
 
 
+class MustAsk(Exception):
+    """Only Postgres can tell which keys are equal."""
+
+
+def never_ask(table: Table, keys: Sequence[Mapping[str, bytes]]) -> Sequence[Key | None]:
+    """An `Ask` for where Postgres is not at hand: it raises `MustAsk`."""
+    raise MustAsk(table.full_name)
+
+
 _UNKNOWN = frozenset({"42P01", "42703"})
 _MOST_DIGITS = 131_072 + 16_383 + 20  # of a numeric; a sign, a point, an exponent
 _MOST_NAMES = 10  # of an `id`, that a reason quotes

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from .received import Message
 
 
-@dataclass(slots=True)
-class Settlement:
+class Settlement(msgspec.Struct, gc=False):
     """One cache entry: the last write to it that was applied, the last that was not (seqs; 0: none)."""
 
     cache_key: str

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .plan import Group
+from .plan import Group, RowGroup
 from .table import Column, KeyColumn, Table, quoted
 
 
-def parameter(group: Group) -> str:
+def parameter(group: RowGroup) -> str:
     """The rows as a JSON array of objects, column → JSON text."""
     rows = [w.shape.template % (*w.key_texts, *w.columns.values()) for w in group.rows]
     return (b"[" + b",".join(rows) + b"]").decode()
@@ -28,8 +28,8 @@ def may_upsert(group: Group) -> bool:
     return group.op != "increment" or not (group.wide or table.checked & set(group.columns))
 
 
-def upsert(group: Group) -> str:
-    """Puts or increments in one statement."""
+def upsert(group: Group, records: str) -> str:
+    """Puts or increments in one statement. Here and below the rows come from ``records``, as ``r``."""
     key = ", ".join(quoted(c.name) for c in group.table.key)
     if not group.columns:
         action = "NOTHING"
@@ -41,31 +41,31 @@ def upsert(group: Group) -> str:
         action = "UPDATE SET " + ", ".join(f"{c} = excluded.{c}" for c in map(quoted, group.columns))
     return (
         f"INSERT INTO {group.table.sql} AS t ({_all_columns(group)}) OVERRIDING SYSTEM VALUE "
-        f"SELECT {_all_columns(group, 'r.')} FROM {_records(group)} ON CONFLICT ({key}) DO {action}"
+        f"SELECT {_all_columns(group, 'r.')} FROM {records} ON CONFLICT ({key}) DO {action}"
     )
 
 
-def update(group: Group) -> str:
+def update(group: Group, records: str) -> str:
     """Patches, or the first half of puts and increments that cannot be upserted."""
     if group.op == "increment":
         sets = ", ".join(f"{c} = coalesce(t.{c}, 0) + r.{c}" for c in map(quoted, group.columns))
     else:
         sets = ", ".join(f"{c} = r.{c}" for c in map(quoted, group.columns))
-    return f"UPDATE {group.table.sql} AS t SET {sets} FROM {_records(group)} WHERE {_same_key(group.table)}"
+    return f"UPDATE {group.table.sql} AS t SET {sets} FROM {records} WHERE {_same_key(group.table)}"
 
 
-def insert_missing(group: Group) -> str:
+def insert_missing(group: Group, records: str) -> str:
     """The second half: the rows that the UPDATE did not find."""
     return (
         f"INSERT INTO {group.table.sql} ({_all_columns(group)}) OVERRIDING SYSTEM VALUE "
-        f"SELECT {_all_columns(group, 'r.')} FROM {_records(group)} "
+        f"SELECT {_all_columns(group, 'r.')} FROM {records} "
         f"WHERE NOT EXISTS (SELECT FROM {group.table.sql} AS t WHERE {_same_key(group.table)})"
     )
 
 
-def delete(group: Group) -> str:
+def delete(group: Group, records: str) -> str:
     """Deletes; a row that is not there is no error."""
-    return f"DELETE FROM {group.table.sql} AS t USING {_records(group)} WHERE {_same_key(group.table)}"
+    return f"DELETE FROM {group.table.sql} AS t USING {records} WHERE {_same_key(group.table)}"
 
 
 def canonical_keys(table: Table) -> str:
@@ -96,10 +96,16 @@ def _canonical_text(column: KeyColumn) -> str:
     return f"lower({value}::text)" if column.base == "citext" else f"{value}::text"
 
 
-def _records(group: Group) -> str:
+def json_records(group: Group) -> str:
+    """The rows of :func:`parameter`."""
+    return f"json_to_recordset($1::json) AS r({record_types(group)})"
+
+
+def record_types(group: Group) -> str:
+    """Key and columns with their types, as Postgres has to read the rows."""
     types = [f"{quoted(c.name)} {c.type}" for c in group.table.key]
     types += [f"{quoted(n)} {_type(group, group.table.columns[n])}" for n in group.columns]
-    return f"json_to_recordset($1::json) AS r({', '.join(types)})"
+    return ", ".join(types)
 
 
 def _type(group: Group, column: Column) -> str:

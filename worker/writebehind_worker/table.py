@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -25,6 +25,7 @@ class Column:
     bits: int = 0
     precision: int | None = None
     scale: int | None = None
+    is_scalar: bool = False  # for a JSON scalar Postgres reads its text, and nothing else
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,7 @@ class Table:
     rank: int  # parents before children: greater than that of every table it references
     cascades: frozenset[int]  # tables whose rows a delete here may remove or change
     shapes: dict[tuple[str, ...], Shape] = field(default_factory=dict, compare=False, repr=False)
+    plain_shapes: dict[tuple[str, ...], Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def full_name(self) -> str:

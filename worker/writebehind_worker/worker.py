@@ -28,7 +28,7 @@ from .heartbeat import Heartbeat
 from .lease import Holder, Lease
 from .ledger import Ledger
 from .metrics import Metrics
-from .owned_queue import OwnedQueue, publish_tables
+from .owned_queue import CONNECTIONS, OwnedQueue, publish_tables
 from .redis_server import RedisLink
 from .sqlstate import advice
 from .state import WorkerState
@@ -170,6 +170,7 @@ class Worker:
 
     def _take_over(self, link: RedisLink, queue: OwnedQueue, ledger: Ledger) -> Takeover:
         """Asks the server that answers now for its run id: while we stood by it may have become another."""
+        link.open(CONNECTIONS)
         before = link.connections
         run_id = redis_server.check(link.client, self._config)
         taken = take_over(queue, ledger, self._owner, run_id, self._state.progress)

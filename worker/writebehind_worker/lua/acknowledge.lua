@@ -1,17 +1,18 @@
 #!lua flags=allow-oom
--- The oldest frozen batch is in Postgres: drops it, and says so to receipts. For the owner only.
+-- The oldest frozen batches are in Postgres: drops them, and says so to receipts. For the owner only.
 --
 -- KEYS  1 {q}:inflight   2 {q}:lease   3 {q}:epoch   4 {q}:applied   5 {q}:acked   6 {q}:rejected
---       7 {q}:processing:<batch>
--- ARGV  1 token   2 epoch   3 batch id   4 highest seq in it   5 most rejections to remember
---       6 id of the last batch that the ledger has (this one, but while batches of before are recovered)
+--       7.. {q}:processing:<batch> of each
+-- ARGV  1 token   2 epoch   3 their ids, comma-separated   4 highest seq in them   5 most rejections to remember
+--       6 id of the last batch that the ledger has (the last of these, but while batches of before are recovered)
 --       then for each rejected write: seq, JSON
 -- Returns {'ok'} or {'lost', why}.
 
 local token = string.match(redis.call('GET', KEYS[2]) or '', '^([^|]*)|')
 if token ~= ARGV[1] then return {'lost', 'another worker holds the lease'} end
 if redis.call('GET', KEYS[3]) ~= ARGV[2] then return {'lost', 'the epoch has changed'} end
-if redis.call('LINDEX', KEYS[1], 0) ~= ARGV[3] then
+local n = #KEYS - 6
+if table.concat(redis.call('LRANGE', KEYS[1], 0, n - 1), ',') ~= ARGV[3] then
   return {'lost', 'the oldest frozen batch is not that of the owner'}
 end
 
@@ -21,6 +22,6 @@ if tonumber(ARGV[4]) > tonumber(redis.call('GET', KEYS[4]) or '0') then
   redis.call('SET', KEYS[4], ARGV[4])
 end
 redis.call('SET', KEYS[5], ARGV[6])
-redis.call('LPOP', KEYS[1])
-redis.call('UNLINK', KEYS[7])
+redis.call('LTRIM', KEYS[1], n, -1)
+for i = 7, #KEYS do redis.call('UNLINK', KEYS[i]) end
 return {'ok'}

@@ -14,6 +14,7 @@ SELECT json_build_object(
             'type_oid', a.atttypid::bigint,
             'type_name', t.typname,
             'type_type', t.typtype,
+            'type_category', t.typcategory,
             'typmod', a.atttypmod,
             'not_null', a.attnotnull,
             'has_default', a.atthasdef OR a.attidentity <> '',

@@ -1,0 +1,79 @@
+"""Many rows at once into the tables, in a transaction: through temporary tables where that is faster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import psycopg
+from psycopg.errors import InsufficientPrivilege
+
+from .bulk_rows import bulk_statements
+from .digest import Digest
+from .execution import Statement, execute
+from .plan import Group
+from .statement import json_records, record_types
+from .table import quoted
+
+_MOST_STAGES = 100  # temporary tables; then they are made anew
+
+
+class Bulk:
+    """Over one connection. It makes a temporary table for each set of columns that comes often enough."""
+
+    def __init__(self, conn: psycopg.Connection[Any]) -> None:
+        self._conn = conn
+        self._stages: dict[tuple[int, str, str], str] = {}  # temporary tables
+        self._may_copy = True
+
+    def statements(self, digest: Digest) -> list[Statement]:
+        """Makes ready what `write` takes; outside of the transaction."""
+        if len(self._stages) > _MOST_STAGES:
+            self._conn.execute("DISCARD TEMP")
+            self._stages.clear()
+        found = bulk_statements(digest, self._may_copy)
+        try:
+            for statement in found:
+                if isinstance(statement.rows, bytes):
+                    self._make_stage(statement.group)
+        except InsufficientPrivilege:  # TEMPORARY on the database: then everything goes as JSON
+            self._may_copy = False
+            return bulk_statements(digest, False)
+        return found
+
+    def copy(self, statements: Sequence[Statement]) -> None:
+        """Brings the rows of those to Postgres that go by COPY. No table of others is touched."""
+        for group, _, rows in statements:
+            if isinstance(rows, bytes):
+                names = ", ".join(quoted(n) for n in (group.table.key[0].name, *group.columns))
+                sql = f"COPY {self._stage(group)} ({names}) FROM STDIN (FORMAT csv, NULL 'null')"
+                with self._conn.cursor().copy(sql) as copy:
+                    copy.write(rows)
+
+    def write(self, statements: Sequence[Statement]) -> Mapping[str, int]:
+        """Writes to the tables; returns how many rows, by ``schema.table``. Raises as `execute` does."""
+        written: dict[str, int] = {}
+        for statement in statements:
+            group = statement.group
+            if isinstance(statement.rows, bytes):
+                execute(self._conn, statement, f"{self._stage(group)} AS r")
+            else:
+                execute(self._conn, statement, json_records(group), [statement.rows])
+            written[group.table.full_name] = written.get(group.table.full_name, 0) + statement.size
+        return written
+
+    def _stage(self, group: Group) -> str:
+        return self._stages[_stage_key(group)]
+
+    def _make_stage(self, group: Group) -> None:
+        key = _stage_key(group)
+        if key in self._stages:
+            return
+        name = f"pg_temp.writebehind_{len(self._stages)}"
+        self._conn.execute(f"CREATE TEMPORARY TABLE {name} ({record_types(group)}) ON COMMIT DELETE ROWS")
+        self._stages[key] = name
+
+
+def _stage_key(group: Group) -> tuple[int, str, str]:
+    """No two statements of a transaction share one; altered types make another."""
+    return group.table.oid, group.op, record_types(group)

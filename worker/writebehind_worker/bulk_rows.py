@@ -1,0 +1,59 @@
+"""The statements of a digest, with the rows as text that Postgres reads fast. No I/O.
+
+The rows are JSON arrays first, made at once, in the order of their keys. A JSON array of scalars without
+a backslash is a line of CSV but for its brackets, and by COPY that takes 0.5 to 0.9 of the time of JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import compress
+from operator import attrgetter, not_
+
+import msgspec
+
+from .digest import Digest
+from .execution import Statement, statement_of
+from .plain_shape import Key, PlainShape, Values
+from .plan import waves
+
+COPIED_FROM = 200
+"""So many rows are worth a COPY, which takes two more round trips."""
+
+_encoder = msgspec.json.Encoder()
+_by_group = attrgetter("group.order")
+
+
+def bulk_statements(digest: Digest, copies: bool) -> list[Statement]:
+    """All that it comes to, in order. ``copies``: rows may go by COPY, as lines of CSV."""
+    first, *later = [list(map(statement_of, wave)) for wave in waves(digest.others)] or [[]]
+    for shape, rows in digest.rows.items():
+        first += _statements(shape, sorted(rows.items()), copies)
+    return [*sorted(first, key=_by_group), *(statement for wave in later for statement in wave)]
+
+
+def _statements(shape: PlainShape, rows: Sequence[tuple[Key, Values]], copies: bool) -> Iterator[Statement]:
+    if copies and shape.copies and len(rows) >= COPIED_FROM:
+        csv = as_csv(rows)
+        if csv is not None:
+            yield Statement(shape.group, len(rows), csv)
+            return
+        plain = [as_csv([row]) is not None for row in rows]
+        if sum(plain) >= COPIED_FROM:
+            yield from _statements(shape, list(compress(rows, plain)), True)
+            rows = list(compress(rows, map(not_, plain)))
+    if rows:
+        yield Statement(shape.group, len(rows), _as_json(shape, rows))
+
+
+def as_csv(rows: Sequence[tuple[Key, Values]]) -> bytes | None:
+    """Lines for ``COPY … (FORMAT csv, NULL 'null')``; ``None`` if a value may mean something else there."""
+    lines = _encoder.encode_lines([(key, *values) for key, values in rows])
+    if b"\\" in lines or b"{" in lines or lines.count(b"[") != len(rows):
+        return None  # an escape, an object, an array; or text with such a character, which is as rare
+    return lines[1:-2].replace(b"]\n[", b"\n") + b"\n"
+
+
+def _as_json(shape: PlainShape, rows: Sequence[tuple[Key, Values]]) -> str:
+    names = [shape.table.key[0].name, *shape.group.columns]
+    return _encoder.encode([dict(zip(names, (key, *values), strict=True)) for key, values in rows]).decode()

@@ -1,0 +1,268 @@
+"""Many writes read at once: what frozen batches come to where nothing about them is odd. No I/O.
+
+Most writes are alike: a known table, one plain key, columns that it has, values that need no look. Those are
+read and merged by calls that take thousands of them, at about 1 µs a write; one by one, as `received.py`,
+`resolve.py` and `coalesce.py` go about it, it is 8. Whatever is not like that goes their way: a row with
+writes of several kinds alone, a table with an odd write as a whole; where a message is wrong, or Postgres
+refuses anything, the batch. What it comes to is the same either way.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import add
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Raw
+
+from writebehind.message import MAX_TTL_S, Op
+
+from .catalog import Catalog
+from .frozen import FrozenBatch
+from .plain_shape import Key, PlainShape, Values, find_plain_shape, values_of
+from .received import DEFAULT_TTL_S, receive
+from .resolve import MustAsk, Write, never_ask, resolve
+from .settle import Settlement
+from .table import Table
+
+Rows = dict[PlainShape, dict[Key, Values]]
+
+
+class _Message(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """The wire format but for what is rare: a key of several columns, a retry."""
+
+    table: str
+    id: Key
+    data: Raw = Raw(b"")
+    op: Op = "put"
+    seq: Annotated[int, Meta(gt=0)] | None = None
+    key: str | None = None
+    ttl: Annotated[int, Meta(ge=1, le=MAX_TTL_S)] | None = None
+
+
+_decode = msgspec.json.Decoder(_Message).decode
+_decode_columns = msgspec.json.Decoder(dict[str, Raw]).decode
+_decode_deltas = msgspec.json.Decoder(dict[str, int]).decode
+
+
+class _Odd(Exception):
+    """These messages have to be read one by one."""
+
+
+_ODD = (_Odd, MustAsk, msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
+
+
+@dataclass(slots=True)
+class Digest:
+    """What batches come to, by the tables as ``catalog`` knows them.
+
+    ``rows``: by kind of write, each row once. ``others``: the writes to other rows, which were read one by
+    one. ``latest``: cache key → the last message that changed the entry. ``messages`` counts by table.
+    """
+
+    catalog: Catalog
+    rows: Rows
+    others: Sequence[Write]
+    latest: dict[str | None, _Message]
+    seqs: list[int]
+    messages: Counter[str]
+
+    @property
+    def size(self) -> int:
+        """Rows to be written, at most."""
+        return sum(map(len, self.rows.values())) + len(self.others)
+
+    @property
+    def applied_seq(self) -> int:
+        """The highest seq; 0 if there is none."""
+        return max(self.seqs, default=0)
+
+    @property
+    def tables(self) -> set[int]:
+        """The oids of all tables that are written to."""
+        return {shape.table.oid for shape in self.rows} | {write.table.oid for write in self.others}
+
+    @property
+    def settlements(self) -> list[Settlement]:
+        """What the cache must hear once all of it is in Postgres."""
+        return [
+            Settlement(key, message.ttl or DEFAULT_TTL_S, message.seq)
+            for key, message in self.latest.items()
+            if key is not None and message.seq is not None
+        ]
+
+    def add(self, later: Digest) -> bool:
+        """Takes in the next batch too. False, and nothing is changed, where both at once could differ."""
+        if self.others or later.others or self.catalog is not later.catalog:
+            return False
+        if self.seqs and later.seqs and later.seqs[0] <= self.seqs[-1]:
+            return False
+        if _has_barrier([*self.rows, *later.rows], (), self.tables | later.tables):
+            return False
+        if any(self._has_other_kinds(shape, rows) for shape, rows in later.rows.items()):
+            return False
+        sums = {s: _added(self.rows.get(s, {}), rows) for s, rows in later.rows.items() if s.adds}
+        if not all(shape.fits(list(rows.values())) for shape, rows in sums.items()):
+            return False
+        for shape, rows in later.rows.items():
+            self.rows[shape] = sums[shape] if shape.adds else {**self.rows.get(shape, {}), **rows}
+        self.latest |= later.latest
+        self.seqs += later.seqs
+        self.messages += later.messages
+        return True
+
+    def _has_other_kinds(self, shape: PlainShape, rows: Mapping[Key, Values]) -> bool:
+        """Whether one of these rows has writes of another kind here."""
+        others = (mine for s, mine in self.rows.items() if s is not shape and s.table is shape.table)
+        return any(not mine.keys().isdisjoint(rows) for mine in others)
+
+
+def digest(batch: FrozenBatch, catalog: Catalog) -> Digest | None:
+    """``None`` where the batch has to be read message by message."""
+    try:
+        return _digest(batch, catalog)
+    except _ODD:
+        return None
+
+
+def _digest(batch: FrozenBatch, catalog: Catalog) -> Digest:
+    messages = list(map(_decode, batch.items))
+    text = b"\n".join(batch.items)
+    if not text.isascii():
+        text.decode()  # msgspec takes the insides of Raw as they come
+    latest = {m.key: m for m in messages if m.seq is not None}
+    seqs = [m.seq for m in messages if m.seq is not None]
+    if None in latest or max(seqs, default=0) > batch.clock or seqs != sorted(seqs):
+        raise _Odd
+    kinds: dict[tuple[str, Op], list[_Message]] = defaultdict(list)
+    for message in messages:
+        kinds[message.table, message.op].append(message)
+    tables = _tables({name for name, _ in kinds}, catalog)
+    rows, odd_tables = _read_kinds(kinds, tables)
+    odd_rows = _take_mixed(rows)
+    others: Sequence[Write] = ()
+    if odd_tables or odd_rows:
+        odd = [
+            position
+            for position, m in enumerate(messages)
+            if (oid := tables[m.table].oid) in odd_tables or m.id in odd_rows.get(oid, ())
+        ]
+        others = _read_one_by_one(batch, odd, catalog)
+    found = Digest(catalog, rows, others, latest, seqs, Counter())
+    if _has_barrier(rows, others, found.tables):
+        raise _Odd
+    for (name, _), those in kinds.items():
+        found.messages[tables[name].full_name] += len(those)
+    return found
+
+
+def _tables(names: Collection[str], catalog: Catalog) -> dict[str, Table]:
+    found = {name: table for name in names if (table := catalog.find(name)) is not None}
+    # An unknown one; or one by two names: what came first to a row of it is not seen any more.
+    if len({table.oid for table in found.values()}) < len(names):
+        raise _Odd
+    return found
+
+
+def _read_kinds(
+    kinds: Mapping[tuple[str, Op], Sequence[_Message]], tables: Mapping[str, Table]
+) -> tuple[Rows, set[int]]:
+    """The rows, and the oids of the tables that are to be read otherwise."""
+    rows: Rows = {}
+    odd: set[int] = set()
+    for (name, op), messages in kinds.items():
+        try:
+            rows |= _read(tables[name], op, messages)
+        except _ODD:
+            odd.add(tables[name].oid)
+    return {shape: found for shape, found in rows.items() if shape.table.oid not in odd}, odd
+
+
+def _read(table: Table, op: Op, messages: Sequence[_Message]) -> Rows:
+    keys = [m.id for m in messages]
+    texts = [m.data for m in messages]
+    if op == "delete":
+        if any(map(len, map(bytes, texts))):
+            raise _Odd
+        shape = _shape(table, op, ())
+        return {shape: _merged(shape, keys, [()] * len(keys))}
+    shape = _shape(table, op, tuple(_decode_columns(texts[0])))
+    try:
+        return {shape: _merged(shape, keys, list(map(values_of, map(shape.read, texts))))}
+    except msgspec.ValidationError:  # not all have these columns
+        return _read_mixed(table, op, keys, texts)
+
+
+def _read_mixed(table: Table, op: Op, keys: Sequence[Key], texts: Iterable[Raw]) -> Rows:
+    decode: Callable[[Raw], Mapping[str, Any]] = _decode_columns
+    if op == "increment":
+        decode = _decode_deltas
+    found: dict[PlainShape, tuple[list[Key], list[Values]]] = defaultdict(lambda: ([], []))
+    for key, data in zip(keys, map(decode, texts), strict=True):
+        shape = _shape(table, op, tuple(data))
+        those = found[shape]
+        those[0].append(key)
+        those[1].append(tuple([data[name] for name in shape.group.columns]))
+    return {shape: _merged(shape, *those) for shape, those in found.items()}
+
+
+def _shape(table: Table, op: Op, names: tuple[str, ...]) -> PlainShape:
+    shape = find_plain_shape(table, op, names)
+    if shape is None:
+        raise _Odd
+    return shape
+
+
+def _merged(shape: PlainShape, keys: Sequence[Key], values: Sequence[Values]) -> dict[Key, Values]:
+    if not shape.has_plain(keys):
+        raise _Odd
+    if not shape.adds:
+        return dict(zip(keys, values, strict=True))  # the last one of each
+    found: dict[Key, list[Values]] = defaultdict(list)
+    for key, deltas in zip(keys, values, strict=True):
+        found[key].append(deltas)
+    rows = {key: tuple(map(sum, zip(*deltas, strict=True))) for key, deltas in found.items()}
+    if not shape.fits(list(rows.values())):
+        raise _Odd
+    return rows
+
+
+def _added(rows: Mapping[Key, Values], later: Mapping[Key, Values]) -> dict[Key, Values]:
+    """The sums of each row."""
+    sums = dict(rows)
+    for key, deltas in later.items():
+        old = sums.get(key)
+        sums[key] = deltas if old is None else tuple(map(add, old, deltas))
+    return sums
+
+
+def _take_mixed(rows: Rows) -> dict[int, set[Key]]:
+    """Takes out the rows that get writes of several kinds; their keys by the table's oid."""
+    seen: dict[int, set[Key]] = defaultdict(set)
+    mixed: dict[int, set[Key]] = defaultdict(set)
+    for shape, found in rows.items():
+        oid = shape.table.oid
+        mixed[oid] |= seen[oid] & found.keys()
+        seen[oid] |= found.keys()
+    for shape, found in rows.items():
+        for key in mixed[shape.table.oid]:
+            found.pop(key, None)
+    return {oid: keys for oid, keys in mixed.items() if keys}
+
+
+def _read_one_by_one(batch: FrozenBatch, positions: Iterable[int], catalog: Catalog) -> Sequence[Write]:
+    messages = [receive(i, batch.items[i], batch.clock) for i in positions]
+    writes, refusals = resolve(messages, catalog, never_ask)
+    if refusals:
+        raise _Odd
+    return writes
+
+
+def _has_barrier(shapes: Iterable[PlainShape], others: Iterable[Write], tables: Collection[int]) -> bool:
+    """Whether a delete reaches into one of the tables: what comes before it must stay before it."""
+    deletes = [s.table for s in shapes if s.group.op == "delete"]
+    deletes += [w.table for w in others if w.op == "delete"]
+    return any(not table.cascades.isdisjoint(tables) for table in deletes)
