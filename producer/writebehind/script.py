@@ -28,6 +28,14 @@ class Script:
     def __call__(self, client: Client, keys: Sequence[str], args: Sequence[Argument]) -> Any:
         """Runs it and returns Redis' reply. NOSCRIPT means that nothing was run: then it is sent whole."""
         try:
-            return client.execute_command("EVALSHA", self.sha, len(keys), *keys, *args)
+            return client.execute_command(*self.command(keys, args))
         except NoScriptError:
-            return client.execute_command("EVAL", self.source, len(keys), *keys, *args)
+            return client.execute_command(*self.whole_command(keys, args))
+
+    def command(self, keys: Sequence[str], args: Sequence[Argument]) -> Sequence[Argument]:
+        """What runs it where the server has seen it."""
+        return ["EVALSHA", self.sha, len(keys), *keys, *args]
+
+    def whole_command(self, keys: Sequence[str], args: Sequence[Argument]) -> Sequence[Argument]:
+        """What runs it anywhere."""
+        return ["EVAL", self.source, len(keys), *keys, *args]

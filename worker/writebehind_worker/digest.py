@@ -13,16 +13,16 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import add
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-from msgspec import Meta, Raw
+from msgspec import Raw
 
-from writebehind.message import MAX_TTL_S, Op
+from writebehind.message import Op
 
 from .catalog import Catalog
 from .frozen import FrozenBatch
-from .plain_shape import Key, PlainShape, Values, find_plain_shape, values_of
+from .plain_shape import Key, PlainMessage, PlainShape, Values, find_plain_shape, values_of
 from .received import DEFAULT_TTL_S, receive
 from .resolve import MustAsk, Write, never_ask, resolve
 from .settle import Settlement
@@ -31,16 +31,8 @@ from .table import Table
 Rows = dict[PlainShape, dict[Key, Values]]
 
 
-class _Message(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """The wire format but for what is rare: a key of several columns, a retry."""
-
-    table: str
-    id: Key
+class _Message(PlainMessage, forbid_unknown_fields=True, gc=False):
     data: Raw = Raw(b"")
-    op: Op = "put"
-    seq: Annotated[int, Meta(gt=0)] | None = None
-    key: str | None = None
-    ttl: Annotated[int, Meta(ge=1, le=MAX_TTL_S)] | None = None
 
 
 _decode = msgspec.json.Decoder(_Message).decode
@@ -69,7 +61,7 @@ class Digest:
     catalog: Catalog
     rows: Rows
     others: Sequence[Write]
-    latest: dict[str | None, _Message]
+    latest: dict[str | None, PlainMessage]
     seqs: list[int]
     messages: Counter[str]
 
@@ -158,7 +150,7 @@ class _Reading:
         self._last: dict[PlainShape, dict[Key, Any]] = defaultdict(dict)
         self._deltas: dict[PlainShape, dict[Key, list[Values]]] = {}
         self._count: Counter[str] = Counter()
-        self.latest: dict[str | None, _Message] = {}
+        self.latest: dict[str | None, PlainMessage] = {}
         self.seqs: list[int] = []
         self.odd_tables: set[int] = set()
 
@@ -167,9 +159,27 @@ class _Reading:
         text = b"\n".join(items)
         if not text.isascii():
             text.decode()  # msgspec takes the insides of Raw as they come
+        if not self._take_alike(items):
+            self._take_mixed(items)
+
+    def _take_alike(self, items: Sequence[bytes]) -> bool:
+        """Whether all of them are of the shape of the first one; else nothing is taken."""
+        first = _decode(items[0])
+        if first.op == "delete":
+            return False
+        try:
+            shape = _shape(self._table(first.table), first.op, tuple(_decode_columns(first.data)))
+            messages = list(map(shape.message_reader(first.table), items))
+            values = [m.data for m in messages]
+            self._add(shape, [m.id for m in messages], list(map(values_of, values)) if shape.adds else values)
+        except _ODD:
+            return False
+        self._count[first.table] += len(messages)
+        self._stamp(messages)
+        return True
+
+    def _take_mixed(self, items: Sequence[bytes]) -> None:
         messages = list(map(_decode, items))
-        self.latest.update({m.key: m for m in messages if m.seq is not None})
-        self.seqs += [m.seq for m in messages if m.seq is not None]
         kinds: dict[tuple[str, Op], list[_Message]] = defaultdict(list)
         for message in messages:
             kinds[message.table, message.op].append(message)
@@ -180,6 +190,11 @@ class _Reading:
                 self._read(table, op, [m.id for m in those], [m.data for m in those])
             except _ODD:
                 self.odd_tables.add(table.oid)
+        self._stamp(messages)
+
+    def _stamp(self, messages: Sequence[PlainMessage]) -> None:
+        self.latest.update({m.key: m for m in messages if m.seq is not None})
+        self.seqs += [m.seq for m in messages if m.seq is not None]
 
     def _table(self, name: str) -> Table:
         table = self._tables.get(name)

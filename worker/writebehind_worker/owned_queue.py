@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import msgspec
 from redis import Redis
-from redis.exceptions import NoPermissionError, OutOfMemoryError
+from redis.exceptions import NoPermissionError, NoScriptError, OutOfMemoryError
 
 from writebehind.identity import TableKey
 from writebehind.keys import QueueKeys
@@ -143,20 +143,19 @@ class OwnedQueue:
         k = self._keys
         if self._raw_since is not None and time.monotonic() - self._raw_since >= write_delay_s:
             write_delay_s = 0.0
-        status, *rest = _CLAIM(
-            self._client,
-            [k.queue, k.inflight, k.lease, k.epoch, k.acked, k.clock, k.processing(batch)],
-            [
-                self._token,
-                self._epoch,
-                ",".join(map(str, self._inflight)),
-                self._acked,
-                batch,
-                most_items,
-                most_bytes,
-                int(write_delay_s * 1e6),
-            ],
-        )
+        keys = [k.queue, k.inflight, k.lease, k.epoch, k.acked, k.clock, k.processing(batch)]
+        arguments: list[Argument] = [
+            self._token, self._epoch, ",".join(map(str, self._inflight)), self._acked, batch,
+            most_items, most_bytes, int(write_delay_s * 1e6),
+        ]  # fmt: skip
+        read = ("LRANGE", k.processing(batch), 0, -1)
+        answer, items = self._at_once(_CLAIM.command(keys, arguments), read)
+        if isinstance(answer, NoScriptError):
+            answer, items = self._at_once(_CLAIM.whole_command(keys, arguments), read)
+        for reply in (answer, items):
+            if isinstance(reply, Exception):
+                raise reply
+        status, *rest = answer
         if status == b"lost":
             raise OwnershipLost(rest[0].decode())
         if self._link.connections != self._connections:
@@ -168,9 +167,18 @@ class OwnedQueue:
             return 0.0
         self._claimed += 1
         self._inflight.append(batch)
-        now, clock, *items = rest
+        now, clock = rest
         self._saw_time(int(now))
         return FrozenBatch(batch, items, int(clock))
+
+    def _at_once(self, *commands: Sequence[Argument]) -> list[Any]:
+        """The replies to commands that are sent together: an exception where Redis refuses one."""
+        pipe: Any = self._client.pipeline(transaction=False)
+        with pipe:
+            for command in commands:
+                pipe.execute_command(*command)
+            replies: list[Any] = pipe.execute(raise_on_error=False)
+        return replies
 
     def _wait(self, left_us: int, write_delay_s: float) -> float:
         if left_us != _RAW_TAIL:
@@ -188,15 +196,22 @@ class OwnedQueue:
 
     def settle(self, entries: Sequence[Settlement]) -> None:
         """Gives durable cache entries their time to live."""
-        for start in range(0, len(entries), _SETTLED_AT_ONCE):
-            part = entries[start : start + _SETTLED_AT_ONCE]
-            how = "".join(f"{e.applied_seq}:{e.ttl_s}:{e.rejected_seq}," for e in part)
-            try:
-                _SETTLE(self._client, [entry.cache_key for entry in part], [TOMBSTONE_TTL_S, how])
-            except NoPermissionError:  # a raw message may name any key: settle the others
-                if len(part) > 1:
-                    self.settle(part[: len(part) // 2])
-                    self.settle(part[len(part) // 2 :])
+        parts = [entries[i : i + _SETTLED_AT_ONCE] for i in range(0, len(entries), _SETTLED_AT_ONCE)]
+        # One by one each would wait for what comes between: together Redis is busy all the time.
+        replies = self._at_once(*(_SETTLE.command(*_settlement(part)) for part in parts)) if parts else []
+        for part, reply in zip(parts, replies, strict=True):
+            if isinstance(reply, NoScriptError | NoPermissionError):
+                self._settle_again(part)
+            elif isinstance(reply, Exception):
+                raise reply
+
+    def _settle_again(self, entries: Sequence[Settlement]) -> None:
+        try:
+            _SETTLE(self._client, *_settlement(entries))
+        except NoPermissionError:  # a raw message may name any key: settle the others
+            if len(entries) > 1:
+                self._settle_again(entries[: len(entries) // 2])
+                self._settle_again(entries[len(entries) // 2 :])
 
     def acknowledge(
         self, batches: Sequence[int], applied_seq: int, last_batch: int, rejections: Sequence[Rejection]
@@ -236,6 +251,12 @@ def publish_tables(client: Redis, keys: QueueKeys, tables: Mapping[str, TableKey
     if fields:
         with contextlib.suppress(OutOfMemoryError):  # the next reading of the catalog tells them
             client.hset(keys.tables, mapping=fields)
+
+
+def _settlement(entries: Sequence[Settlement]) -> tuple[Sequence[str], Sequence[Argument]]:
+    """Keys and arguments of the script."""
+    how = "".join([f"{e.applied_seq}:{e.ttl_s}:{e.rejected_seq}," for e in entries])
+    return [e.cache_key for e in entries], [TOMBSTONE_TTL_S, how]
 
 
 def _or_empty(value: int | None) -> Argument:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Raw
+from msgspec import Meta, Raw
 from msgspec.structs import astuple
 
-from writebehind.message import Op
+from writebehind.message import MAX_TTL_S, Op
 
 from .plan import Group
 from .table import Table
@@ -24,6 +24,18 @@ _MOST_SHAPES = 1000  # of a table: a producer may send any set of columns
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 
 
+class PlainMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """The wire format but for what is rare: a key of several columns, a retry."""
+
+    table: str
+    id: Key
+    data: Any = Raw(b"")
+    op: Op = "put"
+    seq: Annotated[int, Meta(gt=0)] | None = None
+    key: str | None = None
+    ttl: Annotated[int, Meta(ge=1, le=MAX_TTL_S)] | None = None
+
+
 class PlainShape(msgspec.Struct, frozen=True, eq=False):
     """What all writes with this operation and these columns have in common.
 
@@ -33,13 +45,32 @@ class PlainShape(msgspec.Struct, frozen=True, eq=False):
 
     group: Group
     key_kind: Literal["int", "text", "uuid"]
+    data: type[msgspec.Struct]
     read: Callable[[Raw], Any]
     copies: bool
+    message_readers: dict[str, Callable[[bytes], Any]]
 
     @property
     def table(self) -> Table:
         """Whose rows are written."""
         return self.group.table
+
+    def message_reader(self, name: str) -> Callable[[bytes], Any]:
+        """Reads whole messages of this shape, that call the table so: `PlainMessage` with values as ``data``.
+
+        It takes two thirds of the time of reading a message and then its `data`.
+        """
+        found = self.message_readers.get(name)
+        if found is None:
+            literal: Any = Literal
+            op = self.group.op
+            fields: list[Any] = [("table", literal[name]), ("data", self.data)]
+            fields.append(("op", literal[op], "put") if op == "put" else ("op", literal[op]))
+            made = msgspec.defstruct(
+                "Alike", fields, bases=(PlainMessage,), kw_only=True, forbid_unknown_fields=True, gc=False
+            )
+            found = self.message_readers[name] = msgspec.json.Decoder(made).decode
+        return found
 
     @property
     def adds(self) -> bool:
@@ -92,17 +123,23 @@ def _make(table: Table, op: Op, columns: tuple[str, ...]) -> PlainShape | None:
     if op == "increment" and any(c is not None and c.number != "int" for c in known):
         return None
     given = [table.columns[table.key[0].name], *(c for c in known if c is not None)]
-    group = Group(table, op, columns, False)
-    return PlainShape(group, kind, _reader(op, columns), all(c.is_scalar for c in given))
+    data = _data_of(op, columns)
+    return PlainShape(
+        Group(table, op, columns, False),
+        kind,
+        data,
+        msgspec.json.Decoder(data).decode,
+        all(c.is_scalar for c in given),
+        {},
+    )
 
 
-def _reader(op: Op, columns: tuple[str, ...]) -> Callable[[Raw], Any]:
-    """Half a microsecond for forty columns; a dictionary of them takes four times as long."""
+def _data_of(op: Op, columns: tuple[str, ...]) -> type[msgspec.Struct]:
+    """Just these columns: read in a quarter of the time of a dictionary."""
     kind = int if op == "increment" else Raw
     fields = [(f"c{i}", kind) for i in range(len(columns))]
     names = {f"c{i}": name for i, name in enumerate(columns)}
-    made = msgspec.defstruct("Data", fields, rename=names, forbid_unknown_fields=True, gc=False)
-    return msgspec.json.Decoder(made).decode
+    return msgspec.defstruct("Data", fields, rename=names, forbid_unknown_fields=True, gc=False)
 
 
 values_of: Callable[[Any], Values] = astuple

@@ -8,7 +8,8 @@
 --       4 acked as the owner believes   5 batch id   6 most items   7 most bytes
 --       8 write delay, µs: fewer items than (6) wait until the oldest is so old
 -- Returns {'lost', why}, {'empty'}, {'wait', µs left} (-1: the oldest does not tell its age)
---         or {'ok', now µs, seq of the clock, items ...}.
+--         or {'ok', now µs, seq of the clock}. The items are read by LRANGE, in the same round trip: as a script's
+--         answer they cost Redis a third more.
 
 local CHUNK = 1000 -- unpack fails near 8,000
 
@@ -43,22 +44,22 @@ for _, command in ipairs({{'RPUSH', KEYS[7], ''}, {'LTRIM', KEYS[1], 0, 0}, {'RP
   end
 end
 
-local answer = {'ok', string.format('%.0f', now), redis.call('HGET', KEYS[6], 'seq') or '0'}
+local clock = redis.call('HGET', KEYS[6], 'seq') or '0'
 local taken, bytes = 0, 0
 while taken < math.min(most, length) do
   local want = math.min(CHUNK, most - taken, length - taken)
   local items = redis.call('LRANGE', KEYS[1], -(taken + want), -(taken + 1))
-  local chunk = {}
+  local chunk, size = {}, 0
   for i = #items, 1, -1 do
     bytes = bytes + #items[i]
     if bytes > room and taken > 0 then break end
     taken = taken + 1
-    chunk[#chunk + 1] = items[i]
-    answer[#answer + 1] = items[i]
+    size = size + 1
+    chunk[size] = items[i]
   end
-  if #chunk > 0 then redis.call('RPUSH', KEYS[7], unpack(chunk)) end
-  if #chunk < #items then break end
+  if size > 0 then redis.call('RPUSH', KEYS[7], unpack(chunk)) end
+  if size < #items then break end
 end
 redis.call('LTRIM', KEYS[1], 0, -(taken + 1))
 redis.call('RPUSH', KEYS[2], ARGV[5])
-return answer
+return {'ok', string.format('%.0f', now), clock}
