@@ -71,9 +71,8 @@ def make_items(load: Load) -> Items:
 
 def entry(op: Literal["put", "increment"], id: int, seq: int, write: Write) -> bytes:
     """A pending entry: the row, or for an increment of what was not cached a marker."""
-    fields: list[str | bytes] = list(write.cache_fields()) if op == "put" else ["@is", "marker"]
-    encoded = [f if isinstance(f, bytes) else f.encode() for f in fields]
-    return pack(b"HSET", cache_key(id).encode(), b"@seq", b"%d" % seq, *encoded)
+    fields = write.cache_fields() if op == "put" else ["@is", "marker"]
+    return pack(b"HSET", cache_key(id).encode(), b"@seq", b"%d" % seq, *(f.encode() for f in fields))
 
 
 def plain_items(load: Load) -> list[bytes]:

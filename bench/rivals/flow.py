@@ -16,6 +16,7 @@ from typing import Any
 
 from redis import Redis
 
+from writebehind.enqueue import pack_write
 from writebehind.keys import QueueKeys
 from writebehind.message import make_write
 from writebehind.script import Script
@@ -98,11 +99,10 @@ def _calls(
         some = rows[at : at + batch]
         own = [keys.queue, keys.clock, keys.producers, *(cache_key(id) for id, _ in some)]
         before = [b"EVALSHA", _ENQUEUE.sha.encode(), b"%d" % len(own), *(k.encode() for k in own)]
-        after = [b"%d" % bound]
+        after = [b"%d" % bound, b"put"]
         for id, row in some:
             write = make_write("put", TABLE, id, row)
-            fields = [f if isinstance(f, bytes) else f.encode() for f in write.cache_fields()]
-            after += [b"put", write.message(cache_key(id), _TTL_S), b"%d" % len(row), *fields]
+            after.append(pack_write("put", write.message(cache_key(id), _TTL_S), write.cache_fields()))
         whole = pack(*before, session.encode(), b"?", *after)
         head, tail = whole.split(b"$1\r\n?\r\n", 1)
         found.append((head, tail))

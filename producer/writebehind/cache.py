@@ -93,7 +93,7 @@ class RowCache:
         return read_entry(fields)
 
     def _fill(self, where: str, token: str, table: str, id: Id, load: Loader) -> dict[str, Any] | None:
-        outcome: tuple[str, int, list[str | bytes]] = ("abandon", 1, [])
+        outcome: tuple[str, int, list[str]] = ("abandon", 1, [])
         try:
             row, columns = self._loaded(table, load(id))
             if row is None:
@@ -104,7 +104,7 @@ class RowCache:
         finally:
             self._end_fill(where, token, outcome)
 
-    def _end_fill(self, where: str, token: str, outcome: tuple[str, int, list[str | bytes]]) -> None:
+    def _end_fill(self, where: str, token: str, outcome: tuple[str, int, list[str]]) -> None:
         kind, ttl, fields = outcome
         with contextlib.suppress(RedisError, OSError):  # the row is loaded; the token runs out by itself
             _END_FILL(self._redis, [where], [token, kind, ttl, *fields])

@@ -10,13 +10,12 @@ from redis import Redis
 from .batch import Batch
 from .cache import Loader, RowCache
 from .directory import TableDirectory
-from .enqueue import Enqueue
+from .enqueue import Enqueue, pack_write
 from .errors import InvalidWrite
 from .identity import cache_key
 from .keys import DEFAULT_QUEUE, QueueKeys
 from .message import MAX_TTL_S, Id, Op, Write, make_write
 from .receipt import Receipt
-from .script import Argument
 
 
 class WriteBehind:
@@ -140,7 +139,7 @@ class WriteBehind:
 
     def _send(self, writes: Sequence[Write]) -> list[Receipt]:
         entries: list[str] = []
-        arguments: list[Argument] = []
+        packed: list[bytes] = []
         for write in writes:
             entry = self._cache_key(write.table, write.key)
             message = write.message(entry, self.ttl)
@@ -150,8 +149,9 @@ class WriteBehind:
                     f"{self.max_message_bytes} are allowed (max_message_bytes)"
                 )
             entries.append(entry)
-            arguments += (write.op, message, len(write.columns), *write.cache_fields())
-        seq, generation = self._enqueue(entries, arguments, self.max_queue_length)
+            packed.append(pack_write(write.op, message, write.cache_fields()))
+        ops = {write.op for write in writes}
+        seq, generation = self._enqueue(entries, ops, packed, self.max_queue_length)
         return [Receipt(self.redis, self.keys, generation, seq + i) for i in range(len(writes))]
 
     def _cache_key(self, table: str, key: str | Mapping[str, str]) -> str:

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 DEFAULT_QUEUE = "db:write:queue"
+
+
+@lru_cache(maxsize=100)
+def _stem(queue: str) -> str:
+    # `q` and `{q}:x` share a slot; where q has a hash tag of its own, `q:of:x` does (`{a}:x` is a's).
+    has_tag = re.search(r"\{[^}]+\}", queue)
+    return f"{queue}:of:" if has_tag else f"{{{queue}}}:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,13 +23,11 @@ class QueueKeys:
     queue: str = DEFAULT_QUEUE
 
     def _own(self, name: str) -> str:
-        # `q` and `{q}:x` share a slot; where q has a hash tag of its own, `q:of:x` does (`{a}:x` is a's).
-        has_tag = re.search(r"\{[^}]+\}", self.queue)
-        return f"{self.queue}:of:{name}" if has_tag else f"{{{self.queue}}}:{name}"
+        return _stem(self.queue) + name
 
     def owns(self, key: str) -> bool:
         """Whether ``key`` is one of the queue's: no cache entry may be put there."""
-        return key == self.queue or key.startswith(self._own(""))
+        return key == self.queue or key.startswith(_stem(self.queue))
 
     @property
     def inflight(self) -> str:

@@ -11,7 +11,7 @@ import enum
 import math
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 from uuid import UUID
 
 import msgspec
@@ -28,12 +28,17 @@ MAX_TTL_S = 10 * 366 * 86_400
 MAX_COLUMNS = 1600
 """As many as a table of Postgres can have; a script's calls take not much more at once."""
 
-_encoder = msgspec.json.Encoder(decimal_format="number")
+encode = msgspec.json.Encoder(decimal_format="number").encode
+"""JSON text of a value that :func:`plain` has passed."""
+
+_KNOWN_NAMES, _KNOWN_LENGTH = 10_000, 100
+_known: dict[str, str] = {}  # names found good, as plain strings: to look each over again takes 0.3 µs
+
+_NO_JSON = (ValueError, TypeError, OverflowError, RecursionError, msgspec.MsgspecError)
 _AS_THEY_ARE = frozenset({str, int, bool, type(None), UUID, dt.date})
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Write:
+class Write(msgspec.Struct, frozen=True, gc=False):
     """One validated write: ``columns`` maps column → JSON text, ``key`` is the id's text or texts."""
 
     op: Op
@@ -44,38 +49,29 @@ class Write:
 
     def message(self, cache_key: str, ttl_s: int) -> bytes:
         """The queue item, but for ``seq``: the script that accepts it puts that in front."""
-        parts = [b'{"table":', encode(self.table), b',"id":', self.id_json]
-        if self.op != "put":
-            parts += (b',"op":"', self.op.encode(), b'"')
+        op = b"" if self.op == "put" else b',"op":"%b"' % self.op.encode()
+        data = b""
         if self.op != "delete":
-            body = b",".join(encode(c) + b":" + v for c, v in self.columns.items())
-            parts += (b',"data":{', body, b"}")
-        parts += (b',"key":', encode(cache_key), b',"ttl":', str(ttl_s).encode(), b"}")
-        return b"".join(parts)
+            data = b',"data":{%b}' % b",".join([encode(c) + b":" + v for c, v in self.columns.items()])
+        return b'{"table":%b,"id":%b%b%b,"key":%b,"ttl":%d}' % (
+            encode(self.table), self.id_json, op, data, encode(cache_key), ttl_s,
+        )  # fmt: skip
 
-    def cache_fields(self) -> list[str | bytes]:
+    def cache_fields(self) -> list[str]:
         """Column, JSON text, column, ... as the cache entry holds them."""
         return cache_fields(self.columns)
 
 
-def cache_fields(columns: Mapping[str, bytes]) -> list[str | bytes]:
+def cache_fields(columns: Mapping[str, bytes]) -> list[str]:
     """Field, JSON text, field, ... as the hash of a row holds its columns."""
-    return [item for c, v in columns.items() for item in (field_name(c), v)]
-
-
-def field_name(column: str) -> str:
-    """The hash field of a column: our own fields begin with ``@``, so a column's ``@`` is doubled."""
-    return "@" + column if column.startswith("@") else column
-
-
-def encode(value: object) -> bytes:
-    """JSON text of a value that :func:`plain` has passed."""
-    return _encoder.encode(value)
+    # Our own fields begin with @, so a column's @ is doubled.
+    return [text for c, v in columns.items() for text in ("@" + c if c[:1] == "@" else c, v.decode())]
 
 
 def plain(value: Any) -> Any:
     """The value, with what JSON lacks written as Postgres reads it. Raises ``ValueError``."""
-    if type(value) in _AS_THEY_ARE:
+    kind = type(value)
+    if kind in _AS_THEY_ARE or (kind is float and math.isfinite(value)):
         return value
     if isinstance(value, enum.Enum):
         return plain(value.value)
@@ -133,13 +129,30 @@ def make_write(op: Op, table: str, id: Id, data: Mapping[str, Any] | None) -> Wr
             raise InvalidWrite(f"{table}: {op} needs at least one column")
         if len(data) > MAX_COLUMNS:
             raise InvalidWrite(f"{table}: {len(data)} columns; a table has at most {MAX_COLUMNS}")
-        columns = {_name(f"{table}: column", c): _column(op, table, c, v) for c, v in data.items()}
+        if op == "increment":
+            _check_deltas(table, data)
+        columns = encode_row(table, data)
     return Write(op, table, id_json, key, columns)
 
 
 def encode_row(table: str, row: Mapping[str, Any]) -> dict[str, bytes]:
-    """Column → JSON text of a loaded row. Raises :class:`InvalidWrite` for a value JSON cannot carry."""
-    return {_name(f"{table}: column", c): _column("put", table, c, v) for c, v in row.items()}
+    """Column → JSON text of a row. Raises :class:`InvalidWrite` for a value JSON cannot carry."""
+    columns: dict[str, bytes] = {}
+    for name, value in row.items():
+        column = _known.get(name) or _name(f"{table}: column", name)
+        try:
+            columns[column] = encode(plain(value))
+        except _NO_JSON as error:
+            _refuse(f"{table}.{column}", error)
+    return columns
+
+
+def _check_deltas(table: str, deltas: Mapping[str, Any]) -> None:
+    for column, value in deltas.items():
+        if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+            raise InvalidWrite(
+                f"{table}.{column}: an increment must be a number, not a {type(value).__name__}"
+            )
 
 
 def _name(what: str, name: Any) -> str:
@@ -147,24 +160,25 @@ def _name(what: str, name: Any) -> str:
     if not isinstance(name, str) or not name or "\0" in name:
         raise InvalidWrite(f"{what}: a name must be a non-empty string without NUL, not {name!r}")
     try:
-        return name.encode().decode()
+        plain_name = name.encode().decode()
     except UnicodeEncodeError as error:
         raise InvalidWrite(f"{what}: {name!r} is not Unicode: {error.reason}") from error
-
-
-def _column(op: Op, table: str, column: Any, value: Any) -> bytes:
-    if op == "increment" and (isinstance(value, bool) or not isinstance(value, int | float | Decimal)):
-        raise InvalidWrite(f"{table}.{column}: an increment must be a number, not a {type(value).__name__}")
-    return _json(f"{table}.{column}", value)
+    if len(plain_name) <= _KNOWN_LENGTH and len(_known) < _KNOWN_NAMES:
+        _known[plain_name] = plain_name
+    return plain_name
 
 
 def _json(where: str, value: Any) -> bytes:
     try:
         return encode(plain(value))
-    except RecursionError:
+    except _NO_JSON as error:
+        _refuse(where, error)
+
+
+def _refuse(where: str, error: Exception) -> NoReturn:
+    if isinstance(error, RecursionError):
         raise InvalidWrite(f"{where}: nested too deep, or in itself") from None
-    except (ValueError, TypeError, OverflowError, msgspec.MsgspecError) as error:
-        raise InvalidWrite(f"{where}: {error}") from error
+    raise InvalidWrite(f"{where}: {error}") from error
 
 
 def _identity(table: str, id: Id) -> tuple[bytes, str | dict[str, str]]:
@@ -172,12 +186,14 @@ def _identity(table: str, id: Id) -> tuple[bytes, str | dict[str, str]]:
         if not id:
             raise InvalidWrite(f"{table}: the id is empty")
         plain_id = {_name(f"{table}: key column", c): v for c, v in id.items()}
-        return _json(table, plain_id), {c: _key_text(f"{table}.{c}", v) for c, v in plain_id.items()}
-    return _json(f"{table}: id", id), _key_text(f"{table}: id", id)
+        return _json(table, plain_id), {c: _key_text(f"{table}.{c}", v)[1] for c, v in plain_id.items()}
+    return _key_text(f"{table}: id", id)
 
 
-def _key_text(where: str, value: Any) -> str:
-    text = scalar_text(_json(where, value))
+def _key_text(where: str, value: Any) -> tuple[bytes, str]:
+    """The JSON text of a key's value, and the text of the scalar."""
+    raw = _json(where, value)
+    text = scalar_text(raw)
     if text is None or text == "":
         raise InvalidWrite(f"{where}: a key must be a non-empty scalar, not {value!r}")
-    return text
+    return raw, text

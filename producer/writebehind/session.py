@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 import secrets
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 
@@ -29,9 +27,8 @@ class SessionPool:
         self._idle: deque[Session] = deque()
         self._pid = os.getpid()
 
-    @contextmanager
-    def borrow(self) -> Iterator[Session]:
-        """A session with a fresh counter; dropped, not given back, if the block raises."""
+    def borrow(self) -> Session:
+        """A session with a fresh counter, to be given back once the outcome of its call is known."""
         if self._pid != os.getpid():
             self._idle, self._pid = deque(), os.getpid()
         try:
@@ -39,5 +36,8 @@ class SessionPool:
         except IndexError:
             session = Session()
         session.counter += 1
-        yield session
+        return session
+
+    def give_back(self, session: Session) -> None:
+        """Lets the next call have it. One whose call raised is not given back, but forgotten."""
         self._idle.append(session)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from redis import exceptions as redis_errors
 
-from .errors import RedisFull, RedisRefused, RedisUnavailable
+from .errors import RedisFull, RedisRefused, RedisUnavailable, WriteBehindError
 
 
 @contextmanager
@@ -15,17 +15,22 @@ def redis_errors_as_ours(doing: str) -> Iterator[None]:
     """Translates what redis-py raises inside the block; ``doing`` opens the message."""
     try:
         yield
-    except redis_errors.OutOfMemoryError as error:
-        raise RedisFull(f"{doing}: Redis is at its maxmemory and evicts nothing: {error}") from error
-    except (redis_errors.ReadOnlyError, redis_errors.AuthenticationError) as error:
-        raise RedisRefused(f"{doing}: Redis refused: {error}") from error
+    except (redis_errors.RedisError, OSError) as error:
+        raise as_ours(doing, error) from error
+
+
+def as_ours(doing: str, error: redis_errors.RedisError | OSError) -> WriteBehindError:
+    """The error to raise from one of redis-py's; ``doing`` opens its message."""
+    if isinstance(error, redis_errors.OutOfMemoryError):
+        return RedisFull(f"{doing}: Redis is at its maxmemory and evicts nothing: {error}")
+    if isinstance(error, redis_errors.ReadOnlyError | redis_errors.AuthenticationError):
+        return RedisRefused(f"{doing}: Redis refused: {error}")
     # A Redis that loads may have died right after it accepted the write: redis-py has sent it again since.
-    except (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError) as error:
-        raise RedisUnavailable(f"{doing}: no answer from Redis: {error}") from error
-    except redis_errors.RedisError as error:
-        if str(error).startswith("OOM"):  # from inside a script redis-py has no class for it
-            raise RedisFull(f"{doing}: Redis is at its maxmemory: {error}") from error
-        hint = ""
-        if isinstance(error, redis_errors.NoPermissionError):
-            hint = "; the rights that a producer needs are in deploy/redis-acl.conf"
-        raise RedisRefused(f"{doing}: Redis refused: {error}{hint}") from error
+    if isinstance(error, redis_errors.ConnectionError | redis_errors.TimeoutError | OSError):
+        return RedisUnavailable(f"{doing}: no answer from Redis: {error}")
+    if str(error).startswith("OOM"):  # from inside a script redis-py has no class for it
+        return RedisFull(f"{doing}: Redis is at its maxmemory: {error}")
+    hint = ""
+    if isinstance(error, redis_errors.NoPermissionError):
+        hint = "; the rights that a producer needs are in deploy/redis-acl.conf"
+    return RedisRefused(f"{doing}: Redis refused: {error}{hint}")

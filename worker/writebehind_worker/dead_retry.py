@@ -13,12 +13,11 @@ import msgspec
 import psycopg
 from redis import Redis
 
-from writebehind.enqueue import Enqueue
+from writebehind.enqueue import Enqueue, pack_write
 from writebehind.errors import QueueFull
 from writebehind.keys import QueueKeys
-from writebehind.message import MAX_COLUMNS, cache_fields
+from writebehind.message import MAX_COLUMNS, Op, cache_fields
 from writebehind.receipt import pauses
-from writebehind.script import Argument
 from writebehind.translate import redis_errors_as_ours
 
 from .dead import PAGE, Letter
@@ -136,15 +135,17 @@ class Sender:
 
     def _accept(self, retries: Sequence[Retry]) -> None:
         entries: list[str] = []
-        arguments: list[Argument] = []
+        packed: list[bytes] = []
+        ops: set[Op] = set()
         for retry in retries:
             shown = retry.shown
             assert shown is not None
             assert shown.cache_key is not None
             fields = cache_fields({name: bytes(text) for name, text in (shown.columns or {}).items()})
             entries.append(shown.cache_key)
-            arguments += (shown.op, retry.message, len(fields) // 2, *fields)
-        self._enqueue(entries, arguments, self._limit)
+            ops.add(shown.op)
+            packed.append(pack_write(shown.op, retry.message, fields))
+        self._enqueue(entries, ops, packed, self._limit)
 
     def _push(self, retries: Sequence[Retry]) -> None:
         with redis_errors_as_ours("retry"):

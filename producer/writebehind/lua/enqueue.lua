@@ -2,15 +2,16 @@
 -- Accepts writes: for each, its cache entry and its queue item, all in one atomic step.
 --
 -- KEYS  1 queue   2 {q}:clock   3 {q}:producers   4.. the cache key of each write
--- ARGV  1 session   2 counter   3 longest the queue may be, then for each write
---       op, message (a JSON object without seq), number of columns n, then n times column, JSON text
+-- ARGV  1 session   2 counter   3 longest the queue may be   4 the ops that occur, as words
+--       5.. each write as MessagePack strings, one after the other:
+--           op, message (a JSON object without seq) but for its brace, column, JSON text, column, ...
 -- Returns {seq of the first write, generation}; {'full', length}; {'stale'}.
 --
 -- Everything that can fail comes before the first write: a script that fails keeps what it has written.
 -- Not allow-oom: at maxmemory it is refused before it starts.
 
-local queue, clock, producers = KEYS[1], KEYS[2], KEYS[3]
-local session, counter, limit = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local queue, clock, producers, entry = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local session, counter, limit, ops = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local n = #KEYS - 3
 
 -- A client re-sends a call whose reply was lost: it gets the first answer again.
@@ -25,79 +26,71 @@ end
 local length = redis.call('LLEN', queue)
 if length + n > limit then return {'full', length} end
 
+-- What the user may not do is found before the first write, HSET to the producers.
+local may, changes = redis.acl_check_cmd, string.find(ops, '[pi][an]') -- patch, increment
+local lacks = (not may('LPUSH', queue, '') and 'LPUSH on ' .. queue)
+  or (not may('HSET', clock, '', '') and 'HSET on ' .. clock)
+  or (not may('DEL', entry) and 'DEL on ' .. entry)
+  or (not may('HSET', entry, '', '') and 'HSET on ' .. entry)
+  or (changes and (
+    (not may('HMGET', entry, '') and 'HMGET on ' .. entry)
+    or (not may('HEXISTS', entry, '') and 'HEXISTS on ' .. entry)
+    or (not may('HINCRBY', entry, '', 1) and 'HINCRBY on ' .. entry)
+    or (not may('PERSIST', entry) and 'PERSIST on ' .. entry)))
+if lacks then return redis.error_reply('NOPERM the user may not run ' .. lacks) end
+
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local state = redis.call('HMGET', clock, 'seq', 'generation')
 local generation = state[2] or string.format('%.0f', now)
 local first = math.max(tonumber(state[1] or '0') + 1, now)
+local seq = string.format('%.0f', first) -- '..' would drop the last digits
+local answer = seq
 
--- A script that fails half-way keeps what it has written: what the user may not do is found before.
-local entry = KEYS[4]
-for _, command in ipairs({
-  {'LPUSH', queue, ''}, {'HSET', clock, '', ''}, {'HSET', producers, '', ''},
-  {'DEL', entry}, {'HSET', entry, '', ''}, {'HMGET', entry, ''}, {'HEXISTS', entry, ''},
-  {'HINCRBY', entry, '', 1}, {'PERSIST', entry},
-}) do
-  if not redis.acl_check_cmd(unpack(command)) then
-    return redis.error_reply('NOPERM the user may not run ' .. command[1] .. ' on ' .. command[2])
+-- A patch or an increment of the entry, where it shows a row and the sums are exact; whether it was done.
+local function change(key, op, ...)
+  local meta = redis.pcall('HMGET', key, '@seq', '@is')
+  if meta.err or not meta[1] or meta[2] then return false end -- a row has a seq and is nothing else
+  if op == 'patch' then
+    redis.call('HSET', key, '@seq', seq, ...)
+  else
+    local fields = {...}
+    for i = 1, #fields, 2 do
+      if redis.call('HEXISTS', key, fields[i]) == 0 then return false end
+      local sum = redis.pcall('HINCRBY', key, fields[i], fields[i + 1])
+      if type(sum) == 'table' then return false end -- no plain 64-bit integers
+    end
+    redis.call('HSET', key, '@seq', seq)
   end
-end
-
-local foreign = {}
-for i = 1, n do
-  local kind = redis.call('TYPE', KEYS[3 + i]).ok
-  foreign[i] = kind ~= 'hash' and kind ~= 'none'
-end
-
-local function replace(key, ...)
-  redis.call('DEL', key)
-  redis.call('HSET', key, ...)
-end
-
--- Whether the entry shows a row: it has a seq and is nothing else.
-local function shows_row(key)
-  local meta = redis.call('HMGET', key, '@seq', '@is')
-  return meta[1] and not meta[2]
-end
-
--- Adds to the cached columns; false where one is missing or no plain 64-bit integer.
-local function add(key, fields)
-  for i = 1, #fields, 2 do
-    if redis.call('HEXISTS', key, fields[i]) == 0 then return false end
-    local sum = redis.pcall('HINCRBY', key, fields[i], fields[i + 1])
-    if type(sum) == 'table' then return false end
-  end
+  redis.call('PERSIST', key) -- pending again: neither time nor volatile-* may remove it
   return true
 end
 
+local items, held = {}, 0
+
 -- The table of states in docs/cache.md.
-local function show(key, op, seq, fields)
+local function accept(i, op, message, ...)
+  local key = KEYS[3 + i]
   if op == 'put' then
-    replace(key, '@seq', seq, unpack(fields))
-  elseif op == 'delete' then
-    replace(key, '@seq', seq, '@is', 'tombstone')
-  elseif not shows_row(key) or (op == 'increment' and not add(key, fields)) then
-    replace(key, '@seq', seq, '@is', 'marker')
-  else
-    if op == 'patch' then redis.call('HSET', key, unpack(fields)) end
-    redis.call('HSET', key, '@seq', seq)
-    redis.call('PERSIST', key) -- pending again: neither time nor volatile-* may remove it
+    redis.call('DEL', key)
+    redis.call('HSET', key, '@seq', seq, ...)
+  elseif op == 'delete' or not change(key, op, ...) then
+    redis.call('DEL', key)
+    redis.call('HSET', key, '@seq', seq, '@is', op == 'delete' and 'tombstone' or 'marker')
+  end
+  held = held + 1
+  items[held] = '{"seq":' .. seq .. ',' .. message
+  if held == 100 or i == n then -- one LPUSH for many: a tenth off a large batch
+    redis.call('LPUSH', queue, unpack(items, 1, held))
+    held = 0
   end
 end
 
-local at = 4
-for i = 1, n do
-  local seq = string.format('%.0f', first + i - 1) -- '..' would drop the last digits
-  local op, message, columns = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
-  local fields = {}
-  for j = 1, columns * 2 do fields[j] = ARGV[at + 2 + j] end
-  at = at + 3 + columns * 2
-  if foreign[i] then redis.call('DEL', KEYS[3 + i]) end
-  show(KEYS[3 + i], op, seq, fields)
-  redis.call('LPUSH', queue, '{"seq":' .. seq .. ',' .. string.sub(message, 2))
-end
-
-local answer = string.format('%.0f', first)
-redis.call('HSET', clock, 'seq', string.format('%.0f', first + n - 1), 'generation', generation)
 redis.call('HSET', producers, session, ARGV[2] .. ':' .. answer .. ':' .. generation)
+accept(1, cmsgpack.unpack(ARGV[5]))
+for i = 2, n do
+  seq = string.format('%.0f', first + i - 1)
+  accept(i, cmsgpack.unpack(ARGV[4 + i]))
+end
+redis.call('HSET', clock, 'seq', seq, 'generation', generation)
 return {answer, generation}
