@@ -35,7 +35,7 @@ class Enqueue:
     def __init__(self, client: Redis, keys: QueueKeys) -> None:
         self._client, self._queue, self._producers = client, keys.queue, keys.producers
         self._keys = (keys.queue, keys.clock, keys.producers)
-        self._sessions = SessionPool()
+        self._sessions = SessionPool(client)
 
     def __call__(
         self, cache_keys: Sequence[str], ops: Set[Op], writes: Sequence[bytes], max_queue_length: int
@@ -44,11 +44,11 @@ class Enqueue:
 
         ``writes`` are from :func:`pack_write`, and ``ops`` what occurs in them.
         """
-        session = self._sessions.borrow()
-        arguments: list[Argument] = [session.id, session.counter, max_queue_length, " ".join(ops), *writes]
         try:
+            session = self._sessions.borrow()
+            head: list[Argument] = [session.id, session.counter, max_queue_length, " ".join(ops)]
             try:
-                reply = _ENQUEUE(self._client, (*self._keys, *cache_keys), arguments)
+                reply = _ENQUEUE(session.client, (*self._keys, *cache_keys), [*head, *writes])
             except ResponseError as error:
                 reply = self._accepted_before(session, error)
         except (RedisError, OSError) as error:
