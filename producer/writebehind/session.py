@@ -58,7 +58,7 @@ class SessionPool:
         session.counter += 1
         if session.client is self._client:
             if len(self._idle) < self._most_kept:
-                session.client = self._client.client()
+                session.client = self._client.client()  # type: ignore[no-untyped-call]
         elif time.monotonic() - session.used_at > _LOOK_AFTER_S:
             _reconnect_if_closed(session.client)
         return session
@@ -89,4 +89,4 @@ def _reconnect_if_closed(client: Redis) -> None:
     except (RedisError, OSError):
         is_closed = True
     if is_closed:
-        connection.disconnect()
+        connection.disconnect()  # type: ignore[no-untyped-call]

@@ -103,7 +103,7 @@ class Digest:
         if not all(shape.fits(list(rows.values())) for shape, rows in sums.items()):
             return False
         for shape, rows in later.rows.items():
-            self.rows[shape] = sums[shape] if shape.adds else {**self.rows.get(shape, {}), **rows}
+            self.rows.setdefault(shape, {}).update(sums.get(shape, rows))
         self.latest |= later.latest
         self.seqs += later.seqs
         self.messages += later.messages
@@ -276,10 +276,10 @@ def _shape(table: Table, op: Op, names: tuple[str, ...]) -> PlainShape:
 
 
 def _added(rows: Mapping[Key, Values], later: Mapping[Key, Values]) -> dict[Key, Values]:
-    """The sums of each row."""
-    sums = dict(rows)
+    """The sums of each row that ``later`` adds to."""
+    sums: dict[Key, Values] = {}
     for key, deltas in later.items():
-        old = sums.get(key)
+        old = rows.get(key)
         sums[key] = deltas if old is None else tuple(map(add, old, deltas))
     return sums
 

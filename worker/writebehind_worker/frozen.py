@@ -29,7 +29,7 @@ class FrozenBatch:
         """The highest seq in it; 0 if none has one."""
         return max((m.seq for m in self.messages if m.seq is not None), default=0)
 
-    @property
+    @cached_property
     def size_bytes(self) -> int:
         """Of all items."""
         return sum(map(len, self.items))

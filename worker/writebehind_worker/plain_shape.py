@@ -21,6 +21,7 @@ Values = tuple[Any, ...]
 
 _BIGINT = range(-(1 << 63), 1 << 63)
 _MOST_SHAPES = 1000  # of a table: a producer may send any set of columns
+_ESCAPED = re.compile(r'["\\\x00-\x1f]')
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 
 
@@ -117,6 +118,8 @@ def _make(table: Table, op: Op, columns: tuple[str, ...]) -> PlainShape | None:
         return None
     known = [table.columns.get(name) for name in columns]
     if any(c is None or c.is_generated or c.name == table.key[0].name for c in known):
+        return None
+    if any(map(_ESCAPED.search, columns)):  # msgspec has no field with such a name
         return None
     if op in ("patch", "increment") and not columns:
         return None

@@ -1,10 +1,10 @@
 """One ownership of the queue: threads for Redis and one for Postgres, a few frozen batches between.
 
-    claiming thread                                        Postgres thread (the caller's)
-    ┌──▶ claim ─▶ digest ─▶ [ waiting: units of frozen batches ] ─▶ flush, again and again until it is in
-    │
-    └─── acknowledge ◀─ settle ◀──── [ flushed ] ◀─────────────┘
-         finishing thread
+    claiming thread              reading thread                        Postgres thread (the caller's)
+    claim ─▶ [ claimed: batches ] ─▶ digest ─▶ [ waiting: units of batches ] ─▶ flush, until it is in ─╮
+                                                                                                       │
+                        acknowledge ◀─ settle ◀─ [ flushed ] ◀─────────────────────────────────────────╯
+                                    finishing thread
 
 Batches are flushed, settled and acknowledged in the order in which they were frozen. A batch joins the last
 unit that waits where that pays: rows that get many writes go to Postgres once. Whatever goes wrong on any
@@ -24,6 +24,7 @@ from structlog.typing import FilteringBoundLogger
 
 from writebehind.receipt import Rejection
 
+from .catalog import Catalog
 from .config import Config
 from .digest import digest
 from .errors import OwnershipLost
@@ -42,6 +43,7 @@ _LOOK_AGAIN_S = 0.005  # while a batch is in Postgres and the queue is empty: at
 _LOOK_AGAIN_LONGEST_S = 0.1
 _POLL_FULL_S = 0.1  # a full Redis refuses to block
 _IDLE_S = 1.0
+_MOST_CLAIMED = 2  # batches: one is read while the next one comes
 _MOST_FROZEN = RECENT // 2  # batches, however small: the ledger must remember all of them
 
 
@@ -65,18 +67,21 @@ class Tenure:
             config, flusher, conn, state, metrics, log, queue.now_us, lambda: self._failure
         )
         self._turn = threading.Condition()
+        self._claimed: deque[FrozenBatch] = deque()  # the first one is being read
         self._waiting: deque[Unit] = deque(Unit([batch]) for batch in recovered)
         self._flushing: Unit | None = None
         self._flushed: deque[tuple[Unit, Flushed]] = deque()
         self._look_again_s = _LOOK_AGAIN_S
-        self._claims = self._flushes = True  # False: nothing more will come from there
+        self._has_backlog = False  # the last claim was full, and another one follows
+        self._claims = self._reads = self._flushes = True  # False: nothing more will come from there
         self._failure: BaseException | None = None
 
     def serve(self, stop: Stop, lost: Stop) -> None:
         """Returns when ``stop`` is set and what was frozen is acknowledged; raises what ended the tenure."""
+        sides = (("claim", self._claim, stop, lost), ("read", self._read), ("finish", self._finish))
         threads = [
             threading.Thread(target=self._guarded, args=(side, *given), name=name, daemon=True)
-            for name, side, *given in (("claim", self._claim, stop, lost), ("finish", self._finish))
+            for name, side, *given in sides
         ]
         for thread in threads:
             thread.start()
@@ -113,14 +118,45 @@ class Tenure:
     def _next_unit(self) -> Unit | None:
         while True:
             with self._turn:
-                if self._claims and not self._waiting and self._failure is None:
+                if self._reads and not self._is_ready() and self._failure is None:
                     self._turn.wait(_IDLE_S)
-                if self._failure is not None or not (self._waiting or self._claims):
+                if self._failure is not None or not (self._waiting or self._reads):
                     return None
-                if self._waiting:
+                if self._is_ready():
                     self._flushing = self._waiting.popleft()
                     return self._flushing
-            self._persister.idle()
+                is_idle = not (self._waiting or self._claimed)
+            if is_idle:
+                self._persister.idle()
+
+    def _is_ready(self) -> bool:
+        """Whether there is a unit that need not wait for more batches."""
+        comes_more = self._has_backlog or len(self._claimed) > 0
+        return len(self._waiting) > (comes_more and self._pays())
+
+    def _pays(self) -> bool:
+        """Whether more batches should join the last unit that waits."""
+        return len(self._waiting) > 0 and self._waiting[-1].pays
+
+    # Between: what can be found out before its transaction, while another one is in Postgres.
+
+    def _read(self) -> None:
+        while (batch := self._next_batch()) is not None:
+            unit = _read(batch, self._flusher.catalog)
+            with self._turn:
+                if not (self._pays() and self._waiting[-1].add(unit)):
+                    self._waiting.append(unit)
+                self._claimed.popleft()
+                self._turn.notify_all()
+        with self._turn:
+            self._reads = False
+            self._turn.notify_all()
+
+    def _next_batch(self) -> FrozenBatch | None:
+        with self._turn:
+            while self._failure is None and self._claims and not self._claimed:
+                self._turn.wait()
+            return self._claimed[0] if self._claimed and self._failure is None else None
 
     # The Redis sides.
 
@@ -148,43 +184,47 @@ class Tenure:
             if lost.is_set():
                 raise OwnershipLost("the lease was not renewed in time")
             self._state.progress()
-            if self._has_room():
+            if self._may_claim():
                 self._claim_one(stop)
-            else:
-                self._wait_for_turn(_BLOCK_S)
         with self._turn:
-            self._claims = False
+            self._claims = self._has_backlog = False
             self._turn.notify_all()
+
+    def _may_claim(self) -> bool:
+        """Waits for it; not too long."""
+        with self._turn:
+            if not self._wait_until(lambda: len(self._claimed) < _MOST_CLAIMED):
+                return False
+            if not self._has_room():
+                self._more_comes(False)
+            return self._wait_until(self._has_room)
 
     def _has_room(self) -> bool:
         """Whether one more batch may be frozen: a few, or as many as pay, within the bytes of those few."""
         c = self._config
         if self._queue.frozen < c.max_in_flight:
             return True
-        with self._turn:
-            units = [*self._waiting, *(unit for unit, _ in self._flushed)]
-            units += [self._flushing] if self._flushing is not None else []
-            last = self._waiting[-1] if self._waiting else None
-            return (
-                last is not None
-                and last.pays
-                and last.digest is not None
-                and last.digest.size < c.max_in_flight * c.batch_size
-                and self._queue.frozen < _MOST_FROZEN
-                and sum(unit.size_bytes for unit in units) < c.max_in_flight * c.batch_bytes
-            )
+        if not self._pays() or self._queue.frozen >= _MOST_FROZEN:
+            return False
+        units = [*self._waiting, *(unit for unit, _ in self._flushed)]
+        units += [self._flushing] if self._flushing is not None else []
+        size = sum(u.size_bytes for u in units) + sum(b.size_bytes for b in self._claimed)
+        return (
+            self._waiting[-1].rows < c.max_in_flight * c.batch_size
+            and size < c.max_in_flight * c.batch_bytes
+        )
 
     def _claim_one(self, stop: Stop) -> None:
         c = self._config
         claimed = self._queue.claim(c.batch_size, c.batch_bytes, c.write_delay_s)
         if isinstance(claimed, FrozenBatch):
             self._look_again_s = _LOOK_AGAIN_S
-            unit = self._read(claimed)
             with self._turn:
-                if not (self._waiting and self._waiting[-1].pays and self._waiting[-1].add(unit)):
-                    self._waiting.append(unit)
-                self._turn.notify_all()
-        elif claimed > 0:
+                self._claimed.append(claimed)
+                self._more_comes(len(claimed.items) == c.batch_size)
+            return
+        self._more_comes(False)
+        if claimed > 0:
             self._wait_for_turn(min(claimed, _BLOCK_S))
         elif self._queue.frozen:
             self._wait_for_turn(self._look_again_s)
@@ -195,16 +235,24 @@ class Tenure:
             except OutOfMemoryError:
                 stop.wait(_POLL_FULL_S)
 
-    def _read(self, batch: FrozenBatch) -> Unit:
-        """What can be found out before its transaction, while another one is in Postgres."""
-        catalog = self._flusher.catalog
-        found = digest(batch, catalog)
-        return Unit([batch], found, None if found is not None else prepare(batch, catalog))
+    def _more_comes(self, yes: bool) -> None:
+        with self._turn:
+            self._has_backlog = yes
+            self._turn.notify_all()
+
+    def _wait_until(self, is_so: Callable[[], bool]) -> bool:
+        """Whether it has come to be so in a while. The caller has the turn."""
+        return self._turn.wait_for(lambda: self._failure is not None or is_so(), _BLOCK_S) and is_so()
 
     def _wait_for_turn(self, timeout_s: float) -> None:
         with self._turn:
             if self._failure is None:
                 self._turn.wait(timeout_s)
+
+
+def _read(batch: FrozenBatch, catalog: Catalog) -> Unit:
+    found = digest(batch, catalog)
+    return Unit([batch], found, None if found is not None else prepare(batch, catalog))
 
 
 def _rejections(unit: Unit, flushed: Flushed) -> list[Rejection]:

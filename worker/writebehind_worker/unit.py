@@ -57,9 +57,14 @@ class Unit:
         return settlements(self.batches[0].messages, buried)
 
     @property
+    def rows(self) -> int:
+        """To be written, at most."""
+        return self.writes if self.digest is None else self.digest.size
+
+    @property
     def pays(self) -> bool:
         """Whether its rows get several writes each, so that more batches add few rows to it."""
-        return self.digest is not None and self.writes >= self.digest.size * _PAYS_FROM
+        return self.digest is not None and self.writes >= self.rows * _PAYS_FROM
 
     def add(self, later: Unit) -> bool:
         """Takes in the next one, if both can go at once."""
