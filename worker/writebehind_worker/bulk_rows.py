@@ -14,7 +14,7 @@ import msgspec
 
 from .digest import Digest
 from .execution import Statement, statement_of
-from .plain_shape import Key, PlainShape, Values
+from .plain_shape import PlainShape, Values, values_of
 from .plan import waves
 
 COPIED_FROM = 200
@@ -28,11 +28,11 @@ def bulk_statements(digest: Digest, copies: bool) -> list[Statement]:
     """All that it comes to, in order. ``copies``: rows may go by COPY, as lines of CSV."""
     first, *later = [list(map(statement_of, wave)) for wave in waves(digest.others)] or [[]]
     for shape, rows in digest.rows.items():
-        first += _statements(shape, sorted(rows.items()), copies)
+        first += _statements(shape, [(key, *values_of(rows[key])) for key in sorted(rows)], copies)
     return [*sorted(first, key=_by_group), *(statement for wave in later for statement in wave)]
 
 
-def _statements(shape: PlainShape, rows: Sequence[tuple[Key, Values]], copies: bool) -> Iterator[Statement]:
+def _statements(shape: PlainShape, rows: Sequence[Values], copies: bool) -> Iterator[Statement]:
     if copies and shape.copies and len(rows) >= COPIED_FROM:
         csv = as_csv(rows)
         if csv is not None:
@@ -46,14 +46,14 @@ def _statements(shape: PlainShape, rows: Sequence[tuple[Key, Values]], copies: b
         yield Statement(shape.group, len(rows), _as_json(shape, rows))
 
 
-def as_csv(rows: Sequence[tuple[Key, Values]]) -> bytes | None:
+def as_csv(rows: Sequence[Values]) -> bytes | None:
     """Lines for ``COPY … (FORMAT csv, NULL 'null')``; ``None`` if a value may mean something else there."""
-    lines = _encoder.encode_lines([(key, *values) for key, values in rows])
+    lines = _encoder.encode_lines(rows)
     if b"\\" in lines or b"{" in lines or lines.count(b"[") != len(rows):
         return None  # an escape, an object, an array; or text with such a character, which is as rare
     return lines[1:-2].replace(b"]\n[", b"\n") + b"\n"
 
 
-def _as_json(shape: PlainShape, rows: Sequence[tuple[Key, Values]]) -> str:
+def _as_json(shape: PlainShape, rows: Sequence[Values]) -> str:
     names = [shape.table.key[0].name, *shape.group.columns]
-    return _encoder.encode([dict(zip(names, (key, *values), strict=True)) for key, values in rows]).decode()
+    return _encoder.encode([dict(zip(names, row, strict=True)) for row in rows]).decode()

@@ -245,9 +245,7 @@ class _Reading:
 
     def rows(self) -> Rows:
         """Those of the tables that are not odd."""
-        found: Rows = {}
-        for shape, last in self._last.items():
-            found[shape] = {k: v if type(v) is tuple else values_of(v) for k, v in last.items()}
+        found: Rows = {**self._last}
         for shape, deltas in self._deltas.items():
             found[shape] = {k: tuple(map(sum, zip(*those, strict=True))) for k, those in deltas.items()}
             if not shape.fits(list(found[shape].values())):

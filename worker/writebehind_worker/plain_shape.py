@@ -145,5 +145,6 @@ def _data_of(op: Op, columns: tuple[str, ...]) -> type[msgspec.Struct]:
     return msgspec.defstruct("Data", fields, rename=names, forbid_unknown_fields=True, gc=False)
 
 
-values_of: Callable[[Any], Values] = astuple
-"""What `PlainShape.read` has read, as values."""
+def values_of(read: Any) -> Values:
+    """What `PlainShape.read` has read, as values; they may be that already."""
+    return read if type(read) is tuple else astuple(read)
