@@ -26,20 +26,22 @@ class Bulk:
         self._stages: dict[tuple[int, str, str], str] = {}  # temporary tables
         self._may_copy = True
 
-    def statements(self, digest: Digest) -> list[Statement]:
-        """Makes ready what `write` takes; outside of the transaction."""
+    def ready(self, digest: Digest, statements: Sequence[Statement]) -> Sequence[Statement]:
+        """What `write` takes; outside of the transaction. ``statements``: of the digest, if known."""
         if len(self._stages) > _MOST_STAGES:
             self._conn.execute("DISCARD TEMP")
             self._stages.clear()
-        found = bulk_statements(digest, self._may_copy)
-        try:
-            for statement in found:
-                if isinstance(statement.rows, bytes):
-                    self._make_stage(statement.group)
-        except InsufficientPrivilege:  # TEMPORARY on the database: then everything goes as JSON
-            self._may_copy = False
-            return bulk_statements(digest, False)
-        return found
+        if self._may_copy:
+            found = statements or bulk_statements(digest)
+            try:
+                for statement in found:
+                    if isinstance(statement.rows, bytes):
+                        self._make_stage(statement.group)
+            except InsufficientPrivilege:  # TEMPORARY on the database: then everything goes as JSON
+                self._may_copy = False
+            else:
+                return found
+        return bulk_statements(digest, copies=False)
 
     def copy(self, statements: Sequence[Statement]) -> None:
         """Brings the rows of those to Postgres that go by COPY. No table of others is touched."""

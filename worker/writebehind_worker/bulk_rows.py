@@ -24,7 +24,7 @@ _encoder = msgspec.json.Encoder()
 _by_group = attrgetter("group.order")
 
 
-def bulk_statements(digest: Digest, copies: bool) -> list[Statement]:
+def bulk_statements(digest: Digest, *, copies: bool = True) -> list[Statement]:
     """All that it comes to, in order. ``copies``: rows may go by COPY, as lines of CSV."""
     first, *later = [list(map(statement_of, wave)) for wave in waves(digest.others)] or [[]]
     for shape, rows in digest.rows.items():

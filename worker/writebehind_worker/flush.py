@@ -100,8 +100,10 @@ class Flusher:
                 self.catalog = self._read_catalog()
         raise OwnershipLost("the tables of a batch are being altered again and again")
 
-    def flush_at_once(self, batches: Sequence[int], digest: Digest) -> Flushed | None:
-        """Brings frozen batches to Postgres in one transaction.
+    def flush_at_once(
+        self, batches: Sequence[int], digest: Digest, statements: Sequence[Statement] = ()
+    ) -> Flushed | None:
+        """Brings frozen batches to Postgres in one transaction. ``statements``: of the digest, if known.
 
         ``None``, and nothing is there, where they have to be flushed one by one: a write is refused, a row is
         locked, a batch was committed before, or something is going on that needs each message.
@@ -111,7 +113,7 @@ class Flusher:
         """
         if not self._is_calm(digest):
             return None
-        statements = self._bulk.statements(digest)
+        statements = self._bulk.ready(digest, statements)
         try:
             with self._transaction(Patience()):
                 self._bulk.copy(statements)  # before the ledger's row is held

@@ -118,7 +118,7 @@ class Persister:
 
     def _attempt(self, unit: Unit, patience: Patience) -> Flushed | None:
         if unit.digest is not None:
-            return self._flusher.flush_at_once(unit.ids, unit.digest)
+            return self._flusher.flush_at_once(unit.ids, unit.digest, unit.statements)
         (batch,) = unit.batches
         return self._flusher.flush(batch, patience, unit.prepared)
 

@@ -24,6 +24,7 @@ from structlog.typing import FilteringBoundLogger
 
 from writebehind.receipt import Rejection
 
+from .bulk_rows import bulk_statements
 from .catalog import Catalog
 from .config import Config
 from .digest import digest
@@ -210,8 +211,7 @@ class Tenure:
         units += [self._flushing] if self._flushing is not None else []
         size = sum(u.size_bytes for u in units) + sum(b.size_bytes for b in self._claimed)
         return (
-            self._waiting[-1].rows < c.max_in_flight * c.batch_size
-            and size < c.max_in_flight * c.batch_bytes
+            self._waiting[-1].rows < c.max_in_flight * c.batch_size and size < c.max_in_flight * c.batch_bytes
         )
 
     def _claim_one(self, stop: Stop) -> None:
@@ -252,7 +252,12 @@ class Tenure:
 
 def _read(batch: FrozenBatch, catalog: Catalog) -> Unit:
     found = digest(batch, catalog)
-    return Unit([batch], found, None if found is not None else prepare(batch, catalog))
+    if found is None:
+        return Unit([batch], prepared=prepare(batch, catalog))
+    unit = Unit([batch], found)
+    if not unit.pays:  # nothing will be added to it
+        unit.statements = bulk_statements(found)
+    return unit
 
 
 def _rejections(unit: Unit, flushed: Flushed) -> list[Rejection]:

@@ -6,6 +6,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 
 from .digest import Digest
+from .execution import Statement
 from .frozen import FrozenBatch
 from .prepared import Prepared
 from .settle import Settlement, settlements
@@ -17,12 +18,14 @@ _PAYS_FROM = 1.5  # writes a row, from which it is better to wait for more of th
 class Unit:
     """Consecutive batches, oldest first: one, or where all are in ``digest`` several.
 
-    ``prepared`` is what is known of a batch that has no digest.
+    ``prepared`` is what is known of a batch that has no digest; ``statements`` what the digest comes to, if
+    that has been found out before its transaction.
     """
 
     batches: list[FrozenBatch]
     digest: Digest | None = None
     prepared: Prepared | None = None
+    statements: Sequence[Statement] = ()
     size_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -70,6 +73,7 @@ class Unit:
         """Takes in the next one, if both can go at once."""
         if self.digest is None or later.digest is None or not self.digest.add(later.digest):
             return False
+        self.statements = ()
         self.batches += later.batches
         self.size_bytes += later.size_bytes
         return True
