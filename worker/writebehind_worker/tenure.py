@@ -45,7 +45,8 @@ _LOOK_AGAIN_LONGEST_S = 0.1
 _POLL_FULL_S = 0.1  # a full Redis refuses to block
 _IDLE_S = 1.0
 _MOST_CLAIMED = 2  # batches: one is read while the next one comes
-_MOST_FROZEN = RECENT // 2  # batches, however small: the ledger must remember all of them
+_UNITS = 3  # one grows while one is in Postgres and one is settled
+_MOST_FROZEN = RECENT * 3 // 4  # batches, however small: the ledger must remember all of them
 
 
 class Tenure:
@@ -67,6 +68,7 @@ class Tenure:
         self._persister = Persister(
             config, flusher, conn, state, metrics, log, queue.now_us, lambda: self._failure
         )
+        self._most_bytes = config.max_in_flight * config.batch_bytes
         self._turn = threading.Condition()
         self._claimed: deque[FrozenBatch] = deque()  # the first one is being read
         self._waiting: deque[Unit] = deque(Unit([batch]) for batch in recovered)
@@ -133,11 +135,18 @@ class Tenure:
     def _is_ready(self) -> bool:
         """Whether there is a unit that need not wait for more batches."""
         comes_more = self._has_backlog or len(self._claimed) > 0
-        return len(self._waiting) > (comes_more and self._pays())
+        return len(self._waiting) > (comes_more and self._takes_more())
 
-    def _pays(self) -> bool:
-        """Whether more batches should join the last unit that waits."""
-        return len(self._waiting) > 0 and self._waiting[-1].pays
+    def _takes_more(self) -> bool:
+        """Whether more batches should join the last unit that waits; it leaves room for two like it."""
+        if not self._waiting:
+            return False
+        last = self._waiting[-1]
+        return (
+            last.pays
+            and len(last.batches) < _MOST_FROZEN // _UNITS
+            and last.size_bytes < self._most_bytes // _UNITS
+        )
 
     # Between: what can be found out before its transaction, while another one is in Postgres.
 
@@ -145,7 +154,7 @@ class Tenure:
         while (batch := self._next_batch()) is not None:
             unit = _read(batch, self._flusher.catalog)
             with self._turn:
-                if not (self._pays() and self._waiting[-1].add(unit)):
+                if not (self._takes_more() and self._waiting[-1].add(unit)):
                     self._waiting.append(unit)
                 self._claimed.popleft()
                 self._turn.notify_all()
@@ -201,18 +210,15 @@ class Tenure:
             return self._wait_until(self._has_room)
 
     def _has_room(self) -> bool:
-        """Whether one more batch may be frozen: a few, or as many as pay, within the bytes of those few."""
-        c = self._config
-        if self._queue.frozen < c.max_in_flight:
+        """Whether one more batch may be frozen: for a few units, and within the bytes of as many batches."""
+        most = self._config.max_in_flight
+        if self._queue.frozen < most:
             return True
-        if not self._pays() or self._queue.frozen >= _MOST_FROZEN:
-            return False
         units = [*self._waiting, *(unit for unit, _ in self._flushed)]
         units += [self._flushing] if self._flushing is not None else []
         size = sum(u.size_bytes for u in units) + sum(b.size_bytes for b in self._claimed)
-        return (
-            self._waiting[-1].rows < c.max_in_flight * c.batch_size and size < c.max_in_flight * c.batch_bytes
-        )
+        has_place = len(units) + len(self._claimed) < most or self._takes_more()
+        return has_place and self._queue.frozen < _MOST_FROZEN and size < self._most_bytes
 
     def _claim_one(self, stop: Stop) -> None:
         c = self._config
