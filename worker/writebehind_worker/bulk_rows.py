@@ -6,15 +6,15 @@ a backslash is a line of CSV but for its brackets, and by COPY that takes 0.5 to
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import compress
 from operator import attrgetter, not_
 
 import msgspec
 
-from .digest import Digest
+from .digest import CHUNK, Digest
 from .execution import Statement, statement_of
-from .plain_shape import PlainShape, Values, values_of
+from .plain_shape import Key, PlainShape, Values, values_of
 from .plan import waves
 
 COPIED_FROM = 200
@@ -28,22 +28,29 @@ def bulk_statements(digest: Digest, *, copies: bool = True) -> list[Statement]:
     """All that it comes to, in order. ``copies``: rows may go by COPY, as lines of CSV."""
     first, *later = [list(map(statement_of, wave)) for wave in waves(digest.others)] or [[]]
     for shape, rows in digest.rows.items():
-        first += _statements(shape, [(key, *values_of(rows[key])) for key in sorted(rows)], copies)
+        first += _statements(shape, rows, copies and shape.copies and len(rows) >= COPIED_FROM)
     return [*sorted(first, key=_by_group), *(statement for wave in later for statement in wave)]
 
 
-def _statements(shape: PlainShape, rows: Sequence[Values], copies: bool) -> Iterator[Statement]:
-    if copies and shape.copies and len(rows) >= COPIED_FROM:
-        csv = as_csv(rows)
+def _statements(shape: PlainShape, rows: Mapping[Key, Values], copies: bool) -> Iterator[Statement]:
+    keys = sorted(rows)
+    lines: list[bytes] = []
+    others: list[Values] = []
+    for start in range(0, len(keys), CHUNK):
+        those = [(key, *values_of(rows[key])) for key in keys[start : start + CHUNK]]
+        csv = as_csv(those) if copies else None
         if csv is not None:
-            yield Statement(shape.group, len(rows), csv)
-            return
-        plain = [as_csv([row]) is not None for row in rows]
-        if sum(plain) >= COPIED_FROM:
-            yield from _statements(shape, list(compress(rows, plain)), True)
-            rows = list(compress(rows, map(not_, plain)))
-    if rows:
-        yield Statement(shape.group, len(rows), _as_json(shape, rows))
+            lines.append(csv)
+        elif copies:
+            each = list(map(as_csv, zip(those)))
+            lines += filter(None, each)
+            others += compress(those, map(not_, each))
+        else:
+            others += those
+    if lines:
+        yield Statement(shape.group, len(rows) - len(others), b"".join(lines))
+    if others:
+        yield Statement(shape.group, len(others), _as_json(shape, others))
 
 
 def as_csv(rows: Sequence[Values]) -> bytes | None:
