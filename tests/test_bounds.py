@@ -39,7 +39,6 @@ PAUSES = {name: p.default for name, p in inspect.signature(pauses).parameters.it
         ("a batch that Postgres refuses", GROWING.first_s, 2, GROWING.longest_s),
         ("a row that somebody locks", GROWING.first_s, 2, persist._LOCK_PAUSE_S),
         ("a standby asking", worker._STANDBY_POLL_S, 1, worker._STANDBY_POLL_S),
-        ("looking for items while a batch", tenure._LOOK_AGAIN_S, 2, tenure._LOOK_AGAIN_LONGEST_S),
         ("looking for items while Redis is full", tenure._POLL_FULL_S, 1, tenure._POLL_FULL_S),
         ("a receipt's `wait`", PAUSES["first_s"], 2, PAUSES["longest_s"]),
     ],

@@ -40,8 +40,6 @@ from .state import WorkerState
 from .unit import Unit
 
 _BLOCK_S = 1.0  # an idle owner looks at its lease, and at the stop signal, so often
-_LOOK_AGAIN_S = 0.005  # while a batch is in Postgres and the queue is empty: at first, and then ...
-_LOOK_AGAIN_LONGEST_S = 0.1
 _POLL_FULL_S = 0.1  # a full Redis refuses to block
 _IDLE_S = 1.0
 _MOST_CLAIMED = 2  # batches: one is read while the next one comes
@@ -74,7 +72,6 @@ class Tenure:
         self._waiting: deque[Unit] = deque(Unit([batch]) for batch in recovered)
         self._flushing: Unit | None = None
         self._flushed: deque[tuple[Unit, Flushed]] = deque()
-        self._look_again_s = _LOOK_AGAIN_S
         self._has_backlog = False  # the last claim was full, and another one follows
         self._claims = self._reads = self._flushes = True  # False: nothing more will come from there
         self._failure: BaseException | None = None
@@ -135,26 +132,35 @@ class Tenure:
     def _is_ready(self) -> bool:
         """Whether there is a unit that need not wait for more batches."""
         comes_more = self._has_backlog or len(self._claimed) > 0
-        return len(self._waiting) > (comes_more and self._takes_more())
+        return len(self._waiting) > (comes_more and self._takes_more() and self._waiting[-1].pays)
 
     def _takes_more(self) -> bool:
-        """Whether more batches should join the last unit that waits; it leaves room for two like it."""
+        """Whether the next batch may join the last unit that waits: it is small, or more of it pays.
+
+        Such a unit leaves room for two like it.
+        """
         if not self._waiting:
             return False
         last = self._waiting[-1]
         return (
-            last.pays
+            (last.pays or last.writes < self._config.batch_size)
             and len(last.batches) < _MOST_FROZEN // _UNITS
             and last.size_bytes < self._most_bytes // _UNITS
         )
+
+    def _join(self, unit: Unit) -> bool:
+        if not self._takes_more():
+            return False
+        last = self._waiting[-1]
+        return (last.pays or last.writes + unit.writes <= self._config.batch_size) and last.add(unit)
 
     # Between: what can be found out before its transaction, while another one is in Postgres.
 
     def _read(self) -> None:
         while (batch := self._next_batch()) is not None:
-            unit = _read(batch, self._flusher.catalog)
+            unit = _read(batch, self._flusher.catalog, len(batch.items) >= self._config.batch_size)
             with self._turn:
-                if not (self._takes_more() and self._waiting[-1].add(unit)):
+                if not self._join(unit):
                     self._waiting.append(unit)
                 self._claimed.popleft()
                 self._turn.notify_all()
@@ -224,7 +230,6 @@ class Tenure:
         c = self._config
         claimed = self._queue.claim(c.batch_size, c.batch_bytes, c.write_delay_s)
         if isinstance(claimed, FrozenBatch):
-            self._look_again_s = _LOOK_AGAIN_S
             with self._turn:
                 self._claimed.append(claimed)
                 self._more_comes(len(claimed.items) == c.batch_size)
@@ -232,9 +237,6 @@ class Tenure:
         self._more_comes(False)
         if claimed > 0:
             self._wait_for_turn(min(claimed, _BLOCK_S))
-        elif self._queue.frozen:
-            self._wait_for_turn(self._look_again_s)
-            self._look_again_s = min(self._look_again_s * 2, _LOOK_AGAIN_LONGEST_S)
         else:
             try:
                 self._queue.peek(_BLOCK_S)
@@ -256,12 +258,12 @@ class Tenure:
                 self._turn.wait(timeout_s)
 
 
-def _read(batch: FrozenBatch, catalog: Catalog) -> Unit:
+def _read(batch: FrozenBatch, catalog: Catalog, is_full: bool) -> Unit:
     found = digest(batch, catalog)
     if found is None:
         return Unit([batch], prepared=prepare(batch, catalog))
     unit = Unit([batch], found)
-    if not unit.pays:  # nothing will be added to it
+    if is_full and not unit.pays:  # nothing will join it
         unit.statements = bulk_statements(found)
     return unit
 
