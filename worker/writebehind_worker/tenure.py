@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import psycopg
@@ -36,6 +36,7 @@ from .metrics import Metrics
 from .owned_queue import OwnedQueue
 from .persist import Persister, Stop
 from .prepared import prepare
+from .settle import Settlement
 from .state import WorkerState
 from .unit import Unit
 
@@ -72,7 +73,8 @@ class Tenure:
         self._waiting: deque[Unit] = deque(Unit([batch]) for batch in recovered)
         self._flushing: Unit | None = None
         self._flushed: deque[tuple[Unit, Flushed]] = deque()
-        self._has_backlog = False  # the last claim was full, and another one follows
+        self._has_backlog = False  # the last claim was full, so that another one is worth it at once ...
+        self._is_full = False  # ... but for want of room
         self._claims = self._reads = self._flushes = True  # False: nothing more will come from there
         self._failure: BaseException | None = None
 
@@ -110,6 +112,7 @@ class Tenure:
                     self._turn.notify_all()
             with self._turn:
                 self._flushing = None
+                self._turn.notify_all()
             self._persister.count_dead_letters()
         with self._turn:
             self._flushes = False
@@ -131,36 +134,26 @@ class Tenure:
 
     def _is_ready(self) -> bool:
         """Whether there is a unit that need not wait for more batches."""
-        comes_more = self._has_backlog or len(self._claimed) > 0
-        return len(self._waiting) > (comes_more and self._takes_more() and self._waiting[-1].pays)
+        return len(self._waiting) > (self._comes_more() and self._grows())
 
-    def _takes_more(self) -> bool:
-        """Whether the next batch may join the last unit that waits: it is small, or more of it pays.
+    def _comes_more(self) -> bool:
+        return (self._has_backlog and not self._is_full) or len(self._claimed) > 0
 
-        Such a unit leaves room for two like it.
-        """
+    def _grows(self) -> bool:
+        """Whether more batches should join the last unit that waits; it leaves room for two like it."""
         if not self._waiting:
             return False
         last = self._waiting[-1]
-        return (
-            (last.pays or last.writes < self._config.batch_size)
-            and len(last.batches) < _MOST_FROZEN // _UNITS
-            and last.size_bytes < self._most_bytes // _UNITS
-        )
-
-    def _join(self, unit: Unit) -> bool:
-        if not self._takes_more():
-            return False
-        last = self._waiting[-1]
-        return (last.pays or last.writes + unit.writes <= self._config.batch_size) and last.add(unit)
+        is_small = last.size_bytes < self._most_bytes // _UNITS and len(last.batches) < _MOST_FROZEN // _UNITS
+        return is_small and last.pays
 
     # Between: what can be found out before its transaction, while another one is in Postgres.
 
     def _read(self) -> None:
         while (batch := self._next_batch()) is not None:
-            unit = _read(batch, self._flusher.catalog, len(batch.items) >= self._config.batch_size)
+            unit = _read(batch, self._flusher.catalog)
             with self._turn:
-                if not self._join(unit):
+                if not (self._grows() and self._waiting[-1].add(unit)):
                     self._waiting.append(unit)
                 self._claimed.popleft()
                 self._turn.notify_all()
@@ -177,23 +170,27 @@ class Tenure:
     # The Redis sides.
 
     def _finish(self) -> None:
-        while self._failure is None:
+        while those := self._next_flushed():
+            entries: list[Settlement] = []
+            rejections: list[Rejection] = []
+            for unit, flushed in those:
+                entries += unit.settlements({b.position for b in flushed.buried})
+                rejections += _rejections(unit, flushed)
+            self._queue.settle(entries)
+            ids = [id for unit, _ in those for id in unit.ids]
+            applied_seq = max(unit.applied_seq for unit, _ in those)
+            self._queue.acknowledge(ids, applied_seq, those[-1][1].last_batch, rejections)
             with self._turn:
-                if self._flushes and not self._flushed and self._failure is None:
-                    self._turn.wait(_BLOCK_S)
-                if not self._flushed:
-                    if not self._flushes:
-                        return
-                    continue
-                unit, flushed = self._flushed[0]
-            buried = {b.position for b in flushed.buried}
-            self._queue.settle(unit.settlements(buried))
-            self._queue.acknowledge(
-                unit.ids, unit.applied_seq, flushed.last_batch, _rejections(unit, flushed)
-            )
-            with self._turn:
-                self._flushed.popleft()
+                for _ in those:
+                    self._flushed.popleft()
                 self._turn.notify_all()
+
+    def _next_flushed(self) -> Sequence[tuple[Unit, Flushed]]:
+        """All that is in Postgres and that Redis does not know yet; empty at the end."""
+        with self._turn:
+            while self._failure is None and self._flushes and not self._flushed:
+                self._turn.wait()
+            return [] if self._failure is not None else list(self._flushed)
 
     def _claim(self, stop: Stop, lost: Stop) -> None:
         while self._failure is None and not stop.is_set():
@@ -211,19 +208,28 @@ class Tenure:
         with self._turn:
             if not self._wait_until(lambda: len(self._claimed) < _MOST_CLAIMED):
                 return False
-            if not self._has_room():
-                self._more_comes(False)
-            return self._wait_until(self._has_room)
+            self._is_full = not self._has_room()  # then what waits need not wait for more
+            self._turn.notify_all()
+            if not self._wait_until(self._has_room):
+                return False
+            self._is_full = False
+            return True
 
     def _has_room(self) -> bool:
-        """Whether one more batch may be frozen: for a few units, and within the bytes of as many batches."""
+        """Whether one more batch may be frozen: for a few units, and within the bytes of as many batches.
+
+        Without a backlog one is frozen when Postgres can have it at once: it is the larger, the longer
+        Postgres was busy, and the cores are spared many small ones.
+        """
+        if not self._has_backlog:
+            return not (self._claimed or self._waiting or self._flushing)
         most = self._config.max_in_flight
         if self._queue.frozen < most:
             return True
         units = [*self._waiting, *(unit for unit, _ in self._flushed)]
         units += [self._flushing] if self._flushing is not None else []
         size = sum(u.size_bytes for u in units) + sum(b.size_bytes for b in self._claimed)
-        has_place = len(units) + len(self._claimed) < most or self._takes_more()
+        has_place = len(units) + len(self._claimed) < most or self._grows()
         return has_place and self._queue.frozen < _MOST_FROZEN and size < self._most_bytes
 
     def _claim_one(self, stop: Stop) -> None:
@@ -232,9 +238,12 @@ class Tenure:
         if isinstance(claimed, FrozenBatch):
             with self._turn:
                 self._claimed.append(claimed)
-                self._more_comes(len(claimed.items) == c.batch_size)
+                self._has_backlog = _is_full(claimed, c)
+                self._turn.notify_all()
             return
-        self._more_comes(False)
+        with self._turn:
+            self._has_backlog = False
+            self._turn.notify_all()
         if claimed > 0:
             self._wait_for_turn(min(claimed, _BLOCK_S))
         else:
@@ -242,11 +251,6 @@ class Tenure:
                 self._queue.peek(_BLOCK_S)
             except OutOfMemoryError:
                 stop.wait(_POLL_FULL_S)
-
-    def _more_comes(self, yes: bool) -> None:
-        with self._turn:
-            self._has_backlog = yes
-            self._turn.notify_all()
 
     def _wait_until(self, is_so: Callable[[], bool]) -> bool:
         """Whether it has come to be so in a while. The caller has the turn."""
@@ -258,14 +262,19 @@ class Tenure:
                 self._turn.wait(timeout_s)
 
 
-def _read(batch: FrozenBatch, catalog: Catalog, is_full: bool) -> Unit:
+def _read(batch: FrozenBatch, catalog: Catalog) -> Unit:
     found = digest(batch, catalog)
     if found is None:
         return Unit([batch], prepared=prepare(batch, catalog))
     unit = Unit([batch], found)
-    if is_full and not unit.pays:  # nothing will join it
+    if not unit.pays:  # nothing will join it
         unit.statements = bulk_statements(found)
     return unit
+
+
+def _is_full(batch: FrozenBatch, config: Config) -> bool:
+    """Whether it has left something behind."""
+    return len(batch.items) == config.batch_size or batch.size_bytes > config.batch_bytes // 2
 
 
 def _rejections(unit: Unit, flushed: Flushed) -> list[Rejection]:
