@@ -17,9 +17,10 @@ from tests.support.workers import Workload, flags
 FRESH = [
     "lease:{}:1", "taking:{}:1", "taking:{}:2", "own:{}:1", "adopt:{}:1",
     "own:{}:2",
-    "claim:{}:1", "claim:{}:2", "record:{}:1", "record:{}:2", "apply:{}:1", "apply:{}:2",
+    "claim:{}:1", "claim:{}:2", "copy:{}:1", "record:{}:1", "record:{}:2", "apply:{}:1", "apply:{}:2",
     "commit:{}:1", "commit:{}:2", "settle:{}:1", "settle:{}:2", "acknowledge:{}:1", "acknowledge:{}:2",
 ]  # fmt: skip
+MERGED = ["claim:{}:5", "record:{}:1", "apply:{}:1", "commit:{}:1", "settle:{}:1", "acknowledge:{}:1"]
 RECOVERING = ["take:{}:1", "own:{}:1", "record:{}:1", "buried:{}:1", "settle:{}:1", "acknowledge:{}:1"]
 
 
@@ -61,7 +62,19 @@ def test_killed_at_a_point_the_next_worker_finishes(
     finish(options, load)
 
 
-@pytest.mark.parametrize("point", _both(["bury:{}:1"]))
+@pytest.mark.parametrize("point", _both(MERGED))
+def test_killed_while_many_batches_are_in_one_transaction(
+    point: str, options: dict[str, Any], load: Workload
+) -> None:
+    load.add(200)
+    crash({**options, "batch_size": 30}, point)
+    if point == "commit:after:1":
+        assert len(load.ledger("recent_batches")) == 7
+    load.add(20)
+    finish(options, load)
+
+
+@pytest.mark.parametrize("point", _both(["apply one by one:{}:1", "bury:{}:1"]))
 def test_killed_while_it_buries_a_bad_write_it_is_buried_once(
     point: str, options: dict[str, Any], load: Workload
 ) -> None:

@@ -71,6 +71,14 @@ def slow_down(pg: Pg, seconds: float) -> None:
     pg.execute("CREATE TRIGGER slow BEFORE INSERT OR UPDATE ON counters EXECUTE FUNCTION slowly()")
 
 
+def add_until(load: Workload, is_so: Callable[[], bool]) -> None:
+    """Writes, a few at a time: many at once would go to Postgres at once."""
+    while not is_so():
+        load.add(40)
+        time.sleep(0.02)
+    load.add(100)
+
+
 def backends(pg: Pg, condition: str) -> list[int]:
     """Process ids of the workers' backends in this database."""
     found = pg.execute(
@@ -92,9 +100,8 @@ def test_paused_in_the_middle_of_work_another_takes_over_and_nothing_is_applied_
     options: dict[str, Any], load: Workload, pg: Pg
 ) -> None:
     slow_down(pg, 0.02)
-    load.add(400)
     with WorkerProcess(**options, lease_ttl_s=0.5) as zombie:
-        wait_until(lambda: batches(load) > 2)
+        add_until(load, lambda: batches(load) > 2)
         zombie.pause()
         assert load.pending
         with RunningWorker(**options) as other:
@@ -173,8 +180,7 @@ def test_two_workers_on_a_queue_are_never_owners_at_the_same_time(
         wait_until(lambda: {first.facts["role"], second.facts["role"]} == {"owner", "standby"})
         owner, other = (first, second) if first.facts["role"] == "owner" else (second, first)
         epoch = owner.facts["epoch"]
-        load.add(300)
-        wait_until(lambda: batches(load) > 3)
+        add_until(load, lambda: batches(load) > 3)
         assert {b >> 32 for b in load.ledger("recent_batches")} == {epoch}
         assert other.facts["role"] == "standby"
         owner.stop()

@@ -160,7 +160,7 @@ def test_a_silent_postgres_ends_the_ownership_and_another_worker_goes_on(
 def test_an_idle_owner_notices_a_silent_postgres(
     options: dict[str, Any], load: Workload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("writebehind_worker.tenure._COUNT_EVERY_S", 0.1)
+    monkeypatch.setattr("writebehind_worker.persist._COUNT_EVERY_S", 0.1)
     with proxied(options, "postgres_url") as (led, [proxy]), RunningWorker(**led) as worker:
         worker.wait_for_role("owner")
         proxy.pause()

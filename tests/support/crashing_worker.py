@@ -20,6 +20,7 @@ from typing import Any, Self
 import psycopg
 
 from writebehind_worker.apply import Application
+from writebehind_worker.bulk import Bulk
 from writebehind_worker.cli import cli
 from writebehind_worker.lease import Lease
 from writebehind_worker.ledger import Ledger
@@ -35,7 +36,9 @@ POINTS: dict[str, tuple[type[Any], str]] = {
     "adopt": (Ledger, "adopt"),
     "claim": (OwnedQueue, "claim"),
     "record": (Ledger, "record"),
-    "apply": (Application, "run"),
+    "copy": (Bulk, "copy"),
+    "apply": (Bulk, "write"),
+    "apply one by one": (Application, "run"),
     "bury": (Ledger, "bury"),
     "buried": (Ledger, "buried"),
     "commit": (psycopg.Connection, "execute"),  # the COMMIT of a batch
