@@ -60,6 +60,11 @@ def has_ended(worker: RunningWorker) -> bool:
     return worker.facts["redis_up"] is False
 
 
+def repeated_by(pair: RedisPair, tally: Tally, database: TallyDatabase) -> set[int]:
+    """What is in Postgres, but waits on the replica, in no batch that the ledger knows."""
+    return database.applied() & tally.pending(pair.on_replica, database.ledger("recent_batches"))
+
+
 def finish(options: dict[str, Any], tally: Tally) -> RunningWorker:
     """A worker takes over and does all there is to do."""
     with RunningWorker(**options) as worker:
@@ -79,8 +84,7 @@ def test_a_redis_replica_that_lags_is_promoted_under_load(
         tally.start()
         tally.wait_for(100)
         redis_pair.lag()
-        seen = tally.pending(redis_pair.on_replica)
-        wait_until(lambda: len(database.applied() & seen) > 20)
+        wait_until(lambda: len(repeated_by(redis_pair, tally, database)) > 20)
 
         redis_pair.primary.kill()
         wait_until(lambda: has_ended(worker))
@@ -217,6 +221,7 @@ def test_an_old_primary_that_was_paused_comes_back_and_nothing_takes_effect_twic
 ) -> None:
     with Proxy.to(redis_pair.primary.url) as way:
         cut_off = {**options, "redis_url": proxied_url(redis_pair.primary.url, way.port)}
+        cut_off["batch_bytes"] = 2000  # several transactions
         with CrashingWorker(None, flags(**cut_off)) as former:
             slow_down(database, 0.05)
             tally.tick(100)
