@@ -30,13 +30,14 @@ from writebehind import (
 
 from .history import Line, Write, encode, file_name
 from .sabotage import SABOTAGES
-from .stream import Stream
+from .stream import PLAIN_ROWS, Stream
 
 CACHE_PREFIX = "c:"
 _LONGEST_QUEUE = 20_000
 _TIMEOUT_S = 1.0
 _REFUSED_PAUSE_S = 0.02
 _OWN_PAUSE_S = 0.005
+_PLAIN_S = 2.0
 _READ_TIMEOUT_S = 0.3  # a row that the cache cannot show yet
 _COLUMNS = ("a", "b", "n", "s")
 
@@ -109,11 +110,20 @@ class _LibraryProducer(_Producer):
     def run(self, stop: threading.Event) -> None:
         while not stop.is_set():
             call = self._next_call()
+            if is_plain_time():
+                self._plain(call)
+                stop.wait(PLAIN_ROWS / 2 / self._orders.writes_per_s)
+                continue
             writes = self._stream.batch(call)
             self._send(call, "batch", writes)
             next_batch = time.monotonic() + len(writes) / self._orders.writes_per_s
             while time.monotonic() < next_batch and not stop.wait(_OWN_PAUSE_S):
                 self._use_own_row()
+
+    def _plain(self, call: int) -> None:
+        writes = self._stream.plain(call)
+        if self._send(call, "batch", writes).unknown is not None:
+            self._stream.abandon_plain(write.id for write in writes)
 
     def _use_own_row(self) -> None:
         draw = self._stream.chance.random()
@@ -197,6 +207,11 @@ class _LibraryProducer(_Producer):
         return None if row is None else dict(zip(_COLUMNS, row, strict=True))
 
 
+def is_plain_time() -> bool:
+    """Whether all producers send good writes only: else a mark is in every batch of the worker."""
+    return time.time() % (2 * _PLAIN_S) < _PLAIN_S
+
+
 def _is_bad(write: Write) -> bool:
     return str(write.data.get("a", "")).startswith("bad")
 
@@ -215,7 +230,7 @@ class _RawProducer(_Producer):
 
     def run(self, stop: threading.Event) -> None:
         while not stop.is_set():
-            if not self._has_room():
+            if is_plain_time() or not self._has_room():
                 stop.wait(_REFUSED_PAUSE_S)
                 continue
             self._calls += 1

@@ -33,7 +33,9 @@ def checked_line(verdict: Verdict) -> str:
     """What a round's check has looked at."""
     names = ("writes", "versions", "dead letters", "reads", "cache entries")
     looked = ", ".join(f"{verdict.counts[name]:,} {name}" for name in names)
-    return f"checked {looked}; {verdict.counts['unknown']} calls whose producer never knew the outcome"
+    ways = ", ".join(f"{verdict.counts[name]:,} {name}" for name in ("at once", "write by write"))
+    unknown = f"{verdict.counts['unknown']} calls whose producer never knew the outcome"
+    return f"checked {looked}; {unknown}; transactions: {ways}"
 
 
 def violation_lines(verdict: Verdict) -> Sequence[str]:

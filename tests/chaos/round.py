@@ -20,6 +20,7 @@ from .snapshot import take_snapshot
 from .stage import Stage
 
 _LOOK_EVERY_S = 0.25
+_FLUSHES = {"at once": '"at_once": true', "write by write": '"at_once": false'}
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Outcome:
 def play(stage: Stage, plan: Plan, history: Path, line: LiveLine) -> Outcome:
     """Plays a round on a stage that is quiet, and leaves it quiet."""
     history.mkdir(parents=True, exist_ok=True)
+    flushes = flushes_of(stage)
     faults = Faults(stage, schedule(plan.seed, plan.seconds, plan.only, plan.hurry))
     stage.start_producers(plan.seed, history)
     faults.start()
@@ -70,6 +72,7 @@ def play(stage: Stage, plan: Plan, history: Path, line: LiveLine) -> Outcome:
     with stage.postgres() as pg, stage.redis() as client:
         snapshot = take_snapshot(pg, client, CACHE_PREFIX)
     verdict = check(read_histories(history), snapshot)
+    verdict.counts += flushes_of(stage) - flushes
     return Outcome(verdict, faults.done, troubles + crashes(stage), is_drained)
 
 
@@ -101,6 +104,12 @@ def heal(stage: Stage) -> None:
         child.send(signal.SIGCONT)
         if child.exit_code == -signal.SIGKILL:
             stage.workers[index] = stage.new_worker(index)
+
+
+def flushes_of(stage: Stage) -> Counter[str]:
+    """Transactions that took whole batches at once, and those that took one write by write."""
+    logs = [log.read_text(errors="replace") for log in stage.folder.glob("*.log")]
+    return Counter({name: sum(log.count(text) for log in logs) for name, text in _FLUSHES.items()})
 
 
 def crashes(stage: Stage) -> list[str]:

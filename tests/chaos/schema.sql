@@ -6,6 +6,9 @@ CREATE TABLE shared (      -- rows that all producers write to
 CREATE TABLE own (         -- rows of one producer each, written one by one
     owner int, id int, PRIMARY KEY (owner, id),
     a text CHECK (a NOT LIKE 'bad%'), b text, n bigint NOT NULL DEFAULT 0, s bigint NOT NULL DEFAULT 0);
+CREATE TABLE plain (       -- rows of one producer each, written by many good writes at a time
+    id int PRIMARY KEY,
+    a text, b text, n bigint NOT NULL DEFAULT 0, s bigint NOT NULL DEFAULT 0);
 CREATE TABLE raw (         -- rows written by plain LPUSH
     id int PRIMARY KEY,
     a text, b text, n bigint NOT NULL DEFAULT 0, s bigint NOT NULL DEFAULT 0);
@@ -34,6 +37,7 @@ END $$;
 
 CREATE TRIGGER version AFTER INSERT OR UPDATE OR DELETE ON shared FOR EACH ROW EXECUTE FUNCTION record_version();
 CREATE TRIGGER version AFTER INSERT OR UPDATE OR DELETE ON own FOR EACH ROW EXECUTE FUNCTION record_version();
+CREATE TRIGGER version AFTER INSERT OR UPDATE OR DELETE ON plain FOR EACH ROW EXECUTE FUNCTION record_version();
 CREATE TRIGGER version AFTER INSERT OR UPDATE OR DELETE ON raw FOR EACH ROW EXECUTE FUNCTION record_version();
 CREATE TRIGGER version AFTER INSERT OR UPDATE OR DELETE ON events FOR EACH ROW EXECUTE FUNCTION record_version();
 CREATE TRIGGER version AFTER INSERT OR UPDATE OR DELETE ON marks FOR EACH ROW EXECUTE FUNCTION record_version();

@@ -16,7 +16,7 @@ State = tuple[str | None, str | None, int, int]
 RowId = tuple[str, str]
 """Table, id."""
 
-TABLES = ("shared", "own", "raw", "events", "marks")
+TABLES = ("shared", "own", "plain", "raw", "events", "marks")
 _TOKEN = re.compile(rb"[0-9]+\.[0-9]+\.[0-9]+")
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 
 from .history import Data, Write, token
 
 SHARED_ROWS = 300
 RAW_ROWS = 60
 OWN_ROWS = 6  # at a time
+PLAIN_ROWS = 80  # at a time
 _MOST_IN_A_CALL = 400
 _DELTA_BITS = 40  # a sum that is wrong tells which write it lacks, or has twice
 
@@ -22,6 +24,7 @@ class Stream:
         self._fresh = 0
         self._begun: set[str] = set()  # own rows that have been put: a patch of another is refused
         self._own: list[int] = [self._new_row() for _ in range(OWN_ROWS)]
+        self._plain: list[int] = [self._new_row() for _ in range(PLAIN_ROWS)]
 
     def _new_row(self) -> int:
         self._fresh += 1
@@ -52,6 +55,27 @@ class Stream:
         write = self._write("own", row, at, deletes=0.02)
         # Of a row that was put in part the cache shows that part, and cannot add to the others.
         return write if write.op != "put" or draw < 0.1 else Write("put", "own", row, whole)
+
+    def plain(self, call: int) -> list[Write]:
+        """Good writes to own rows, at most one to each, without a mark: the worker may take all at once."""
+        rows = self.chance.sample(self._plain, self.chance.randrange(1, PLAIN_ROWS))
+        return [self._good(token(self._who, call, i), row) for i, row in enumerate(rows)]
+
+    def _good(self, at: str, row: int) -> Write:
+        delta = self.chance.getrandbits(_DELTA_BITS) + 1
+        is_begun, draw = str(row) in self._begun, self.chance.random()
+        self._begun.add(str(row))
+        # Most rows get writes of one kind; of some a few need a look of their own.
+        if is_begun and (row % 2 if draw < 0.97 else draw < 0.98):
+            return Write("increment", "plain", str(row), {"n": 1, "s": delta})
+        if is_begun and draw > 0.99:
+            return Write("patch", "plain", str(row), {"b": at})
+        return Write("put", "plain", str(row), {"a": at, "b": at, "n": 0, "s": delta})
+
+    def abandon_plain(self, rows: Iterable[str]) -> None:
+        """As :meth:`abandon`."""
+        for row in rows:
+            self._plain[self._plain.index(int(row))] = self._new_row()
 
     def own_row(self) -> str:
         return str(self.chance.choice(self._own))

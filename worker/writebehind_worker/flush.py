@@ -28,7 +28,7 @@ from .postgres import milliseconds, roll_back
 from .prepared import Prepared
 from .received import Fault, Message
 from .resolve import Refusal, Write, names_unknown, resolve
-from .retry import letters_of, without_effect, written_rows
+from .retry import digested_rows, letters_of, without_effect, written_rows
 from .sqlstate import Verdict, judge
 
 _ROLLED_BACK = Fault("", "applied before Redis went back in time; not applied again")
@@ -48,7 +48,7 @@ class Flushed:
     ``last_batch`` is the last one that the ledger has: this one, unless it had been committed before.
     ``writes`` counts messages by (``schema.table`` or ``unknown``, outcome), ``rows`` rows by table,
     ``passed_over`` are the dead letters whose retry had no effect;
-    all are empty where an earlier attempt had already been committed.
+    all are empty where an earlier attempt had already been committed. ``is_at_once``: by `flush_at_once`.
     """
 
     buried: Sequence[Buried]
@@ -56,6 +56,7 @@ class Flushed:
     writes: Mapping[tuple[str, Outcome], int] = field(default_factory=dict)
     rows: Mapping[str, int] = field(default_factory=dict)
     passed_over: Sequence[int] = ()
+    is_at_once: bool = False
 
 
 class Flusher:
@@ -113,13 +114,15 @@ class Flusher:
         """
         if not self._is_calm(digest):
             return None
-        statements = self._bulk.ready(digest, statements)
         try:
+            statements = self._bulk.ready(digest, statements)
             with self._transaction(Patience()):
                 self._bulk.copy(statements)  # before the ledger's row is held
                 self._ledger.record(self._epoch, batches, digest.applied_seq, 0)
                 rows = self._bulk.write(statements)
                 self._check_catalog(digest.tables)
+                if refused := self._refused_tables & digest.messages.keys():
+                    self._ledger.supersede(batches[-1], digested_rows(digest, refused))
         except (AlreadyApplied, Untouched, _CatalogChanged):
             return None
         except psycopg.Error as error:
@@ -127,27 +130,25 @@ class Flusher:
                 return None
             raise
         writes: dict[tuple[str, Outcome], int] = {(t, "applied"): n for t, n in digest.messages.items()}
-        return Flushed((), batches[-1], writes, rows)
+        return Flushed((), batches[-1], writes, rows, is_at_once=True)
 
     def _is_calm(self, digest: Digest) -> bool:
-        """No rollback of Redis is being dealt with, no table has refused a write, no breaker counts."""
-        return (
-            digest.catalog is self.catalog
-            and not self._rollback_items
-            and self._breaker.trial().is_quiet
-            and self._refused_tables.isdisjoint(digest.messages)
-        )
+        """No rollback of Redis is being dealt with, and no breaker counts."""
+        return digest.catalog is self.catalog and not self._rollback_items and self._breaker.trial().is_quiet
 
     def count_dead_letters(self) -> dict[tuple[str | None, str | None], int] | None:
         """As :meth:`Ledger.open_dead_letters`; ``None`` if somebody's lock, or their number, holds it up."""
         limit = milliseconds(min(self._statement_timeout_s, _COUNT_TIMEOUT_S))
         self._conn.execute(f"BEGIN; SET LOCAL lock_timeout = {limit}; SET LOCAL statement_timeout = {limit}")
         try:
-            return self._ledger.open_dead_letters()
+            counts = self._ledger.open_dead_letters()
         except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled):
             return None
         finally:
             roll_back(self._conn)
+        # Only we add some: what has none now has none until we do.
+        self._refused_tables = {table for table, _ in counts if table is not None}
+        return counts
 
     def say_waiting(self, reason: str | None) -> None:
         """Lets `writebehind status` tell what the queue waits for."""

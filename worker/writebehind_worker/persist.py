@@ -200,5 +200,6 @@ class Persister:
             writes=unit.writes,
             rows=sum(flushed.rows.values()),
             rejected=len(rejected),
+            at_once=flushed.is_at_once,
             seconds=round(seconds, 4),
         )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
+from .digest import Digest
 from .ledger import WrittenRow
 from .received import Message
-from .resolve import RowId, Write
+from .resolve import RowId, Write, key_text
 
 
 def letters_of(messages: Iterable[Message]) -> list[int]:
@@ -54,3 +55,12 @@ def written_rows(written: Iterable[Write]) -> list[WrittenRow]:
         else:
             letter[row] = max(message.retry, letter.get(row, 0))
     return [WrittenRow(*row, position.get(row, -1), letter.get(row, 0)) for row in position | letter]
+
+
+def digested_rows(digest: Digest, tables: Container[str]) -> list[WrittenRow]:
+    """The rows of these tables (``schema.table``): what is written to them is newer than any dead letter."""
+    found = written_rows(write for write in digest.others if write.table.full_name in tables)
+    for shape, rows in digest.rows.items():
+        if shape.table.full_name in tables:
+            found += [WrittenRow(shape.table.full_name, key_text((str(key),)), 0) for key in rows]
+    return found
