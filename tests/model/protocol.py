@@ -4,8 +4,8 @@ The steps carry the names of the code's: enqueue; take the lease, take, own, ado
 acknowledge (owned_queue.py); record, COMMIT (flush.py). What a new owner concludes from both servers is
 decided by the product's own functions (history.py, frozen.py), so that these are checked as they are.
 
-Each worker serves as in tenure.py: claiming and acknowledging on one side, flushing on the other, in any
-order that the two threads can take. Faults come at every point, as many of each kind as the instance says:
+Each worker serves as in tenure.py: claiming, acknowledging and flushing, one batch or all that wait, in any
+order that its threads can take. Faults come at every point, as many of each kind as the instance says:
 a kill; a false suspicion (the lease runs out although its holder lives, and goes on later); a lost reply; a
 producer's call that is sent again; a Redis, or a Postgres, that comes back with an older state: any of those
 that it has been in, with writes arriving afterwards.
@@ -92,7 +92,7 @@ class Worker(NamedTuple):
     inflight: Ids = ()
     acked: int = 0
     claimed: int = 0
-    is_open: bool = False  # a transaction that has recorded the first batch that is not done
+    opened: int = 0  # batches that are not done, which a transaction has recorded
     rollback_items: int = 0
 
 
@@ -235,7 +235,7 @@ class Protocol:
                 yield from self._claim(w, n, me)
                 yield from self._flush(w, n, me)
                 yield from self._acknowledge(w, n, me)
-            case "ending" if me.is_open:
+            case "ending" if me.opened:
                 yield from self._commit(w, n, me)
             case "ending":
                 yield f"{n}: release", self._end(w, n)
@@ -249,7 +249,7 @@ class Protocol:
     def _end(self, w: World, n: int) -> World:
         """The tenure is over: an open transaction may still be committed, then the lease is released."""
         me = w.workers[n]
-        if me.is_open:
+        if me.opened:
             return _with(w, n, me._replace(phase="ending", done=(), batches=me.batches[len(me.done) :]))
         redis = w.redis
         if redis.lease is not None and redis.lease[0] == n:
@@ -260,8 +260,8 @@ class Protocol:
         if me.connection != w.postgres_run:
             return self._end(w, n)
         for other, worker in enumerate(w.workers):  # a stalled owner's backend is ended
-            if worker.is_open:
-                w = _with(w, other, worker._replace(is_open=False, connection=0))
+            if worker.opened:
+                w = _with(w, other, worker._replace(opened=0, connection=0))
         floor = me.epoch if self._needs({"epoch floor"}) else 0
         row = w.postgres._replace(epoch=max(w.postgres.epoch, floor) + 1)
         return _with(w, n, me._replace(phase="taken", epoch=row.epoch, row=row), postgres=row)
@@ -379,12 +379,19 @@ class Protocol:
                 yield f"{n}: claim, reply lost", _with(lost, n, me._replace(claimed=me.claimed + 1))
 
     def _flush(self, w: World, n: int, me: Worker) -> Iterator[Step]:
-        if me.is_open:
+        if me.opened:
             yield from self._commit(w, n, me)
-        elif len(me.done) < len(me.batches) and not any(worker.is_open for worker in w.workers):
-            yield f"{n}: record", self._record(w, n, me)
+        elif len(me.done) < len(me.batches) and not any(worker.opened for worker in w.workers):
+            yield f"{n}: record", self._record(w, n, me, 1)
+            more = len(me.batches) - len(me.done)
+            if more > 1 and not me.rollback_items and not self._is_in(w, me.batches[len(me.done) :]):
+                yield f"{n}: record {more}", self._record(w, n, me, more)
 
-    def _record(self, w: World, n: int, me: Worker) -> World:
+    def _is_in(self, w: World, batches: tuple[Batch, ...]) -> bool:
+        """Whether one of them has been committed before: then each goes by itself."""
+        return any(id in w.postgres.recent for id, _ in batches)
+
+    def _record(self, w: World, n: int, me: Worker, count: int) -> World:
         batch = me.batches[len(me.done)][0]
         if me.connection != w.postgres_run:
             return self._end(w, n)
@@ -399,19 +406,23 @@ class Protocol:
             return w._replace(broken="unsaid: Postgres has lost a write, and the owner goes on")
         if is_in:
             return _with(w, n, me._replace(done=(*me.done, w.postgres.recent[-1])))
-        return _with(w, n, me._replace(is_open=True))
+        return _with(w, n, me._replace(opened=count))
 
     def _commit(self, w: World, n: int, me: Worker) -> Iterator[Step]:
         if me.connection != w.postgres_run:
-            yield f"{n}: COMMIT, refused", self._end(_with(w, n, me._replace(is_open=False)), n)
+            yield f"{n}: COMMIT, refused", self._end(_with(w, n, me._replace(opened=0)), n)
             return
-        batch, seqs = me.batches[len(me.done)]
-        postgres, broken, left = self._applied(w, me, batch, seqs)
-        after = me._replace(is_open=False, done=(*me.done, batch), rollback_items=left)
+        those = me.batches[len(me.done) : len(me.done) + me.opened]
+        postgres, broken, left = w.postgres, w.broken, me.rollback_items
+        for batch, seqs in those:
+            at = w._replace(postgres=postgres)
+            postgres, found, left = self._applied(at, me._replace(rollback_items=left), batch, seqs)
+            broken = broken or found
+        after = me._replace(opened=0, done=(*me.done, *[id for id, _ in those]), rollback_items=left)
         committed = w._replace(postgres=postgres, broken=broken)
         if me.phase == "ending":
             yield f"{n}: COMMIT", self._end(_with(committed, n, after), n)
-            yield f"{n}: rollback", self._end(_with(w, n, me._replace(is_open=False)), n)
+            yield f"{n}: rollback", self._end(_with(w, n, me._replace(opened=0)), n)
             return
         yield f"{n}: COMMIT", _with(committed, n, after)
         if w.lost_replies:
@@ -460,25 +471,34 @@ class Protocol:
         early = not self._needs({"commit before acknowledge"})
         if not me.done and not (early and me.batches):
             return
-        redis, batch = w.redis, me.batches[0][0]
+        yield from self._acknowledge_some(w, n, me, 1)
+        if len(me.done) > 1:
+            yield from self._acknowledge_some(w, n, me, len(me.done))
+
+    def _acknowledge_some(self, w: World, n: int, me: Worker, count: int) -> Iterator[Step]:
+        redis = w.redis
+        ids, frozen = ([id for id, _ in them[:count]] for them in (me.batches, redis.inflight))
         if (
             ((redis.lease is None or redis.lease[0] != n) and self._needs({"lease"}))
             or (redis.epoch != me.epoch and self._needs({"epoch in Redis"}))
             or not redis.inflight
-            or (redis.inflight[0][0] != batch and self._needs({"acknowledging the oldest"}))
+            or (frozen != ids and self._needs({"acknowledging the oldest"}))
         ):
-            yield f"{n}: acknowledge, refused", self._end(w, n)
+            yield f"{n}: acknowledge {count}, refused", self._end(w, n)
             return
-        last = me.done[0] if me.done else batch
-        after = w._replace(redis=redis._replace(inflight=redis.inflight[1:], acked=last))
+        last = me.done[count - 1] if me.done else ids[-1]
+        after = w._replace(redis=redis._replace(inflight=redis.inflight[count:], acked=last))
         known = me._replace(
-            batches=me.batches[bool(me.done) :], done=me.done[1:], inflight=me.inflight[1:], acked=last
+            batches=me.batches[count if me.done else 0 :],
+            done=me.done[count:],
+            inflight=me.inflight[count:],
+            acked=last,
         )
-        yield f"{n}: acknowledge", _with(after, n, known)
+        yield f"{n}: acknowledge {count}", _with(after, n, known)
         if w.lost_replies:
             lost = after._replace(lost_replies=w.lost_replies - 1)
             reads = self._needs({"reading again after acknowledge"})
-            yield f"{n}: acknowledge, reply lost", self._end(lost, n) if reads else _with(lost, n, me)
+            yield f"{n}: acknowledge {count}, reply lost", self._end(lost, n) if reads else _with(lost, n, me)
 
     # Faults.
 
