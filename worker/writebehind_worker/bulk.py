@@ -26,22 +26,30 @@ class Bulk:
         self._stages: dict[tuple[int, str, str], str] = {}  # temporary tables
         self._may_copy = True
 
-    def ready(self, digest: Digest, statements: Sequence[Statement]) -> Sequence[Statement]:
-        """What `write` takes; outside of the transaction. ``statements``: of the digest, if known."""
+    @property
+    def may_copy(self) -> bool:
+        """Whether statements for COPY are of use."""
+        return self._may_copy
+
+    def ready(self, digest: Digest, statements: Sequence[Statement]) -> Sequence[Statement] | None:
+        """What `write` takes; outside of the transaction. ``statements``: of the digest, if known.
+
+        ``None``: they are of no use here, and the digest is closed.
+        """
         if len(self._stages) > _MOST_STAGES:
             self._conn.execute("DISCARD TEMP")
             self._stages.clear()
+        found = statements or bulk_statements(digest, copies=self._may_copy)
+        copied = [statement for statement in found if isinstance(statement.rows, bytes)]
         if self._may_copy:
-            found = statements or bulk_statements(digest)
             try:
-                for statement in found:
-                    if isinstance(statement.rows, bytes):
-                        self._make_stage(statement.group)
+                for statement in copied:
+                    self._make_stage(statement.group)
             except InsufficientPrivilege:  # TEMPORARY on the database: then everything goes as JSON
                 self._may_copy = False
-            else:
-                return found
-        return bulk_statements(digest, copies=False)
+        if self._may_copy or not copied:
+            return found
+        return None if digest.is_closed else bulk_statements(digest, copies=False)
 
     def copy(self, statements: Sequence[Statement]) -> None:
         """Brings the rows of those to Postgres that go by COPY. No table of others is touched."""

@@ -65,6 +65,7 @@ class Digest:
     latest: dict[str | None, PlainMessage]
     seqs: list[int]
     messages: Counter[str]
+    _settlements: Sequence[Settlement] | None = None  # once it is closed
 
     @property
     def size(self) -> int:
@@ -82,17 +83,32 @@ class Digest:
         return {shape.table.oid for shape in self.rows} | {write.table.oid for write in self.others}
 
     @property
-    def settlements(self) -> list[Settlement]:
+    def settlements(self) -> Sequence[Settlement]:
         """What the cache must hear once all of it is in Postgres."""
+        if self._settlements is not None:
+            return self._settlements
         return [
             Settlement(key, message.ttl or DEFAULT_TTL_S, message.seq)
             for key, message in self.latest.items()
             if key is not None and message.seq is not None
         ]
 
+    @property
+    def is_closed(self) -> bool:
+        """Nothing can be added to it, and of its rows it knows the keys only."""
+        return self._settlements is not None
+
+    def close(self) -> None:
+        """Its statements have been made: lets go of the values, which are most of its memory."""
+        self._settlements = self.settlements
+        self.latest.clear()
+        self.rows = {shape: dict.fromkeys(rows, ()) for shape, rows in self.rows.items()}
+
     def add(self, later: Digest) -> bool:
         """Takes in the next batch too. False, and nothing is changed, where both at once could differ."""
-        if self.others or later.others or self.catalog is not later.catalog:
+        if self.is_closed or later.is_closed or self.others or later.others:
+            return False
+        if self.catalog is not later.catalog:
             return False
         if self.seqs and later.seqs and later.seqs[0] <= self.seqs[-1]:
             return False

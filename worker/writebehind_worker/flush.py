@@ -115,11 +115,13 @@ class Flusher:
         if not self._is_calm(digest):
             return None
         try:
-            statements = self._bulk.ready(digest, statements)
+            ready = self._bulk.ready(digest, statements)
+            if ready is None:
+                return None
             with self._transaction(Patience()):
-                self._bulk.copy(statements)  # before the ledger's row is held
+                self._bulk.copy(ready)  # before the ledger's row is held
                 self._ledger.record(self._epoch, batches, digest.applied_seq, 0)
-                rows = self._bulk.write(statements)
+                rows = self._bulk.write(ready)
                 self._check_catalog(digest.tables)
                 if refused := self._refused_tables & digest.messages.keys():
                     self._ledger.supersede(batches[-1], digested_rows(digest, refused))
@@ -131,6 +133,11 @@ class Flusher:
             raise
         writes: dict[tuple[str, Outcome], int] = {(t, "applied"): n for t, n in digest.messages.items()}
         return Flushed((), batches[-1], writes, rows, is_at_once=True)
+
+    @property
+    def may_copy(self) -> bool:
+        """Whether rows may go to Postgres by COPY, as far as is known."""
+        return self._bulk.may_copy
 
     def _is_calm(self, digest: Digest) -> bool:
         """No rollback of Redis is being dealt with, and no breaker counts."""

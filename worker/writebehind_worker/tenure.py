@@ -24,7 +24,6 @@ from structlog.typing import FilteringBoundLogger
 
 from writebehind.receipt import Rejection
 
-from .bulk_rows import bulk_statements
 from .catalog import Catalog
 from .config import Config
 from .digest import digest
@@ -151,7 +150,7 @@ class Tenure:
 
     def _read(self) -> None:
         while (batch := self._next_batch()) is not None:
-            unit = _read(batch, self._flusher.catalog)
+            unit = _read(batch, self._flusher.catalog, self._flusher.may_copy)
             with self._turn:
                 if not (self._grows() and self._waiting[-1].add(unit)):
                     self._waiting.append(unit)
@@ -262,13 +261,13 @@ class Tenure:
                 self._turn.wait(timeout_s)
 
 
-def _read(batch: FrozenBatch, catalog: Catalog) -> Unit:
+def _read(batch: FrozenBatch, catalog: Catalog, copies: bool) -> Unit:
     found = digest(batch, catalog)
     if found is None:
         return Unit([batch], prepared=prepare(batch, catalog))
     unit = Unit([batch], found)
     if not unit.pays:  # nothing will join it
-        unit.statements = bulk_statements(found)
+        unit.close(copies)
     return unit
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 
+from .bulk_rows import bulk_statements
 from .digest import Digest
 from .execution import Statement
 from .frozen import FrozenBatch
@@ -69,11 +70,16 @@ class Unit:
         """Whether its rows get several writes each, so that more batches add few rows to it."""
         return self.digest is not None and self.writes >= self.rows * _PAYS_FROM
 
+    def close(self, copies: bool) -> None:
+        """Nothing will be added: what it comes to is found out. ``copies``: rows may go by COPY."""
+        if self.digest is not None:
+            self.statements = bulk_statements(self.digest, copies=copies)
+            self.digest.close()
+
     def add(self, later: Unit) -> bool:
         """Takes in the next one, if both can go at once."""
         if self.digest is None or later.digest is None or not self.digest.add(later.digest):
             return False
-        self.statements = ()
         self.batches += later.batches
         self.size_bytes += later.size_bytes
         return True
