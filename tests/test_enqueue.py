@@ -213,6 +213,85 @@ def test_a_forked_child_and_its_parent_lose_no_write(wb: WriteBehind, redis_url:
     assert wb.redis.hlen(wb.keys.producers) == 2, "parent and child must not share a session"
 
 
+# Idle sessions keep their connections.
+
+
+def pool_of(url: str, kind: type[redis.ConnectionPool], most: int) -> redis.ConnectionPool:
+    return kind.from_url(url, max_connections=most)
+
+
+def put_from_threads(wb: WriteBehind, threads: int, each: int) -> None:
+    together = threading.Barrier(threads)
+
+    def write(name: int) -> None:
+        together.wait()
+        for n in range(each):
+            wb.put("t", name, {"n": n})
+
+    with ThreadPoolExecutor(threads) as executor:
+        list(executor.map(write, range(threads)))
+    assert len(items(wb)) == threads * each
+
+
+def take(pool: redis.ConnectionPool, number: int) -> None:
+    """They are there to be taken, all at once."""
+    taken = [pool.get_connection() for _ in range(number)]
+    for connection in taken:
+        pool.release(connection)
+
+
+@pytest.mark.parametrize("kind", [redis.ConnectionPool, redis.BlockingConnectionPool])
+def test_a_small_pool_is_left_whole(redis_url: str, queue: str, kind: type[redis.ConnectionPool]) -> None:
+    pool = pool_of(redis_url, kind, 2)
+    with WriteBehind(redis.Redis(connection_pool=pool), queue=queue) as wb:
+        put_from_threads(wb, 2, 5)
+        take(pool, 2)
+        for n in range(3):
+            wb.put("t", n, {})
+            assert wb.get("t", n) is not None
+        take(pool, 2)
+
+
+def test_of_a_large_pool_a_tenth_is_kept_at_most_and_given_back_in_the_end(
+    redis_url: str, queue: str
+) -> None:
+    pool = pool_of(redis_url, redis.ConnectionPool, 100)
+    with WriteBehind(redis.Redis(connection_pool=pool), queue=queue) as wb:
+        for _ in range(2):
+            put_from_threads(wb, 40, 5)
+            take(pool, 90)
+            wb.redis.delete(wb.keys.queue)
+    take(pool, 100)
+
+
+def test_a_connection_that_was_closed_while_idle_costs_no_write(
+    connect: Callable[..., WriteBehind], redis_client: redis.Redis, queue: str
+) -> None:
+    wb = connect(retry=Retry(NoBackoff(), 0), client_name=queue)
+    wb.put("t", 1, {"n": 0})
+    for n in (1, 2):
+        time.sleep(1.1)
+        (ours,) = [c["id"] for c in redis_client.client_list() if c["name"] == queue]
+        redis_client.client_kill_filter(_id=ours)
+        wb.put("t", 1, {"n": n})
+    assert [item["data"]["n"] for item in items(wb)] == [0, 1, 2]
+    assert redis_client.hlen(wb.keys.producers) == 1
+
+
+def test_a_call_that_raises_gives_its_connection_back(
+    behind: Callable[..., WriteBehind], proxy: Proxy
+) -> None:
+    wb = behind(retry=Retry(NoBackoff(), 0), max_connections=100)
+    kept = []
+    for n in range(110):
+        proxy.drop_reply_after(is_enqueue)
+        with pytest.raises(RedisUnavailable) as caught:
+            wb.put("t", n, {})
+        kept.append(caught.value)
+    wb.put("t", "last", {})
+    assert len(items(wb)) == 111
+
+
 # Bounds.
 
 

@@ -100,7 +100,8 @@ class WriteBehind:
         )
 
     def close(self) -> None:
-        """Closes the Redis connections."""
+        """Closes the Redis connections; those of a pool of the caller's go back to it."""
+        self._enqueue.close()
         self.redis.close()
 
     def __enter__(self) -> WriteBehind:

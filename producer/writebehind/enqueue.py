@@ -44,6 +44,7 @@ class Enqueue:
 
         ``writes`` are from :func:`pack_write`, and ``ops`` what occurs in them.
         """
+        session = None
         try:
             session = self._sessions.borrow()
             head: list[Argument] = [session.id, session.counter, max_queue_length, " ".join(ops)]
@@ -51,8 +52,12 @@ class Enqueue:
                 reply = _ENQUEUE(session.client, (*self._keys, *cache_keys), [*head, *writes])
             except ResponseError as error:
                 reply = self._accepted_before(session, error)
-        except (RedisError, OSError) as error:
-            raise as_ours("write", error) from error
+        except BaseException as error:
+            if session is not None:
+                self._sessions.forget(session)
+            if isinstance(error, (RedisError, OSError)):
+                raise as_ours("write", error) from error
+            raise
         self._sessions.give_back(session)
         first, second = (*reply, b"")[:2]
         if first == b"full":
@@ -60,6 +65,10 @@ class Enqueue:
         if first == b"stale":
             raise OutcomeUnknown("write: a later call of the same session has overtaken this one")
         return int(first), int(second)
+
+    def close(self) -> None:
+        """Lets go of the connections that idle sessions keep."""
+        self._sessions.close()
 
     def _accepted_before(self, session: Session, error: ResponseError) -> list[bytes]:
         """The first answer to a call that was refused when redis-py re-sent it: Redis had become full.

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from redis import Redis
 from redis.exceptions import RedisError
 
-_SHARE = 10  # of a pool's connections, idle sessions keep one in so many
+_SHARE = 10  # of a pool's connections, idle sessions keep one in so many ...
+_LARGE = 100  # ... where it has so many: who allows fewer may need each of them elsewhere
 _LOOK_AFTER_S = 1.0  # unused for so long, a connection is looked at: the server may have closed it
 
 
@@ -45,7 +46,8 @@ class SessionPool:
         self._pid = os.getpid()
         pool = client.connection_pool
         has_cache = getattr(pool, "cache", None) is not None  # its connections hear of invalidations
-        self._most_kept = 0 if has_cache else pool.max_connections // _SHARE
+        may_keep = pool.max_connections >= _LARGE and not has_cache
+        self._most_kept = pool.max_connections // _SHARE if may_keep else 0
 
     def borrow(self) -> Session:
         """A session with a fresh counter, to be given back once the outcome of its call is known."""
@@ -64,7 +66,7 @@ class SessionPool:
         return session
 
     def give_back(self, session: Session) -> None:
-        """Lets the next call have it. One whose call raised is not given back, but forgotten."""
+        """Lets the next call have it. One whose call raised is not given back, but only forgotten."""
         session.used_at = time.monotonic()
         if session.client is self._client:
             self._idle.appendleft(session)
@@ -74,8 +76,14 @@ class SessionPool:
             self.forget(session)
             self._idle.appendleft(session)
 
+    def close(self) -> None:
+        """Lets go of the connections that are kept."""
+        idle, self._idle = self._idle, deque()
+        for session in idle:
+            self.forget(session)
+
     def forget(self, session: Session) -> None:
-        """Lets its connection go."""
+        """Lets its connection go, if it has one of its own."""
         if session.client is not self._client:
             session.client.close()
             session.client = self._client
