@@ -116,7 +116,7 @@ COLUMNS = {
 }
 IDS: dict[str, Sequence[str]] = {
     "items": ("1", "2", "3", "4", "5"),
-    "names": ('"a"', '"b"', '"c"', '"x y"', r'"q\"\\"', '"é"', '""', '"null"', r'"\u0061"'),
+    "names": ('"a"', '"b"', r'"\u0061"', '"c"', '"x y"', r'"q\"\\"', '"é"', '""', '"null"'),
     "things": [f'"{u}"' for u in U],
     "pairs": ('{"tenant":1,"name":"a"}', '{"name":"b","tenant":1}', '{"tenant":2,"name":""}'),
     "parents": ("1", "2", "3"),
