@@ -26,6 +26,7 @@ _by_group = attrgetter("group.order")
 
 def bulk_statements(digest: Digest, *, copies: bool = True) -> list[Statement]:
     """All that it comes to, in order. ``copies``: rows may go by COPY, as lines of CSV."""
+    assert not digest.is_closed
     first, *later = [list(map(statement_of, wave)) for wave in waves(digest.others)] or [[]]
     for shape, rows in digest.rows.items():
         first += _statements(shape, rows, copies and shape.copies and len(rows) >= COPIED_FROM)

@@ -65,12 +65,18 @@ class Digest:
     latest: dict[str | None, PlainMessage]
     seqs: list[int]
     messages: Counter[str]
-    _settlements: Sequence[Settlement] | None = None  # once it is closed
+    _keys: Mapping[PlainShape, Collection[Key]] | None = None  # once it is closed
+    _settlements: Sequence[Settlement] = ()
+
+    @property
+    def keys(self) -> Mapping[PlainShape, Collection[Key]]:
+        """Of ``rows``."""
+        return self.rows if self._keys is None else self._keys
 
     @property
     def size(self) -> int:
         """Rows to be written, at most."""
-        return sum(map(len, self.rows.values())) + len(self.others)
+        return sum(map(len, self.keys.values())) + len(self.others)
 
     @property
     def applied_seq(self) -> int:
@@ -80,12 +86,12 @@ class Digest:
     @property
     def tables(self) -> set[int]:
         """The oids of all tables that are written to."""
-        return {shape.table.oid for shape in self.rows} | {write.table.oid for write in self.others}
+        return {shape.table.oid for shape in self.keys} | {write.table.oid for write in self.others}
 
     @property
     def settlements(self) -> Sequence[Settlement]:
         """What the cache must hear once all of it is in Postgres."""
-        if self._settlements is not None:
+        if self.is_closed:
             return self._settlements
         return [
             Settlement(key, message.ttl or DEFAULT_TTL_S, message.seq)
@@ -96,13 +102,19 @@ class Digest:
     @property
     def is_closed(self) -> bool:
         """Nothing can be added to it, and of its rows it knows the keys only."""
-        return self._settlements is not None
+        return self._keys is not None
 
     def close(self) -> None:
         """Its statements have been made: lets go of the values, which are most of its memory."""
-        self._settlements = self.settlements
-        self.latest.clear()
-        self.rows = {shape: dict.fromkeys(rows, ()) for shape, rows in self.rows.items()}
+        if not self.is_closed:
+            self._settlements = self.settlements
+            self._keys = {shape: tuple(rows) for shape, rows in self.rows.items()}
+            self.rows, self.latest = {}, {}
+
+    def land(self) -> None:
+        """It is in Postgres: what Redis must hear of it is kept."""
+        self.close()
+        self._keys = {}
 
     def add(self, later: Digest) -> bool:
         """Takes in the next batch too. False, and nothing is changed, where both at once could differ."""

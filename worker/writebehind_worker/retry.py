@@ -60,7 +60,7 @@ def written_rows(written: Iterable[Write]) -> list[WrittenRow]:
 def digested_rows(digest: Digest, tables: Container[str]) -> list[WrittenRow]:
     """The rows of these tables (``schema.table``): what is written to them is newer than any dead letter."""
     found = written_rows(write for write in digest.others if write.table.full_name in tables)
-    for shape, rows in digest.rows.items():
+    for shape, keys in digest.keys.items():
         if shape.table.full_name in tables:
-            found += [WrittenRow(shape.table.full_name, key_text((str(key),)), 0) for key in rows]
+            found += [WrittenRow(shape.table.full_name, key_text((str(key),)), 0) for key in keys]
     return found

@@ -150,9 +150,13 @@ class Tenure:
 
     def _read(self) -> None:
         while (batch := self._next_batch()) is not None:
-            unit = _read(batch, self._flusher.catalog, self._flusher.may_copy)
+            unit = _read(batch, self._flusher.catalog)
             with self._turn:
-                if not (self._grows() and self._waiting[-1].add(unit)):
+                has_joined = self._grows() and self._waiting[-1].add(unit)
+            if not (has_joined or unit.pays):  # nothing will join it either
+                unit.close(self._flusher.may_copy)
+            with self._turn:
+                if not has_joined:
                     self._waiting.append(unit)
                 self._claimed.popleft()
                 self._turn.notify_all()
@@ -261,14 +265,9 @@ class Tenure:
                 self._turn.wait(timeout_s)
 
 
-def _read(batch: FrozenBatch, catalog: Catalog, copies: bool) -> Unit:
+def _read(batch: FrozenBatch, catalog: Catalog) -> Unit:
     found = digest(batch, catalog)
-    if found is None:
-        return Unit([batch], prepared=prepare(batch, catalog))
-    unit = Unit([batch], found)
-    if not unit.pays:  # nothing will join it
-        unit.close(copies)
-    return unit
+    return Unit([batch], found, prepare(batch, catalog) if found is None else None)
 
 
 def _is_full(batch: FrozenBatch, config: Config) -> bool:

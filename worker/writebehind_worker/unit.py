@@ -76,6 +76,14 @@ class Unit:
             self.statements = bulk_statements(self.digest, copies=copies)
             self.digest.close()
 
+    def land(self) -> None:
+        """It is in Postgres: lets go of all but what Redis must still hear of it."""
+        if self.digest is not None:
+            self.digest.land()
+            self.statements = ()
+            for batch in self.batches:
+                batch.items = ()
+
     def add(self, later: Unit) -> bool:
         """Takes in the next one, if both can go at once."""
         if self.digest is None or later.digest is None or not self.digest.add(later.digest):
