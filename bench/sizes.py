@@ -13,11 +13,11 @@ class Sizes:
     rows: int = 100_000
     inserts: int = 40_000
     updates: int = 100_000
-    hot_writes: int = 200_000
+    hot_writes: int = 300_000
     hot_rows: int = 20_000
-    counter_writes: int = 200_000
+    counter_writes: int = 300_000
     counter_rows: int = 1_000
-    wide: int = 15_000
+    wide: int = 30_000
     large: int = 6_000
     mixed: int = 30_000
     one_by_one: int = 1_000

@@ -20,6 +20,7 @@ DO $$BEGIN
                    'writebehind_mender', current_database());
     -- By default everybody may connect to a database, and make temporary tables in it. Where it serves only this:
     -- EXECUTE format('REVOKE CONNECT, TEMPORARY ON DATABASE %I FROM PUBLIC', current_database());
+    -- EXECUTE format('GRANT TEMPORARY ON DATABASE %I TO writebehind_worker', current_database());
 END$$;
 
 -- What may be written. A default of nextval() also needs USAGE on its sequence; an identity column does not.

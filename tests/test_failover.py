@@ -362,6 +362,7 @@ def test_a_synchronous_standby_is_promoted_under_load_and_nothing_is_lost(
     postgres_pair.wait_for_standby_at_commit()
     with RunningWorker(**beside) as worker:
         ticks.start()
+        wait_until(standby.has_tables)  # what is on its disk is not always to be seen there yet
         wait_until(lambda: len(standby.applied()) > 50)
         postgres_pair.primary.kill()
         before = len(ticks.ticks)

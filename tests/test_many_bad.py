@@ -105,7 +105,7 @@ def test_every_good_one_lands_and_every_bad_one_is_kept_with_a_reason(
     check_rows(pg, sent)
     kinds = check_dead_letters(pg, sent)
     assert kinds >= {f"wrong {name}" for name in types}
-    # A batch has 8 MiB at most, and three are in flight, each in a few forms; the interpreter has 50 MiB.
+    # A batch has 8 MiB at most, and four are in flight, each in a few forms; the interpreter has 50 MiB.
     assert peak_mib < 250
     assert "Traceback" not in log
     assert len(re.findall('"event": "owner"', log)) == 1, log

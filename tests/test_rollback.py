@@ -179,7 +179,7 @@ def test_raw_items_before_an_applied_one_are_dead_letters_those_after_it_are_app
     load.check(dead_letters=14)
 
 
-@pytest.mark.parametrize("batches_since", [3, RECENT + 6])
+@pytest.mark.parametrize("batches_since", [3, RECENT - 2, RECENT - 1, RECENT + 6])
 @pytest.mark.parametrize("point", ["claim:after:2", "commit:before:2", "commit:after:2"])
 def test_a_frozen_batch_from_the_past_is_not_applied_twice(
     point: str, batches_since: int, options: dict[str, Any], load: Workload, past: Callable[[], Past]

@@ -69,6 +69,15 @@ HOLDING: tuple[Instance, ...] = (
     replace(_PROTOCOL, name="a Redis failover, a lost reply", redis_failovers=1, lost_replies=1),
     replace(
         _PROTOCOL,
+        name="the ledger remembers two batches, a Redis failover, a kill",
+        items=(_PUT, _ADD, _ADD),
+        waiting=3,
+        recent_batches=2,
+        redis_failovers=1,
+        kills=1,
+    ),
+    replace(
+        _PROTOCOL,
         name="raw and sequenced writes in batches of two, a Redis failover, a kill",
         items=(_RAW_ADD, _PUT, _RAW_ADD, _PUT),
         waiting=3,
@@ -115,7 +124,7 @@ HOLDING: tuple[Instance, ...] = (
 )
 """Searched without a violation; the largest first."""
 
-QUICK = (*HOLDING[8:12], *HOLDING[-3:])
+QUICK = (*HOLDING[8:13], *HOLDING[-3:])
 """Those that the tests search, in some seconds: every kind of fault, and the cache."""
 
 
@@ -145,6 +154,14 @@ LEFT_OUT: tuple[LeftOut, ...] = (
     _without("ordered recovery", items=(_PUT, _PUT), kills=1, violation="order"),
     _without("commit before acknowledge", violation="lost"),
     _without("fence", suspicions=1, recent_batches=1, violation="repeated"),
+    _without(
+        "what came before",
+        items=(_PUT, _ADD, _ADD),
+        waiting=3,
+        recent_batches=2,
+        redis_failovers=1,
+        violation="repeated",
+    ),
     _without("epoch floor", postgres_failovers=1, suspicions=1, violation="lost"),
     _without("reading again after COMMIT", lost_replies=1, violation="lost"),
     _without(

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from writebehind_worker.frozen import count_applied_before
-from writebehind_worker.history import History, Holdings, LedgerRow, compare
+from writebehind_worker.history import History, Holdings, LedgerRow, committed, compare
 
 Ids = tuple[int, ...]
 Batch = tuple[int, Ids]  # id, seqs: oldest first
@@ -88,6 +88,7 @@ class Worker(NamedTuple):
     run: int = 0  # of Redis, as it was asked
     connection: int = 0  # the Postgres that it is connected to
     batches: tuple[Batch, ...] = ()
+    committed: Ids = ()  # of those that it found, as the ledger told
     done: Ids = ()
     inflight: Ids = ()
     acked: int = 0
@@ -292,6 +293,9 @@ class Protocol:
             generation=redis.generation,
             clock=clock,
             batches=redis.inflight,
+            committed=tuple(committed(row.recent, ids))
+            if self._needs({"ledger", "what came before"})
+            else (),
             inflight=ids,
             acked=redis.acked,
             rollback_items=row.rollback_items,
@@ -308,7 +312,8 @@ class Protocol:
             return self._end(w, n)
         seq, items = me.row.rollback_seq, me.row.rollback_items
         if me.history.must_count:
-            unresolved = [seqs for batch, seqs in me.batches if batch not in me.row.recent]
+            known = (*me.committed, *me.row.recent)
+            unresolved = [seqs for batch, seqs in me.batches if batch not in known]
             bodies = [self._body(w, s) for seqs in (*unresolved, w.redis.queue) for s in seqs]
             seq, items = me.row.applied_seq, count_applied_before(bodies, me.row.applied_seq, me.clock)[0]
         elif me.history.redis_is_new:
@@ -384,17 +389,19 @@ class Protocol:
         elif len(me.done) < len(me.batches) and not any(worker.opened for worker in w.workers):
             yield f"{n}: record", self._record(w, n, me, 1)
             more = len(me.batches) - len(me.done)
-            if more > 1 and not me.rollback_items and not self._is_in(w, me.batches[len(me.done) :]):
+            if more > 1 and not me.rollback_items and not self._is_in(w, me, me.batches[len(me.done) :]):
                 yield f"{n}: record {more}", self._record(w, n, me, more)
 
-    def _is_in(self, w: World, batches: tuple[Batch, ...]) -> bool:
+    def _is_in(self, w: World, me: Worker, batches: tuple[Batch, ...]) -> bool:
         """Whether one of them has been committed before: then each goes by itself."""
-        return any(id in w.postgres.recent for id, _ in batches)
+        return any(id in w.postgres.recent or id in me.committed for id, _ in batches)
 
     def _record(self, w: World, n: int, me: Worker, count: int) -> World:
         batch = me.batches[len(me.done)][0]
         if me.connection != w.postgres_run:
             return self._end(w, n)
+        if batch in me.committed:
+            return _with(w, n, me._replace(done=(*me.done, w.postgres.recent[-1])))
         is_in = batch in w.postgres.recent
         if not self._needs({"membership"}):
             is_in = bool(w.postgres.recent) and batch <= w.postgres.recent[-1]

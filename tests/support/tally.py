@@ -82,9 +82,11 @@ class Tally:
         wait_until(lambda: len(self.ticks) >= ticks)
 
     def pending(self, client: Redis, resolved: Sequence[int] = ()) -> set[int]:
-        """The ticks that a server holds: in its list, and in frozen batches that are not ``resolved``."""
+        """The ticks that a server holds: in its list, and in frozen batches after the last ``resolved``."""
         frozen = [int(batch) for batch in client.lrange(self.keys.inflight, 0, -1)]
-        lists = [self.keys.queue, *(self.keys.processing(b) for b in frozen if b not in resolved)]
+        while set(frozen) & set(resolved):
+            del frozen[0]
+        lists = [self.keys.queue, *map(self.keys.processing, frozen)]
         return numbers([cast(bytes, item) for name in lists for item in client.lrange(name, 0, -1)])
 
     def wait_until_drained(self, timeout: float = 20) -> None:
@@ -112,6 +114,12 @@ class TallyDatabase:
 
     def __init__(self, conn: psycopg.Connection[Any], queue: str) -> None:
         self.conn, self._queue = conn, queue
+
+    def has_tables(self) -> bool:
+        """Whether they can be seen, on a standby, say."""
+        return (
+            self.conn.execute("SELECT FROM pg_class WHERE oid = to_regclass('tally')").fetchone() is not None
+        )
 
     def applied(self) -> set[int]:
         """The ticks that have taken effect; none of them twice."""

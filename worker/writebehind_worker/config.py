@@ -129,7 +129,10 @@ class Config:
         high=_DAY_S,
     )
     max_in_flight: int = _option(
-        4, "Batches prepared, written or acknowledged at the same time.", low=2, high=64
+        4,
+        "Transactions prepared, written or acknowledged at the same time; each has one batch or several.",
+        low=2,
+        high=64,
     )
     lock_timeout_s: float = _option(
         5.0, "Seconds that a statement waits for a lock before it is tried again.", low=0.01, high=_DAY_S

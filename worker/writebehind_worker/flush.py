@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,7 +60,10 @@ class Flushed:
 
 
 class Flusher:
-    """Flushes batches as the owner of ``epoch``, over one connection."""
+    """Flushes batches as the owner of ``row.epoch``, over one connection.
+
+    ``committed``: frozen batches that are in Postgres, as the owner has found.
+    """
 
     def __init__(
         self,
@@ -68,6 +71,7 @@ class Flusher:
         ledger: Ledger,
         row: LedgerRow,
         *,
+        committed: Container[int] = (),
         tables: tuple[str, ...],
         lock_timeout_s: float,
         statement_timeout_s: float,
@@ -75,7 +79,7 @@ class Flusher:
         publish: Callable[[Mapping[str, TableKey]], None],
     ) -> None:
         self._conn, self._ledger, self._breaker = conn, ledger, breaker
-        self._epoch = row.epoch
+        self._epoch, self._committed = row.epoch, committed
         self._rollback_seq, self._rollback_items = row.rollback_seq, row.rollback_items
         self._allowed = tables
         self._lock_timeout_s, self._statement_timeout_s = lock_timeout_s, statement_timeout_s
@@ -94,6 +98,8 @@ class Flusher:
             OwnershipLost, LedgerRefused, HeldByLock, BreakerTripped: nothing was committed.
             psycopg.Error: nothing was committed, unless the connection broke during COMMIT: the ledger knows.
         """
+        if batch.id in self._committed:
+            return self._as_before(batch)
         for alterations in range(_MOST_ALTERATIONS):
             try:
                 return self._flush(batch, patience, prepared, is_first=alterations == 0)
@@ -194,12 +200,15 @@ class Flusher:
                 refusals += applied.refused
                 touched = self._bury(batch.id, before, refusals, applied.written)
         except AlreadyApplied:
-            return Flushed(self._ledger.buried(batch.id), self._ledger.last_batch())
+            return self._as_before(batch)
         trial.commit()
         self._rollback_items = rollback_left
         self._refused_tables |= touched
         passed_over = retried_before + letters_of(m for m in messages if m.position in over)
         return _flushed(batch.id, before, refusals, applied, passed_over)
+
+    def _as_before(self, batch: FrozenBatch) -> Flushed:
+        return Flushed(self._ledger.buried(batch.id), self._ledger.last_batch())
 
     def _read_catalog(self) -> Catalog:
         catalog = load_catalog(self._conn, self._allowed)

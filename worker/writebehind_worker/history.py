@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 
@@ -60,11 +60,21 @@ class History:
         return self == History()
 
 
+def committed(recent: Container[int], inflight: Sequence[int]) -> Sequence[int]:
+    """Those of the frozen batches that are in Postgres, by the batches that the ledger remembers.
+
+    They get there in the order in which they were frozen: what comes before one of those is there too, though
+    the ledger may have forgotten it since. Were it recorded once more, the ledger would forget the next one.
+    """
+    known = [i for i, batch in enumerate(inflight, start=1) if batch in recent]
+    return inflight[: known[-1] if known else 0]
+
+
 def compare(ledger: LedgerRow, redis: Holdings, run_id: str | None) -> History:
     """Batches are committed and acknowledged in one order, so the last of each must be the same one."""
     last = ledger.recent_batches[-1] if ledger.recent_batches else 0
-    committed = [b for b in redis.inflight if b in ledger.recent_batches]
-    known = committed[-1] if committed else redis.acked
+    those = committed(ledger.recent_batches, redis.inflight)
+    known = those[-1] if those else redis.acked
     if redis.generation not in ledger.generations:
         if known == 0:
             return History(redis_is_new=True)

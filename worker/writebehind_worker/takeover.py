@@ -11,19 +11,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from .frozen import FrozenBatch, count_applied_before
-from .history import History, Holdings, LedgerRow, compare
+from .history import History, Holdings, LedgerRow, committed, compare
 from .ledger import Ledger
 from .owned_queue import OwnedQueue
 
 
 @dataclass(frozen=True, slots=True)
 class Takeover:
-    """What the new owner starts with; ``found`` is what Redis held before the two were made to agree."""
+    """What the new owner starts with; ``found`` is what Redis held before the two were made to agree.
+
+    ``committed``: ids of those of the ``frozen`` batches that are in Postgres.
+    """
 
     row: LedgerRow
     found: Holdings
     history: History
     frozen: Sequence[FrozenBatch]
+    committed: Sequence[int]
 
 
 def take_over(
@@ -36,11 +40,13 @@ def take_over(
     row = ledger.take(owner, queue.epoch_floor())
     holdings = queue.own(row.epoch, row.applied_seq)
     history = compare(row, holdings, run_id)
+    done = committed(row.recent_batches, holdings.inflight)
     frozen = [queue.read_frozen(batch, holdings.clock_seq) for batch in holdings.inflight]
     if history.is_plain and row.redis_run_id == run_id:
-        return Takeover(row, holdings, history, frozen)
-    adopted = _adopt(queue, ledger, row, holdings, history, frozen, run_id, progress)
-    return Takeover(adopted, holdings, history, frozen)
+        return Takeover(row, holdings, history, frozen, done)
+    left = frozen[len(done) :]
+    adopted = _adopt(queue, ledger, row, holdings, history, left, run_id, progress)
+    return Takeover(adopted, holdings, history, frozen, done)
 
 
 def _adopt(
@@ -49,15 +55,18 @@ def _adopt(
     row: LedgerRow,
     holdings: Holdings,
     history: History,
-    frozen: Sequence[FrozenBatch],
+    left: Sequence[FrozenBatch],
     run_id: str | None,
     progress: Callable[[], None],
 ) -> LedgerRow:
-    """Settles on one history in both servers. The ledger first: killed in between, we find the same again."""
+    """Settles on one history in both servers. The ledger first: killed in between, we find the same again.
+
+    ``left``: the frozen batches that the ledger does not know to be committed.
+    """
     generation: int | None = None
     rollback_seq, rollback_items = row.rollback_seq, row.rollback_items
     if history.must_count:  # how far, nothing else tells
-        bodies = [m.body for b in frozen if b.id not in row.recent_batches for m in b.messages]
+        bodies = [m.body for b in left for m in b.messages]
         rollback_seq = row.applied_seq
         rollback_items, is_all = count_applied_before(bodies, rollback_seq, holdings.clock_seq)
         if not is_all and (waiting := queue.count_applied_before(rollback_seq, holdings.clock_seq, progress)):

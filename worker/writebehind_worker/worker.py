@@ -186,6 +186,7 @@ class Worker:
             conn,
             ledger,
             taken.row,
+            committed=taken.committed,
             tables=c.tables,
             lock_timeout_s=c.lock_timeout_s,
             statement_timeout_s=c.statement_timeout_s,
