@@ -51,10 +51,13 @@ def _arguments() -> argparse.Namespace:
     size.add_argument(
         "--quick", action="store_const", const="quick", dest="size", help="figures mean nothing"
     )
-    parser.add_argument("--json", type=Path, default=_ROOT / "bench/latest.json", help="where figures go")
-    parser.add_argument("--docs", type=Path, default=_ROOT / "docs", help="folder of benchmarks.md")
+    parser.add_argument("--json", type=Path, help="where figures go (bench/latest.json)")
+    parser.add_argument("--docs", type=Path, help="folder of benchmarks.md (docs)")
     parser.set_defaults(size="default")
     arguments = parser.parse_args()
+    own = _ROOT / "build/bench" if arguments.size == "quick" else None  # nobody shall read such figures
+    arguments.json = arguments.json or (own or _ROOT / "bench") / "latest.json"
+    arguments.docs = arguments.docs or own or _ROOT / "docs"
     chosen = arguments.only.split(",") if arguments.only else _all(arguments.size)
     if unknown := [name for name in chosen if name not in PARTS]:
         parser.error(f"--only {','.join(unknown)}: there is no such part; there are {', '.join(PARTS)}")

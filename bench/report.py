@@ -20,10 +20,12 @@ _HOW = (Path(__file__).parent / "how.md").read_text()
 
 def tables(found: Found) -> Iterator[tuple[str, str]]:
     """Title and table of each section that has been measured."""
+    cores = found["about"]["machine"]["cores"]
     sections = {
         "Floors": _floors(found),
         "Draining a queue, writes/s": _rates(found),
         "CPU µs a write": _cpu(found),
+        f"What {cores} cores allow": _bounds(found, cores),
         "Writing from an application": _put(found),
         "Lag, ms from accepted to committed": _lag(found),
         "What waits": _backlog(found),
@@ -89,6 +91,20 @@ def _cpu(found: Found) -> str:
         sums = (sum(cpu.values()) if cpu else None for cpu in others)
         rows.append((load["title"], *ours.values(), float(sum(ours.values())), *sums))
     return table(("", "worker", "Redis", "Postgres", "sum", "limit", "afternoon", "one by one"), rows)
+
+
+def _bounds(found: Found, cores: int) -> str:
+    """The rates at which worker, Redis and Postgres together keep every core busy."""
+    rows = []
+    for load in (found[name] for name in LOADS if name in found):
+        cpu_us = sum(load["rivals"]["writebehind"]["cpu_us_per_write"].values())
+        if not cpu_us:  # too short to be seen
+            continue
+        at_most = cores * 1e6 / cpu_us
+        limit, afternoon = (load["rivals"][name]["writes_per_s"] for name in ("limit", "afternoon"))
+        ratios = at_most / limit, at_most / afternoon, load["writes_per_s"] / at_most
+        rows.append((load["title"], round(at_most), *ratios))
+    return table(("", "writes/s at most", "of the limit", "× afternoon", "of this reached"), rows)
 
 
 def _put(found: Found) -> str:

@@ -26,14 +26,14 @@ class Sizes:
     lag_s: float = 2.0
     capacity_s: float = 2.0
     lag_calls_per_s: int = 400
-    backlogs: tuple[int, ...] = (10_000, 1_000_000)
+    backlogs: tuple[int, ...] = (10_000, 100_000, 1_000_000)
     backlog_window: int = 200_000  # of a backlog, so many writes are timed
     tables: tuple[int, ...] = (100_000,)
     tasks: int = 3_000  # of each task queue
 
 
 DEFAULT = Sizes()
-FULL = Sizes(backlogs=(10_000, 1_000_000, 10_000_000), tables=(100_000, 10_000_000))
+FULL = Sizes(backlogs=(10_000, 100_000, 1_000_000, 10_000_000), tables=(100_000, 10_000_000))
 QUICK = Sizes(
     rounds=1,
     rows=400,
