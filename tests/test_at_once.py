@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.two_ways import CLOCK, SCHEMA, Copy, copies
 
-from writebehind_worker import bulk_rows
+from writebehind_worker import bulk_rows, plain_shape
 from writebehind_worker.bulk_rows import COPIED_FROM
 
 TABLES = """
@@ -303,3 +303,16 @@ def test_whatever_is_pushed_comes_to_the_same(
     check()
     assert found[0]
     assert found[1]
+
+
+def test_a_kind_of_write_that_was_forgotten_within_a_batch_goes_in_once(
+    three: tuple[Copy, Copy, Copy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk_rows, "COPIED_FROM", 1)
+    monkeypatch.setattr(plain_shape, "_MOST_SHAPES", 1)
+    adds = [message("items", str(id), {"n": "1"}, "increment") for id in (1, 2, 4, 5)]
+    patches = [message("items", str(id), {"o": "true"}, "patch") for id in (1, 2)]
+    other = message("items", "3", {"t": '"x"'})
+    both_ways(three, [[adds[0], other, adds[1]], [patches[0], other, patches[1]]])
+    both_ways(three, [[adds[0], other], [*adds[1:], other]])
+    both_ways(three, [[a, other] for a in (*adds, *patches)])

@@ -85,5 +85,5 @@ class Bulk:
 
 
 def _stage_key(group: Group) -> tuple[int, str, str]:
-    """No two statements of a transaction share one; altered types make another."""
+    """No two statements of a transaction share one: see `bulk_statements`. Altered types make another."""
     return group.table.oid, group.op, record_types(group)

@@ -28,8 +28,14 @@ def bulk_statements(digest: Digest, *, copies: bool = True) -> list[Statement]:
     """All that it comes to, in order. ``copies``: rows may go by COPY, as lines of CSV."""
     assert not digest.is_closed
     first, *later = [list(map(statement_of, wave)) for wave in waves(digest.others)] or [[]]
+    copied: set[tuple[int, str, Sequence[str]]] = set()
     for shape, rows in digest.rows.items():
-        first += _statements(shape, rows, copies and shape.copies and len(rows) >= COPIED_FROM)
+        # Of one kind there may be two shapes (`find_plain_shape` forgets), but there is one temporary table.
+        kind = (shape.table.oid, shape.group.op, tuple(shape.group.columns))
+        is_copied = copies and shape.copies and len(rows) >= COPIED_FROM and kind not in copied
+        if is_copied:
+            copied.add(kind)
+        first += _statements(shape, rows, is_copied)
     return [*sorted(first, key=_by_group), *(statement for wave in later for statement in wave)]
 
 

@@ -14,6 +14,7 @@ from writebehind.identity import KeyKind
 
 from .table import Column, KeyColumn, NumberKind, Table
 
+_FIRST_OF_USERS = 16_384  # oids below are of Postgres itself
 _INT_BITS = {"int2": 16, "int4": 32, "int8": 64}
 
 
@@ -171,8 +172,10 @@ def _column(row: _ColumnRow, domains: dict[int, _Domain]) -> Column:
             scale = (((typmod - 4) & 0x7FF) ^ 1024) - 1024  # 11 bits, signed
     elif name in ("float4", "float8"):
         number = "float"
-    # Not domains, arrays, composites, ranges: nor json, which keeps the quotes of a string.
-    is_scalar = row.type_type in "be" and row.type_category != "A" and name not in ("json", "jsonb")
+    # Not domains, arrays, composites, ranges: nor json, which keeps the quotes of a string. Nor a type that
+    # somebody may drop: a temporary table with such a column would be in the way.
+    is_own = row.type_oid < _FIRST_OF_USERS and row.type_type == "b"
+    is_scalar = is_own and row.type_category != "A" and name not in ("json", "jsonb")
     is_domain = row.type_oid in domains
     bits = _INT_BITS.get(name, 0)
     return Column(row.name, row.type, row.generated, is_domain, number, bits, precision, scale, is_scalar)

@@ -132,7 +132,7 @@ class Config:
         4,
         "Transactions prepared, written or acknowledged at the same time; each has one batch or several.",
         low=2,
-        high=64,
+        high=48,  # as many as `Tenure` keeps frozen
     )
     lock_timeout_s: float = _option(
         5.0, "Seconds that a statement waits for a lock before it is tried again.", low=0.01, high=_DAY_S

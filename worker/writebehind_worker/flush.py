@@ -1,4 +1,4 @@
-"""One frozen batch into Postgres, in one transaction: the ledger, the writes, the dead letters."""
+"""Frozen batches into Postgres, one or several at once: the ledger, the writes, the dead letters."""
 
 from __future__ import annotations
 

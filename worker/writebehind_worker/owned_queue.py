@@ -167,7 +167,9 @@ class OwnedQueue:
             return 0.0
         self._claimed += 1
         self._inflight.append(batch)
-        now, clock = rest
+        now, clock, taken = rest
+        if len(items) != int(taken):  # a proxy that reads from a replica, say
+            raise OwnershipLost("Redis does not show the batch that was claimed: it is read again")
         self._saw_time(int(now))
         return FrozenBatch(batch, items, int(clock))
 

@@ -224,6 +224,8 @@ class Tenure:
         Without a backlog one is frozen when Postgres can have it at once: it is the larger, the longer
         Postgres was busy, and the cores are spared many small ones.
         """
+        if self._queue.frozen >= _MOST_FROZEN:
+            return False
         if not self._has_backlog:
             return not (self._claimed or self._waiting or self._flushing)
         most = self._config.max_in_flight
@@ -233,7 +235,7 @@ class Tenure:
         units += [self._flushing] if self._flushing is not None else []
         size = sum(u.size_bytes for u in units) + sum(b.size_bytes for b in self._claimed)
         has_place = len(units) + len(self._claimed) < most or self._grows()
-        return has_place and self._queue.frozen < _MOST_FROZEN and size < self._most_bytes
+        return has_place and size < self._most_bytes
 
     def _claim_one(self, stop: Stop) -> None:
         c = self._config

@@ -8,7 +8,7 @@
 --       4 acked as the owner believes   5 batch id   6 most items   7 most bytes
 --       8 write delay, µs: fewer items than (6) wait until the oldest is so old
 -- Returns {'lost', why}, {'empty'}, {'wait', µs left} (-1: the oldest does not tell its age)
---         or {'ok', now µs, seq of the clock}. The items are read by LRANGE, in the same round trip: as a script's
+--         or {'ok', now µs, seq of the clock, items}. The items are read by LRANGE, in the same round trip: as a script's
 --         answer they cost Redis a third more.
 
 local CHUNK = 1000 -- unpack fails near 8,000
@@ -62,4 +62,4 @@ while taken < math.min(most, length) do
 end
 redis.call('LTRIM', KEYS[1], 0, -(taken + 1))
 redis.call('RPUSH', KEYS[2], ARGV[5])
-return {'ok', string.format('%.0f', now), clock}
+return {'ok', string.format('%.0f', now), clock, taken}
