@@ -313,6 +313,5 @@ def test_a_kind_of_write_that_was_forgotten_within_a_batch_goes_in_once(
     adds = [message("items", str(id), {"n": "1"}, "increment") for id in (1, 2, 4, 5)]
     patches = [message("items", str(id), {"o": "true"}, "patch") for id in (1, 2)]
     other = message("items", "3", {"t": '"x"'})
-    both_ways(three, [[adds[0], other, adds[1]], [patches[0], other, patches[1]]])
-    both_ways(three, [[adds[0], other], [*adds[1:], other]])
-    both_ways(three, [[a, other] for a in (*adds, *patches)])
+    assert max(both_ways(three, [[adds[0], other], adds[1:]])) == 2
+    assert max(both_ways(three, [[patches[0], other], patches[1:]])) == 2

@@ -42,7 +42,8 @@ class SessionPool:
 
     def __init__(self, client: Redis) -> None:
         self._client = client
-        self._idle: deque[Session] = deque()  # those with a connection at the end
+        self._kept: deque[Session] = deque()  # idle, with a connection
+        self._idle: deque[Session] = deque()  # and without
         self._pid = os.getpid()
         pool = client.connection_pool
         has_cache = getattr(pool, "cache", None) is not None  # its connections hear of invalidations
@@ -52,14 +53,11 @@ class SessionPool:
     def borrow(self) -> Session:
         """A session with a fresh counter, to be given back once the outcome of its call is known."""
         if self._pid != os.getpid():
-            self._idle, self._pid = deque(), os.getpid()
-        try:
-            session = self._idle.pop()
-        except IndexError:
-            session = Session(self._client)
+            self._kept, self._idle, self._pid = deque(), deque(), os.getpid()
+        session = _last(self._kept) or _last(self._idle) or Session(self._client)
         session.counter += 1
         if session.client is self._client:
-            if len(self._idle) < self._most_kept:
+            if len(self._kept) < self._most_kept:
                 session.client = self._client.client()  # type: ignore[no-untyped-call]
         elif time.monotonic() - session.used_at > _LOOK_AFTER_S:
             _reconnect_if_closed(session.client)
@@ -68,18 +66,16 @@ class SessionPool:
     def give_back(self, session: Session) -> None:
         """Lets the next call have it. One whose call raised is not given back, but only forgotten."""
         session.used_at = time.monotonic()
-        if session.client is self._client:
-            self._idle.appendleft(session)
-        elif len(self._idle) < self._most_kept:
-            self._idle.append(session)
+        if session.client is not self._client and len(self._kept) < self._most_kept:
+            self._kept.append(session)
         else:
             self.forget(session)
-            self._idle.appendleft(session)
+            self._idle.append(session)
 
     def close(self) -> None:
-        """Lets go of the connections that are kept."""
-        idle, self._idle = self._idle, deque()
-        for session in idle:
+        """Lets go of the connections that are kept; from now on none is."""
+        self._most_kept = 0
+        while session := _last(self._kept):
             self.forget(session)
 
     def forget(self, session: Session) -> None:
@@ -87,6 +83,14 @@ class SessionPool:
         if session.client is not self._client:
             session.client.close()
             session.client = self._client
+
+
+def _last(sessions: deque[Session]) -> Session | None:
+    """Taken out of there, if there is one: other threads may be quicker."""
+    try:
+        return sessions.pop()
+    except IndexError:
+        return None
 
 
 def _reconnect_if_closed(client: Redis) -> None:
