@@ -280,8 +280,8 @@ def test_a_producer_needs_all_of_its_rights(guarded: EmbeddedServers, admin: red
             # The token of a reader who is under way: another finds it by the script, not by looking.
             assert wb._cache.begin_fill(f"{CACHE}users:9", "token").state == "absent"
             assert wb._cache.begin_fill(f"{CACHE}users:9", "token").state == "filling"
-            admin.hset(KEYS.producers, wb._enqueue._sessions._idle[-1].id, "9:1:1")
-            assert wb.redis.hget(KEYS.producers, wb._enqueue._sessions._idle[-1].id) == b"9:1:1"
+            admin.hset(KEYS.producers, wb._enqueue._sessions._kept[-1].id, "9:1:1")
+            assert wb.redis.hget(KEYS.producers, wb._enqueue._sessions._kept[-1].id) == b"9:1:1"
 
     assert needless_rights(admin, "producer", job) == []
 
@@ -372,7 +372,7 @@ def mend(url: str, letters: DeadLetters) -> None:
             for _ in sender.send(filter(None, retries)):
                 pass
         # What a call that was sent again asks, if Redis had become full.
-        assert client.hget(KEYS.producers, sender._enqueue._sessions._idle[-1].id)
+        assert client.hget(KEYS.producers, sender._enqueue._sessions._kept[-1].id)
 
 
 def test_a_mender_needs_all_of_its_rights(

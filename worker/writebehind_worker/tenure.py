@@ -14,6 +14,7 @@ side ends the tenure: the next one begins by reading both servers again.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -76,6 +77,7 @@ class Tenure:
         self._is_full = False  # ... but for want of room
         self._claims = self._reads = self._flushes = True  # False: nothing more will come from there
         self._failure: BaseException | None = None
+        self._look_at = 0.0  # whether Postgres is there, where nothing else tells
 
     def serve(self, stop: Stop, lost: Stop) -> None:
         """Returns when ``stop`` is set and what was frozen is acknowledged; raises what ended the tenure."""
@@ -113,6 +115,7 @@ class Tenure:
                 self._flushing = None
                 self._turn.notify_all()
             self._persister.count_dead_letters()
+            self._look_at = time.monotonic() + _IDLE_S
         with self._turn:
             self._flushes = False
             self._turn.notify_all()
@@ -121,15 +124,17 @@ class Tenure:
         while True:
             with self._turn:
                 if self._reads and not self._is_ready() and self._failure is None:
-                    self._turn.wait(_IDLE_S)
+                    is_empty = not (self._waiting or self._claimed)
+                    self._turn.wait(max(0, self._look_at - time.monotonic()) if is_empty else _IDLE_S)
                 if self._failure is not None or not (self._waiting or self._reads):
                     return None
                 if self._is_ready():
                     self._flushing = self._waiting.popleft()
                     return self._flushing
-                is_idle = not (self._waiting or self._claimed)
+                is_idle = not (self._waiting or self._claimed) and time.monotonic() >= self._look_at
             if is_idle:
                 self._persister.idle()
+                self._look_at = time.monotonic() + _IDLE_S
 
     def _is_ready(self) -> bool:
         """Whether there is a unit that need not wait for more batches."""

@@ -154,9 +154,10 @@ class Worker:
             taken = self._take_over(link, queue, ledger)
             self._tell(taken)
             flusher = self._flusher(conn, ledger, taken, side)
-            Tenure(c, queue, flusher, conn, list(taken.frozen), self._state, self._metrics, self._log).serve(
-                stop, heart.lost
-            )
+            frozen = list(taken.frozen)
+            tenure = Tenure(c, queue, flusher, conn, frozen, self._state, self._metrics, self._log)
+            del taken, frozen  # else they were kept until its end
+            tenure.serve(stop, heart.lost)
         finally:
             heart.stop()
             self._metrics.lease_is(False)
