@@ -246,6 +246,12 @@ def three(postgres_url: str, pg: psycopg.Connection[Any], queue: str) -> Iterato
         yield quick, whole, alone
 
 
+@pytest.fixture(params=[1, COPIED_FROM], ids=["COPY", "JSON"])
+def copied_from(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All rows go by COPY that can, or none."""
+    monkeypatch.setattr(bulk_rows, "COPIED_FROM", request.param)
+
+
 def both_ways(three: tuple[Copy, Copy, Copy], batches: list[list[bytes]]) -> list[int]:
     """Flushes them in all ways, and compares; of each part that went in how many batches it was."""
     quick, whole, alone = three
@@ -269,11 +275,8 @@ def both_ways(three: tuple[Copy, Copy, Copy], batches: list[list[bytes]]) -> lis
     return quick.at_once
 
 
-@pytest.mark.parametrize("copied_from", [1, COPIED_FROM], ids=["COPY", "JSON"])
-def test_good_writes_of_any_kind_go_in_at_once(
-    three: tuple[Copy, Copy, Copy], monkeypatch: pytest.MonkeyPatch, copied_from: int
-) -> None:
-    monkeypatch.setattr(bulk_rows, "COPIED_FROM", copied_from)
+@pytest.mark.usefixtures("copied_from")
+def test_good_writes_of_any_kind_go_in_at_once(three: tuple[Copy, Copy, Copy]) -> None:
     found: Counter[int] = Counter()
 
     @settings(max_examples=60)
@@ -288,11 +291,8 @@ def test_good_writes_of_any_kind_go_in_at_once(
     assert max(found) > 1
 
 
-@pytest.mark.parametrize("copied_from", [1, COPIED_FROM], ids=["COPY", "JSON"])
-def test_whatever_is_pushed_comes_to_the_same(
-    three: tuple[Copy, Copy, Copy], monkeypatch: pytest.MonkeyPatch, copied_from: int
-) -> None:
-    monkeypatch.setattr(bulk_rows, "COPIED_FROM", copied_from)
+@pytest.mark.usefixtures("copied_from")
+def test_whatever_is_pushed_comes_to_the_same(three: tuple[Copy, Copy, Copy]) -> None:
     found: Counter[int] = Counter()
 
     @settings(max_examples=100)

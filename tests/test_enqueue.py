@@ -30,6 +30,7 @@ from writebehind import (
     RedisRefused,
     RedisUnavailable,
     WriteBehind,
+    session,
 )
 from writebehind.script import Script
 from writebehind_worker.heartbeat import reap_sessions
@@ -265,14 +266,21 @@ def test_of_a_large_pool_a_tenth_is_kept_at_most_and_given_back_in_the_end(
 
 
 def test_a_connection_that_was_closed_while_idle_costs_no_write(
-    connect: Callable[..., WriteBehind], redis_client: redis.Redis, queue: str
+    connect: Callable[..., WriteBehind],
+    redis_client: redis.Redis,
+    queue: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def ours() -> list[str]:
+        return [client["id"] for client in redis_client.client_list() if client["name"] == queue]
+
+    monkeypatch.setattr(session, "_LOOK_AFTER_S", 0.0)  # as if it had been idle for so long
     wb = connect(retry=Retry(NoBackoff(), 0), client_name=queue)
     wb.put("t", 1, {"n": 0})
     for n in (1, 2):
-        time.sleep(1.1)
-        (ours,) = [c["id"] for c in redis_client.client_list() if c["name"] == queue]
-        redis_client.client_kill_filter(_id=ours)
+        (id,) = ours()
+        redis_client.client_kill_filter(_id=id)
+        wait_until(lambda: not ours())
         wb.put("t", 1, {"n": n})
     assert [item["data"]["n"] for item in items(wb)] == [0, 1, 2]
     assert redis_client.hlen(wb.keys.producers) == 1

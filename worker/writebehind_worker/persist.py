@@ -111,8 +111,7 @@ class Persister:
                 if flushed is None:
                     break
                 self._went_through(unit, flushed, time.monotonic() - started)
-                if flushed.is_at_once:
-                    unit.land()
+                unit.land()
                 yield unit, flushed
                 return
         for part in unit.split():
