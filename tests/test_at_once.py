@@ -315,3 +315,24 @@ def test_a_kind_of_write_that_was_forgotten_within_a_batch_goes_in_once(
     other = message("items", "3", {"t": '"x"'})
     assert max(both_ways(three, [[adds[0], other], adds[1:]])) == 2
     assert max(both_ways(three, [[patches[0], other], patches[1:]])) == 2
+
+
+def test_a_temporary_table_that_somebody_takes_away_is_made_again_once(
+    three: tuple[Copy, Copy, Copy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk_rows, "COPIED_FROM", 1)
+    quick = three[0]
+    quick.begin()
+    item = message("items", "1", {"n": "1"}, "increment")
+
+    def flush() -> int:
+        quick.flush_at_once([item])
+        return quick.at_once[-1]
+
+    assert flush() == 1
+    for may_copy in (True, False):
+        quick.run("DISCARD TEMP")
+        assert flush() == 0  # it went in, message by message
+        assert quick.flusher.may_copy is may_copy
+        assert flush() == 1
+    assert quick.rows("SELECT n FROM quick.items WHERE id = 1") == [(5,)]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import psycopg
-from psycopg.errors import InsufficientPrivilege
+from psycopg.errors import DuplicateTable, InsufficientPrivilege, UndefinedTable
 
 from .bulk_rows import bulk_statements
 from .digest import Digest
@@ -16,6 +16,7 @@ from .statement import json_records, record_types
 from .table import quoted
 
 _MOST_STAGES = 100  # temporary tables; then they are made anew
+_MOST_LOSSES = 2  # of temporary tables; then a pooler, say, gives each transaction another session
 
 
 class Bulk:
@@ -25,6 +26,7 @@ class Bulk:
         self._conn = conn
         self._stages: dict[tuple[int, str, str], str] = {}  # temporary tables
         self._may_copy = True
+        self._has_lost, self._losses = False, 0
 
     @property
     def may_copy(self) -> bool:
@@ -36,16 +38,17 @@ class Bulk:
 
         ``None``: they are of no use here, and the digest is closed.
         """
-        if len(self._stages) > _MOST_STAGES:
+        if self._has_lost or len(self._stages) > _MOST_STAGES:
             self._conn.execute("DISCARD TEMP")
             self._stages.clear()
+            self._has_lost = False
         found = statements or bulk_statements(digest, copies=self._may_copy)
         copied = [statement for statement in found if isinstance(statement.rows, bytes)]
         if self._may_copy:
             try:
                 for statement in copied:
                     self._make_stage(statement.group)
-            except InsufficientPrivilege:  # TEMPORARY on the database: then everything goes as JSON
+            except (InsufficientPrivilege, DuplicateTable):  # no TEMPORARY; or another's session: all as JSON
                 self._may_copy = False
         if self._may_copy or not copied:
             return found
@@ -57,8 +60,13 @@ class Bulk:
             if isinstance(rows, bytes):
                 names = ", ".join(quoted(n) for n in (group.table.key[0].name, *group.columns))
                 sql = f"COPY {self._stage(group)} ({names}) FROM STDIN (FORMAT csv, NULL 'null')"
-                with self._conn.cursor().copy(sql) as copy:
-                    copy.write(rows)
+                try:
+                    with self._conn.cursor().copy(sql) as copy:
+                        copy.write(rows)
+                except UndefinedTable:  # somebody has taken it away
+                    self._has_lost, self._losses = True, self._losses + 1
+                    self._may_copy = self._losses < _MOST_LOSSES
+                    raise
 
     def write(self, statements: Sequence[Statement]) -> Mapping[str, int]:
         """Writes to the tables; returns how many rows, by ``schema.table``. Raises as `execute` does."""

@@ -17,7 +17,7 @@ from .execution import Statement, statement_of
 from .plain_shape import Key, PlainShape, Values, values_of
 from .plan import waves
 
-COPIED_FROM = 200
+COPIED_FROM = 500
 """So many rows are worth a COPY, which takes two more round trips."""
 
 _encoder = msgspec.json.Encoder()

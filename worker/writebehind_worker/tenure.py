@@ -45,6 +45,7 @@ _POLL_FULL_S = 0.1  # a full Redis refuses to block
 _IDLE_S = 1.0
 _MOST_CLAIMED = 2  # batches: one is read while the next one comes
 _UNITS = 3  # one grows while one is in Postgres and one is settled
+_MOST_JOINED = 256 << 20  # bytes: a parameter of Postgres holds 1 GB, and rows grow as JSON
 _MOST_FROZEN = RECENT * 3 // 4  # batches, however small: the ledger must remember all of them
 
 
@@ -148,7 +149,8 @@ class Tenure:
         if not self._waiting:
             return False
         last = self._waiting[-1]
-        is_small = last.size_bytes < self._most_bytes // _UNITS and len(last.batches) < _MOST_FROZEN // _UNITS
+        most_bytes = min(self._most_bytes // _UNITS, _MOST_JOINED)
+        is_small = last.size_bytes < most_bytes and len(last.batches) < _MOST_FROZEN // _UNITS
         return is_small and last.pays
 
     # Between: what can be found out before its transaction, while another one is in Postgres.
