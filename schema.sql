@@ -3,6 +3,12 @@
 
 CREATE SCHEMA IF NOT EXISTS writebehind;
 
+-- The version of these tables. A worker that knows only earlier ones stops; `writebehind init` brings it forwards.
+CREATE TABLE IF NOT EXISTS writebehind.schema_version (
+    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    version  integer NOT NULL
+);
+
 -- One row a queue. It is updated in the same transaction as the rows of a batch: whoever reads it knows
 -- what has been committed, and the row lock plus the epoch let one owner commit at a time.
 CREATE TABLE IF NOT EXISTS writebehind.ledger (
@@ -48,3 +54,7 @@ ALTER TABLE writebehind.dead_letters
 CREATE INDEX IF NOT EXISTS dead_letters_batch ON writebehind.dead_letters (queue, batch);
 CREATE INDEX IF NOT EXISTS dead_letters_open ON writebehind.dead_letters (queue, table_name, key)
     WHERE superseded_at IS NULL;
+
+-- Last: whatever came before is there.
+INSERT INTO writebehind.schema_version (version) VALUES (1)
+    ON CONFLICT (only_row) DO UPDATE SET version = excluded.version;

@@ -158,6 +158,7 @@ def test_every_option_is_read_from_its_variable(setting: Any) -> None:
         "postgres_url": ("host=h", "host=h"),
         "tables": ("users app.pages", ("users", "app.pages")),
         "allow_eviction": ("1", True),
+        "refuse_newer": ("1", True),
         "log_level": ("debug", "debug"),
         "log_format": ("json", "json"),
         "batch_bytes": ("2048", 2048),
@@ -255,9 +256,11 @@ def test_help_shows_each_variable_and_default_but_no_value_in_force(tmp_path: Pa
     result, _ = parse("--config", str(file), "--help", env=env)
     shown = re.sub(r"\s+", "", result.output)
     for setting in SETTINGS.values():
-        default = {"tables": "(none)", "allow_eviction": "no-allow-eviction"}.get(
-            setting.field, str(setting.default)
-        )
+        default = {
+            "tables": "(none)",
+            "allow_eviction": "no-allow-eviction",
+            "refuse_newer": "no-refuse-newer",
+        }.get(setting.field, str(setting.default))
         assert f"[envvar:{setting.variable};default:{default}]" in shown
         assert setting.flag in shown
     assert "hunter2" not in shown

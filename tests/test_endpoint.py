@@ -33,7 +33,7 @@ def state(clock: Clock) -> WorkerState:
 
 @pytest.fixture
 def endpoint(state: WorkerState) -> Iterator[Endpoint]:
-    served = Endpoint("127.0.0.1", 0, Metrics(), state)
+    served = Endpoint("127.0.0.1", 0, Metrics("q"), state)
     served.start()
     yield served
     served.stop()
@@ -59,7 +59,7 @@ def test_metrics_are_served_in_prometheus_form(endpoint: Endpoint) -> None:
     status, content_type, body = request(endpoint, "/metrics")
     assert status == 200
     assert content_type.startswith("text/plain; version=")
-    assert b"writebehind_queue_length 0.0" in body
+    assert b'writebehind_queue_length{queue="q"} 0.0' in body
 
 
 def test_a_query_string_is_ignored(endpoint: Endpoint) -> None:

@@ -74,6 +74,11 @@ class QueueKeys:
         return self._own("rejected")
 
     @property
+    def paused(self) -> str:
+        """String ``ms|reason``: there while an operator has paused the queue."""
+        return self._own("paused")
+
+    @property
     def tables(self) -> str:
         """Hash: table as a message may name it → JSON of its name and key columns, for cache keys."""
         return self._own("tables")

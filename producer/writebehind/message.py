@@ -11,7 +11,7 @@ import enum
 import math
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any, Literal, NoReturn
+from typing import Any, Final, Literal, NoReturn
 from uuid import UUID
 
 import msgspec
@@ -21,6 +21,9 @@ from .identity import scalar_text
 
 Op = Literal["put", "patch", "increment", "delete"]
 Id = str | int | UUID | Decimal | dt.date | Mapping[str, Any]
+
+WIRE_VERSION: Final = 1
+"""What a message says by its field ``v``, or means where it has none."""
 
 MAX_TTL_S = 10 * 366 * 86_400
 """Longest time to live of a cache entry: ten years. Redis refuses far greater ones when it is set."""

@@ -27,6 +27,7 @@ from .ledger_schema import apply_schema
 from .log import configure_logging, get_logger
 from .metrics import Metrics
 from .options import OWN_SERVERS, config_options
+from .pause_cli import pause_command, resume_command
 from .state import WorkerState
 from .status import read_status, render
 
@@ -99,14 +100,15 @@ def demo(writes: int, rows: int) -> None:
     sys.exit(run_demo(writes, rows))
 
 
-cli.add_command(dead)
+for command in (dead, pause_command, resume_command):
+    cli.add_command(command)
 
 
 def _run_worker(config: Config, stop: threading.Event) -> None:
     from .worker import Worker  # noqa: PLC0415 - no other command needs it
 
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    log, metrics, state = get_logger(queue=config.queue), Metrics(), WorkerState()
+    log, metrics, state = get_logger(queue=config.queue), Metrics(config.queue), WorkerState()
     endpoint = None
     if config.metrics_port:
         endpoint = Endpoint(config.metrics_host, config.metrics_port, metrics, state)

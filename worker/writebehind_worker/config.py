@@ -159,6 +159,9 @@ class Config:
     allow_eviction: bool = _option(
         False, "Start although Redis may evict the queue (maxmemory-policy allkeys-*)."
     )
+    refuse_newer: bool = _option(
+        False, "Messages of a later wire format become dead letters; else the worker stops at one."
+    )
     log_level: str = _option(
         "info", "Least level that is logged.", choices=("debug", "info", "warning", "error")
     )

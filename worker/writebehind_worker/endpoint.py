@@ -10,7 +10,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from typing import Any
 
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from .errors import FatalError
 from .metrics import Metrics
@@ -29,7 +29,7 @@ class Endpoint:
     def __init__(self, host: str, port: int, metrics: Metrics, state: WorkerState) -> None:
         self._address = (host, port)
         self._pages: dict[str, Callable[[], _Page]] = {
-            "/metrics": lambda: (200, CONTENT_TYPE_LATEST, generate_latest(metrics.registry)),
+            "/metrics": lambda: (200, CONTENT_TYPE_LATEST, metrics.text()),
             "/healthz": lambda: _verdict(*state.health()),
             "/readyz": lambda: _verdict(*state.readiness()),
         }

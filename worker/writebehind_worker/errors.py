@@ -5,6 +5,7 @@ WorkerError
  │   ├─ ConfigError     an option is wrong
  │   ├─ LedgerMissing   the ledger's tables are not in the database
  │   ├─ LedgerOutdated  they are those of an earlier version
+ │   ├─ NewerVersion    a message, the ledger or the keys in Redis are of a later version
  │   ├─ UnsafeRedis     Redis may evict the queue
  │   └─ UnsupportedRedis  it is too old
  ├─ OwnershipLost       Redis or Postgres says that the queue is not ours (any more): begin again
@@ -55,6 +56,16 @@ class LedgerOutdated(FatalError):
         super().__init__(
             f"the ledger's tables in the database {database!r} are those of an earlier version",
             "run `writebehind init` with the same --postgres-url: it adds what is missing",
+        )
+
+
+class NewerVersion(FatalError):
+    """``what`` was written by a later version: to go on could damage it. Nothing of it has been touched."""
+
+    def __init__(self, what: str, version: int, known: int, hint: str = "") -> None:
+        super().__init__(
+            f"{what} version {version}, and this writebehind knows {known} at most",
+            "upgrade writebehind on this host" + (f"; {hint}" if hint else ""),
         )
 
 

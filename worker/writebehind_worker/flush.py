@@ -11,13 +11,14 @@ from typing import Any
 import psycopg
 
 from writebehind.identity import TableKey
+from writebehind.message import WIRE_VERSION
 
 from .apply import Application, Applied, Patience
 from .breaker import Breaker
 from .bulk import Bulk
 from .catalog import Catalog, load_catalog, read_versions
 from .digest import Digest
-from .errors import OwnershipLost
+from .errors import NewerVersion, OwnershipLost
 from .execution import Statement, Untouched
 from .frozen import FrozenBatch, split_applied_before
 from .history import LedgerRow
@@ -32,6 +33,7 @@ from .retry import digested_rows, letters_of, without_effect, written_rows
 from .sqlstate import Verdict, judge
 
 _ROLLED_BACK = Fault("", "applied before Redis went back in time; not applied again")
+_NEWER_HINT = "or, if nothing newer writes to the queue, --refuse-newer makes such messages dead letters"
 _PATIENT_LOCK_TIMEOUT_S = 1.0
 _COUNT_TIMEOUT_S = 2.0
 _MOST_ALTERATIONS = 5  # of a batch's tables while it is flushed
@@ -77,6 +79,7 @@ class Flusher:
         statement_timeout_s: float,
         breaker: Breaker,
         publish: Callable[[Mapping[str, TableKey]], None],
+        refuse_newer: bool = False,
     ) -> None:
         self._conn, self._ledger, self._breaker = conn, ledger, breaker
         self._epoch, self._committed = row.epoch, committed
@@ -86,7 +89,7 @@ class Flusher:
         self._keys = KeyReader(conn, statement_timeout_s)
         self._bulk = Bulk(conn)
         self._refused_tables = {table for table, _ in ledger.open_dead_letters() if table is not None}
-        self._publish = publish
+        self._publish, self._refuse_newer = publish, refuse_newer
         self.catalog = self._read_catalog()
 
     def flush(self, batch: FrozenBatch, patience: Patience, prepared: Prepared | None = None) -> Flushed:
@@ -95,11 +98,16 @@ class Flusher:
         ``prepared`` is what :func:`prepare` has found for it by this flusher's catalog, if it has.
 
         Raises:
-            OwnershipLost, LedgerRefused, HeldByLock, BreakerTripped: nothing was committed.
+            OwnershipLost, LedgerRefused, HeldByLock, BreakerTripped, NewerVersion: nothing was committed.
             psycopg.Error: nothing was committed, unless the connection broke during COMMIT: the ledger knows.
         """
         if batch.id in self._committed:
             return self._as_before(batch)
+        newer = max((m.newer_version for m in batch.messages if m.newer_version is not None), default=None)
+        if newer is not None and not self._refuse_newer:
+            raise NewerVersion(
+                "a message in the queue has the wire format's", newer, WIRE_VERSION, _NEWER_HINT
+            )
         for alterations in range(_MOST_ALTERATIONS):
             try:
                 return self._flush(batch, patience, prepared, is_first=alterations == 0)

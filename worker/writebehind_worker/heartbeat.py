@@ -16,6 +16,7 @@ from writebehind.script import Script
 
 from .lease import Lease
 from .metrics import Metrics
+from .redis_server import redis_risks
 
 _REAP = Script("writebehind_worker", "reap")
 _WAITING = Script("writebehind_worker", "waiting")
@@ -23,6 +24,7 @@ _PRODUCER = re.compile(rb"[0-9]+:([0-9]{1,18}):")
 _REAP_EVERY_S = 3600.0
 _SESSION_IDLE_S = 86_400.0
 _SAMPLE_EVERY_S = 1.0
+_RISKS_EVERY_S = 10.0
 
 
 class Heartbeat:
@@ -43,6 +45,7 @@ class Heartbeat:
         self._ageless_since: float | None = None
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._reaped_at = time.monotonic()
+        self._risks_at = 0.0
         self.lost = threading.Event()
 
     def start(self) -> None:
@@ -69,6 +72,7 @@ class Heartbeat:
                     return
                 renewed = time.monotonic()
                 self._sample()
+                self._look_for_risks()
                 self._reap()
             except (redis.RedisError, ValueError) as error:  # anybody may write to our keys
                 self._log.debug("heartbeat failed", error=str(error))
@@ -92,6 +96,11 @@ class Heartbeat:
         else:  # a raw item does not tell its age: since we first saw such a one as the oldest
             age_s = time.monotonic() - (self._ageless_since or time.monotonic())
         self._metrics.queue_is(length, sum(frozen), len(batches), age_s)
+
+    def _look_for_risks(self) -> None:
+        if time.monotonic() >= self._risks_at:
+            self._risks_at = time.monotonic() + _RISKS_EVERY_S
+            self._metrics.redis_risks_are(redis_risks(self._client.info()))
 
     def _reap(self) -> None:
         """Producer sessions end without saying so; one that was idle for a day is taken as ended."""

@@ -13,8 +13,9 @@ from typing import Any
 import psycopg
 from psycopg import errors as pg_errors
 
-from .errors import LedgerMissing, LedgerOutdated, LedgerRefused, OwnershipLost
+from .errors import LedgerMissing, LedgerOutdated, LedgerRefused, NewerVersion, OwnershipLost
 from .history import LedgerRow
+from .ledger_schema import SCHEMA_VERSION
 from .resolve import Refusal
 from .sqlstate import Verdict, judge
 
@@ -64,18 +65,33 @@ class Ledger:
         self._conn, self._queue = conn, queue
 
     def check(self) -> None:
-        """Raises :class:`LedgerMissing`, `LedgerOutdated` or `LedgerRefused` if the tables cannot be used.
+        """Raises `LedgerMissing`, `LedgerOutdated`, `NewerVersion` or `LedgerRefused` if they cannot be used.
 
         ``psycopg.errors.ReadOnlySqlTransaction``: the server is a standby.
         """
         with self._guarded():
             self._conn.execute("SELECT FROM writebehind.ledger LIMIT 0 FOR UPDATE")
+            self._check_version()
             self._conn.execute("SELECT retried_at, history FROM writebehind.dead_letters LIMIT 0")
             may = self._conn.execute(
                 "SELECT has_table_privilege('writebehind.dead_letters', 'DELETE')"
             ).fetchone()
         if may is not None and not may[0]:  # else only the first retry would tell, and hold the queue
             raise LedgerRefused("the role may not DELETE from writebehind.dead_letters: grant it")
+
+    def _check_version(self) -> None:
+        try:
+            row = self._conn.execute("SELECT version FROM writebehind.schema_version").fetchone()
+        except pg_errors.UndefinedTable:
+            row = None
+        version = row[0] if row is not None else 0
+        database = self._conn.info.dbname
+        if version < SCHEMA_VERSION:
+            raise LedgerOutdated(database)
+        if version > SCHEMA_VERSION:
+            raise NewerVersion(
+                f"the ledger's tables in the database {database!r} have", version, SCHEMA_VERSION
+            )
 
     def take(self, owner: str, epoch_floor: int) -> LedgerRow:
         """Makes us the owner under a new epoch, higher than any before and than ``epoch_floor``.

@@ -9,11 +9,14 @@ from typing import Any
 import psycopg
 from psycopg import errors as pg
 
-from .errors import FatalError
+from .errors import FatalError, NewerVersion
 
 # Two CREATE … IF NOT EXISTS at the same time can fail on a unique key of the catalog.
 _LOCK_KEY = int.from_bytes(b"writebeh")
 _LOCK_TIMEOUT_S = 15
+
+SCHEMA_VERSION = 1
+"""Of the tables that `schema.sql` makes; it is the number at the end of that file."""
 
 
 def schema_sql() -> str:
@@ -27,14 +30,15 @@ def schema_sql() -> str:
 def apply_schema(conn: psycopg.Connection[Any]) -> bool:
     """Creates what is missing, in one transaction. True if the ledger was not there before.
 
-    Any number may run at the same time. Raises `FatalError` if the role may not, or somebody's lock
-    holds it up for too long.
+    Any number may run at the same time. Raises `NewerVersion` if a later version has made the tables,
+    `FatalError` if the role may not, or somebody's lock holds it up for too long.
     """
     try:
         with conn.transaction():
             conn.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT_S}s'")
             conn.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK_KEY])
             row = conn.execute("SELECT to_regclass('writebehind.ledger') IS NULL").fetchone()
+            _refuse_newer(conn)
             conn.execute(schema_sql().encode())
     except pg.InsufficientPrivilege as error:
         raise FatalError(
@@ -49,3 +53,14 @@ def apply_schema(conn: psycopg.Connection[Any]) -> bool:
             "find it in pg_stat_activity, end it, and run `writebehind init` again",
         ) from error
     return row is not None and bool(row[0])
+
+
+def _refuse_newer(conn: psycopg.Connection[Any]) -> None:
+    exists = conn.execute("SELECT to_regclass('writebehind.schema_version') IS NOT NULL").fetchone()
+    if exists is None or not exists[0]:
+        return
+    found = conn.execute("SELECT version FROM writebehind.schema_version").fetchone()
+    if found is not None and found[0] > SCHEMA_VERSION:
+        raise NewerVersion(
+            f"the ledger's tables in the database {conn.info.dbname!r} have", found[0], SCHEMA_VERSION
+        )

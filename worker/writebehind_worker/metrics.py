@@ -7,16 +7,21 @@ so that no producer can grow the worker's memory or a time series database.
 from __future__ import annotations
 
 import threading
+import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Literal, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 Outcome = Literal["applied", "rejected", "rollback", "passed_over"]
 Server = Literal["redis", "postgres"]
+Hold = Literal["paused", "breaker", "lock"]
+"""Why a queue does not move though both servers answer: an operator, refusals alike, somebody's lock."""
+RedisRisk = Literal["eviction", "persistence", "write_error", "memory"]
+"""What endangers the writes that wait in Redis: see `redis_risks`."""
 
 LAG_BUCKETS_S = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300,
@@ -26,9 +31,13 @@ BATCH_BUCKETS = (1, 10, 100, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000, 100_
 
 
 class Metrics:
-    """One method for each thing that happens; all are thread-safe and cheap enough for every batch."""
+    """One method for each thing that happens; all are thread-safe and cheap enough for every batch.
 
-    def __init__(self) -> None:
+    ``queue`` becomes a label of everything that `text` shows.
+    """
+
+    def __init__(self, queue: str = "") -> None:
+        self._queue = queue
         self.registry = CollectorRegistry()
         self._table = _Bounded(200)
         self._code = _Bounded(100)
@@ -80,6 +89,28 @@ class Metrics:
             registry=self.registry,
         )
         self._dead_shown: set[tuple[str, str]] = set()
+        self._flushed_at = gauge("last_flush_timestamp_seconds", "Unix time of the last commit; 0: none yet.")
+        self._held = Gauge(
+            "writebehind_held",
+            "1 while the queue waits for an operator (paused), a table (breaker) or somebody's lock.",
+            ["reason"],
+            registry=self.registry,
+        )
+        self._risk = Gauge(
+            "writebehind_redis_risk",
+            "1 while what waits in Redis is in danger: it may be evicted, is not persisted, cannot be "
+            "written to disk, or memory is nearly used up.",
+            ["risk"],
+            registry=self.registry,
+        )
+        for reason in get_args(Hold):
+            self._held.labels(reason)
+        for risk in get_args(RedisRisk):
+            self._risk.labels(risk)
+
+    def text(self) -> bytes:
+        """All of it in Prometheus' text format, each sample with the label ``queue``."""
+        return generate_latest(_Labelled(self.registry, self._queue))
 
     def flushed(self, table: str, outcome: Outcome, writes: int) -> None:
         """So many messages for ``table`` were applied, rejected, not applied after a Redis rollback, or
@@ -94,6 +125,7 @@ class Metrics:
         for size in sizes:
             self._batch_size.observe(size)
         self._flush.observe(seconds)
+        self._flushed_at.set(time.time())
 
     def lag(self, commit_us: int, seqs_us: Sequence[int]) -> None:
         """Writes accepted at ``seqs_us`` are durable at ``commit_us``: both µs of Redis' clock."""
@@ -127,6 +159,20 @@ class Metrics:
     def postgres_is(self, up: bool) -> None:
         self._postgres.set(up)
 
+    def held_is(self, reason: Hold, held: bool) -> None:
+        self._held.labels(reason).set(held)
+
+    def nothing_holds(self) -> None:
+        """As far as this worker knows: it is not the owner."""
+        for reason in get_args(Hold):
+            self._held.labels(reason).set(0)
+        self.redis_risks_are(())
+
+    def redis_risks_are(self, risks: Collection[RedisRisk]) -> None:
+        """Of the server that the owner talks to."""
+        for risk in get_args(RedisRisk):
+            self._risk.labels(risk).set(risk in risks)
+
     def dead_letters_are(self, counts: Mapping[tuple[str | None, str | None], int]) -> None:
         """All open ones, by (table, SQLSTATE); for one thread."""
         shown: dict[tuple[str, str], int] = {}
@@ -138,6 +184,19 @@ class Metrics:
         for labels in self._dead_shown - shown.keys():
             self._dead_open.remove(*labels)
         self._dead_shown = set(shown)
+
+
+class _Labelled(CollectorRegistry):
+    """A registry as `generate_latest` reads it, with one more label on each sample."""
+
+    def __init__(self, registry: CollectorRegistry, queue: str) -> None:
+        super().__init__()
+        self._of, self._own = registry, {"queue": queue}
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._of.collect():
+            metric.samples = [s._replace(labels=self._own | s.labels) for s in metric.samples]
+            yield metric
 
 
 class _Bounded:

@@ -22,9 +22,10 @@ from writebehind.keys import QueueKeys
 from writebehind.receipt import REJECTED_BOUND, Rejection
 from writebehind.script import Argument, Script
 
-from .errors import OwnershipLost
+from .errors import NewerVersion, OwnershipLost
 from .frozen import FrozenBatch
 from .history import Holdings
+from .pause import Pause, read_pause
 from .redis_server import RedisLink
 from .settle import Settlement
 
@@ -36,6 +37,9 @@ _SCAN = Script("writebehind_worker", "scan")
 
 CONNECTIONS = 2
 """As many as use it at the same time: a link that has them open makes no more."""
+
+KEYS_VERSION = 1
+"""Of the queue's own keys in Redis, and of what they mean; an owner notes it, and stops at a later one."""
 
 TOMBSTONE_TTL_S = 10
 _SETTLED_AT_ONCE = 500  # cache keys a script call, so that Redis answers others in between
@@ -83,8 +87,10 @@ class OwnedQueue:
         status, *rest = _OWN(
             self._client,
             [k.lease, k.epoch, k.clock, k.applied, k.acked, k.inflight],
-            [self._token, epoch, applied_seq, _or_empty(generation), _or_empty(acked)],
+            [self._token, epoch, applied_seq, _or_empty(generation), _or_empty(acked), KEYS_VERSION],
         )
+        if status == b"newer":
+            raise NewerVersion(f"the keys of {k.queue} in Redis have", int(rest[0]), KEYS_VERSION)
         if status != b"ok":
             raise OwnershipLost("another worker holds the lease")
         try:
@@ -130,20 +136,21 @@ class OwnedQueue:
             yield from chunk
             start += len(chunk)
 
-    def claim(self, most_items: int, most_bytes: int, write_delay_s: float) -> FrozenBatch | float:
+    def claim(self, most_items: int, most_bytes: int, write_delay_s: float) -> FrozenBatch | Pause | float:
         """Freezes the next batch, or tells for how many seconds there will be none.
 
         0.0: the queue is empty; else its items are younger than ``write_delay_s``, and fewer than a batch.
+        A `Pause` lasts until an operator ends it.
         """
         with self._turn:
             return self._claim(most_items, most_bytes, write_delay_s)
 
-    def _claim(self, most_items: int, most_bytes: int, write_delay_s: float) -> FrozenBatch | float:
+    def _claim(self, most_items: int, most_bytes: int, write_delay_s: float) -> FrozenBatch | Pause | float:
         batch = self._epoch << 32 | (self._claimed + 1)
         k = self._keys
         if self._raw_since is not None and time.monotonic() - self._raw_since >= write_delay_s:
             write_delay_s = 0.0
-        keys = [k.queue, k.inflight, k.lease, k.epoch, k.acked, k.clock, k.processing(batch)]
+        keys = [k.queue, k.inflight, k.lease, k.epoch, k.acked, k.clock, k.processing(batch), k.paused]
         arguments: list[Argument] = [
             self._token, self._epoch, ",".join(map(str, self._inflight)), self._acked, batch,
             most_items, most_bytes, int(write_delay_s * 1e6),
@@ -160,6 +167,8 @@ class OwnedQueue:
             raise OwnershipLost(rest[0].decode())
         if self._link.connections != self._connections:
             raise OwnershipLost("the connection to Redis was renewed: another server may answer now")
+        if status == b"paused":
+            return read_pause(rest[0])
         if status == b"wait":
             return self._wait(int(rest[0]), write_delay_s)
         self._raw_since = None

@@ -9,13 +9,14 @@ from typing import Any, get_args
 import msgspec
 
 from writebehind.identity import scalar_text
-from writebehind.message import MAX_TTL_S, Op
+from writebehind.message import MAX_TTL_S, WIRE_VERSION, Op
 
 _OPS = frozenset(get_args(Op))
 _NUMBER = re.compile(rb"-?[0-9]")
 # Whole pairs, or the digit of a half. It begins with what is searched for fast: a body may be of any length.
 _SURROGATE = re.compile(rb"\\u[dD](?:[89abAB]..\\u[dD][c-fC-F]|([89a-fA-F]))", re.DOTALL)
 DEFAULT_TTL_S = 3600
+_MOST_VERSION = 1000  # beyond it is a mistake, not a newer version
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -66,6 +67,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     retry: int | None = None  # the dead letter that this sends again
     force: bool = False  # also if that one is superseded, or was applied before Redis went back
     fault: Fault | None = None
+    newer_version: int | None = None  # of the wire format, where it is one that we do not know
 
 
 class _Envelope(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -78,6 +80,7 @@ class _Envelope(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     ttl: int | None = None
     retry: int | None = None
     force: bool = False
+    v: int = WIRE_VERSION
 
 
 _decode = msgspec.json.Decoder(_Envelope).decode
@@ -109,6 +112,8 @@ def receive(position: int, body: bytes, clock: int) -> Message:
 
 
 def _message(position: int, body: bytes, read: _Envelope, clock: int) -> Message:
+    if read.v != WIRE_VERSION:
+        raise _Bad(f"`v` must be {WIRE_VERSION}, the version of the wire format")
     if not read.table:
         raise _Bad("`table` is empty")
     if read.op not in _OPS:
@@ -187,7 +192,7 @@ def _faulty(position: int, body: bytes, reason: str, clock: int) -> Message:
         return Message(position, body, fault=fault)
     if not isinstance(read, dict):
         return Message(position, body, fault=fault)
-    table, seq, key, retry = (read.get(name) for name in ("table", "seq", "key", "retry"))
+    table, seq, key, retry, v = (read.get(name) for name in ("table", "seq", "key", "retry", "v"))
     return Message(
         position,
         body,
@@ -197,4 +202,5 @@ def _faulty(position: int, body: bytes, reason: str, clock: int) -> Message:
         retry=retry if _is_letter(retry) else None,
         force=read.get("force") is True,
         fault=fault,
+        newer_version=v if type(v) is int and WIRE_VERSION < v <= _MOST_VERSION else None,
     )

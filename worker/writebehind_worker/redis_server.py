@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from redis import Redis
@@ -11,8 +12,10 @@ from redis.retry import Retry
 
 from .config import Config, redacted
 from .errors import UnsafeRedis, UnsupportedRedis
+from .metrics import RedisRisk
 
 _TIMEOUT_S = 5.0  # longer than we ever block
+_MEMORY_SHARE = 0.9  # of maxmemory
 
 
 class RedisLink:
@@ -48,6 +51,26 @@ class RedisLink:
 
     def __exit__(self, *_: object) -> None:
         self.client.close()
+
+
+def redis_risks(info: Mapping[str, Any]) -> set[RedisRisk]:
+    """What endangers the writes that wait on a server, by its ``INFO``; what it does not tell is no risk.
+
+    eviction: when full it evicts the queue. persistence: no AOF, so that a restart loses what it had
+    accepted. write_error: it could not write its AOF or its last snapshot. memory: more than nine tenths of
+    ``maxmemory`` are used, and soon it refuses writes.
+    """
+    risks: set[RedisRisk] = set()
+    if str(info.get("maxmemory_policy", "")).startswith("allkeys"):
+        risks.add("eviction")
+    if info.get("aof_enabled") == 0:
+        risks.add("persistence")
+    if "err" in (info.get("aof_last_write_status"), info.get("rdb_last_bgsave_status")):
+        risks.add("write_error")
+    most = info.get("maxmemory") or 0
+    if most and info.get("used_memory", 0) > most * _MEMORY_SHARE:
+        risks.add("memory")
+    return risks
 
 
 def check(client: Redis, config: Config) -> str | None:

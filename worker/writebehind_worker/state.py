@@ -34,6 +34,7 @@ class WorkerState:
             "postgres_reason": None,
             "held": None,
             "breaker": None,
+            "paused": None,
         }
 
     def redis_is(self, up: bool, reason: str | None = None) -> bool:
@@ -55,6 +56,10 @@ class WorkerState:
     def breaker_is(self, reason: str | None) -> bool:
         """Why the queue is paused: every write is rejected alike; None: it goes on."""
         return self._set("breaker", breaker=reason)
+
+    def paused_is(self, reason: str | None) -> bool:
+        """Why an operator has paused the queue; None: it goes on. A paused worker is ready."""
+        return self._set("paused", paused=reason)
 
     def progress(self) -> None:
         """The loop has come round: it is alive, whether or not there was work."""

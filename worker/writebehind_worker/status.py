@@ -14,6 +14,7 @@ from writebehind.keys import QueueKeys
 
 from .config import Config, one_line, redacted
 from .frozen import stamped_seq
+from .pause import read_pause
 from .pending import read_frozen
 from .postgres import connect
 from .redis_server import RedisLink
@@ -46,6 +47,8 @@ class QueueStatus:
     generation: str | None
     applied: int | None
     acked: int | None
+    paused: str | None
+    """Why an operator has paused it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +120,9 @@ def _read_redis(config: Config) -> QueueStatus:
         client = link.client
         pipe: Any = client.pipeline()
         pipe.llen(keys.queue).lindex(keys.queue, -1).lrange(keys.inflight, 0, -1).get(keys.lease)
-        pipe.hmget(keys.clock, "seq", "generation").mget(keys.epoch, keys.applied, keys.acked).time()
-        length, tail, inflight, lease, clock, numbers, (now_s, now_us) = pipe.execute()
+        pipe.hmget(keys.clock, "seq", "generation").mget(keys.epoch, keys.applied, keys.acked)
+        pipe.get(keys.paused).time()
+        length, tail, inflight, lease, clock, numbers, paused, (now_s, now_us) = pipe.execute()
         batches = [int(batch) for batch in inflight]
         lengths, head = read_frozen(client, keys, batches)
     now = now_s * 1_000_000 + now_us
@@ -136,6 +140,7 @@ def _read_redis(config: Config) -> QueueStatus:
         generation=None if generation is None else generation.decode(),
         applied=applied,
         acked=acked,
+        paused=None if paused is None else read_pause(paused).reason,
     )
 
 
@@ -190,6 +195,8 @@ def _redis_lines(queue: QueueStatus) -> Iterator[tuple[str, str]]:
     unknown = "unknown: it carries no seq" if pending else "nothing is pending"
     yield "oldest", unknown if queue.oldest_age_s is None else f"{queue.oldest_age_s:.1f} s old"
     yield "owner", _owner(queue)
+    if queue.paused is not None:
+        yield "paused", f"{queue.paused} (writebehind resume ends it)"
     yield (
         "in redis",
         (

@@ -34,6 +34,7 @@ from .frozen import FrozenBatch
 from .ledger import RECENT
 from .metrics import Metrics
 from .owned_queue import OwnedQueue
+from .pause import Pause
 from .persist import Persister, Stop
 from .prepared import prepare
 from .settle import Settlement
@@ -41,6 +42,7 @@ from .state import WorkerState
 from .unit import Unit
 
 _BLOCK_S = 1.0  # an idle owner looks at its lease, and at the stop signal, so often
+_POLL_PAUSED_S = 0.2
 _POLL_FULL_S = 0.1  # a full Redis refuses to block
 _IDLE_S = 1.0
 _MOST_CLAIMED = 2  # batches: one is read while the next one comes
@@ -64,7 +66,7 @@ class Tenure:
         log: FilteringBoundLogger,
     ) -> None:
         self._config, self._queue, self._flusher = config, queue, flusher
-        self._state = state
+        self._state, self._metrics, self._log = state, metrics, log
         self._persister = Persister(
             config, flusher, conn, state, metrics, log, queue.now_us, lambda: self._failure
         )
@@ -252,17 +254,29 @@ class Tenure:
                 self._claimed.append(claimed)
                 self._has_backlog = _is_full(claimed, c)
                 self._turn.notify_all()
+            self._pause_is(None)
             return
         with self._turn:
             self._has_backlog = False
             self._turn.notify_all()
-        if claimed > 0:
+        self._pause_is(claimed if isinstance(claimed, Pause) else None)
+        if isinstance(claimed, Pause):
+            self._wait_for_turn(_POLL_PAUSED_S)
+        elif claimed > 0:
             self._wait_for_turn(min(claimed, _BLOCK_S))
         else:
             try:
                 self._queue.peek(_BLOCK_S)
             except OutOfMemoryError:
                 stop.wait(_POLL_FULL_S)
+
+    def _pause_is(self, pause: Pause | None) -> None:
+        self._metrics.held_is("paused", pause is not None)
+        if self._state.paused_is(None if pause is None else str(pause)):
+            if pause is not None:
+                self._log.warning("queue paused by an operator", reason=pause.reason)
+            else:
+                self._log.info("queue resumed")
 
     def _wait_until(self, is_so: Callable[[], bool]) -> bool:
         """Whether it has come to be so in a while. The caller has the turn."""

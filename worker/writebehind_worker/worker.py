@@ -163,8 +163,10 @@ class Worker:
             self._metrics.lease_is(False)
             self._metrics.queue_is(0, 0, 0, None)  # the next owner tells
             self._metrics.dead_letters_are({})
+            self._metrics.nothing_holds()
             self._state.held_is(None)
             self._state.breaker_is(None)
+            self._state.paused_is(None)
             with contextlib.suppress(redis.RedisError):
                 if lease.release():
                     self._log.info("released")
@@ -193,6 +195,7 @@ class Worker:
             statement_timeout_s=c.statement_timeout_s,
             breaker=self._breaker,
             publish=partial(publish_tables, side.client, self._keys),
+            refuse_newer=c.refuse_newer,
         )
         missing = [name for name in c.tables if flusher.catalog.find(name) is None]
         if missing:

@@ -3,11 +3,11 @@
 -- From then on nobody cuts or stamps it again; whoever owns the queue next flushes just this batch.
 --
 -- KEYS  1 queue   2 {q}:inflight   3 {q}:lease   4 {q}:epoch   5 {q}:acked   6 {q}:clock
---       7 {q}:processing:<batch>
+--       7 {q}:processing:<batch>   8 {q}:paused
 -- ARGV  1 token   2 epoch   3 frozen batches as the owner believes, comma-separated
 --       4 acked as the owner believes   5 batch id   6 most items   7 most bytes
 --       8 write delay, µs: fewer items than (6) wait until the oldest is so old
--- Returns {'lost', why}, {'empty'}, {'wait', µs left} (-1: the oldest does not tell its age)
+-- Returns {'lost', why}, {'paused', what the key holds}, {'empty'}, {'wait', µs left} (-1: the oldest does not tell its age)
 --         or {'ok', now µs, seq of the clock, items}. The items are read by LRANGE, in the same round trip: as a script's
 --         answer they cost Redis a third more.
 
@@ -25,6 +25,9 @@ end
 if (redis.call('GET', KEYS[5]) or '0') ~= ARGV[4] then
   return {'lost', 'the last batch acknowledged is not that of the owner'}
 end
+
+local paused = redis.call('GET', KEYS[8])
+if paused then return {'paused', paused} end
 
 local length = redis.call('LLEN', KEYS[1])
 if length == 0 then return {'empty'} end

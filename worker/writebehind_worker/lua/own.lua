@@ -3,20 +3,21 @@
 --
 -- KEYS  1 {q}:lease   2 {q}:epoch   3 {q}:clock   4 {q}:applied   5 {q}:acked   6 {q}:inflight
 -- ARGV  1 token   2 epoch   3 applied_seq of the ledger   4 generation to begin, or ''
---       5 id to set acked to, or ''
--- Returns {'lost'} or {'ok', now µs, seq of the clock, generation, applied, acked, frozen batch ids ...}.
+--       5 id to set acked to, or ''   6 version of the keys that we know
+-- Returns {'lost'}, {'newer', their version} or {'ok', now µs, seq of the clock, generation, applied, acked, frozen batch ids ...}.
 
 local token = string.match(redis.call('GET', KEYS[1]) or '', '^([^|]*)|')
 if token ~= ARGV[1] then return {'lost'} end
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-local clock = redis.call('HMGET', KEYS[3], 'seq', 'generation')
+local clock = redis.call('HMGET', KEYS[3], 'seq', 'generation', 'version')
+if tonumber(clock[3] or '0') > tonumber(ARGV[6]) then return {'newer', clock[3]} end
 local seq = math.max(tonumber(clock[1] or '0'), tonumber(ARGV[3]))
 local generation = clock[2]
 if ARGV[4] ~= '' then generation = ARGV[4] end
 if not generation then generation = string.format('%.0f', now) end
-redis.call('HSET', KEYS[3], 'seq', string.format('%.0f', seq), 'generation', generation)
+redis.call('HSET', KEYS[3], 'seq', string.format('%.0f', seq), 'generation', generation, 'version', ARGV[6])
 redis.call('SET', KEYS[2], ARGV[2])
 -- Of what a Redis that went back has forgotten, receipts of the new generation know nothing.
 if ARGV[4] ~= '' and tonumber(ARGV[3]) > tonumber(redis.call('GET', KEYS[4]) or '0') then

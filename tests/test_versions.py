@@ -1,0 +1,140 @@
+"""Who meets what a later version has written stops, says so, and has touched nothing."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import psycopg
+import pytest
+import redis
+from click.testing import CliRunner
+from tests.support.wait import wait_until
+from tests.support.workers import RunningWorker
+
+from writebehind import WriteBehind
+from writebehind.keys import QueueKeys
+from writebehind_worker.cli import cli
+from writebehind_worker.errors import LedgerOutdated, NewerVersion
+
+
+@pytest.fixture
+def options(redis_url: str, postgres_url: str, queue: str) -> dict[str, Any]:
+    return {"redis_url": redis_url, "postgres_url": postgres_url, "queue": queue}
+
+
+@pytest.fixture
+def rows(pg: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
+    pg.execute("CREATE TABLE users (id bigint PRIMARY KEY, name text)")
+    return pg
+
+
+def item(id: int, **more: Any) -> bytes:
+    return json.dumps({"table": "users", "id": id, "data": {"name": "x"}} | more).encode()
+
+
+def names(pg: psycopg.Connection[Any]) -> list[Any]:
+    return [row[0] for row in pg.execute("SELECT id FROM users ORDER BY id")]
+
+
+def ended(options: dict[str, Any]) -> BaseException:
+    """What a worker ends with."""
+    worker = RunningWorker(**options)
+    worker.start()
+    wait_until(lambda: not worker._thread.is_alive(), 10)
+    with pytest.raises((NewerVersion, LedgerOutdated)) as caught:
+        worker.stop()
+    return caught.value
+
+
+def test_a_later_message_stops_the_worker_and_is_kept(
+    rows: psycopg.Connection[Any],
+    redis_client: redis.Redis,
+    queue: str,
+    options: dict[str, Any],
+) -> None:
+    redis_client.lpush(queue, item(1), item(2, v=2, shard=7), item(3))
+    error = ended(options)
+    assert "wire format" in str(error)
+    assert "version 2" in str(error)
+    (batch,) = redis_client.lrange(QueueKeys(queue).inflight, 0, -1)
+    assert redis_client.llen(QueueKeys(queue).processing(int(batch))) == 3
+    assert names(rows) == []
+    # Who runs the later version again would go on; who has none says so.
+    with RunningWorker(**options, refuse_newer=True):
+        wait_until(lambda: names(rows) == [1, 3])
+    (reason, body) = rows.execute("SELECT reason, body FROM writebehind.dead_letters").fetchone() or ("", b"")
+    assert bytes(body) == item(2, v=2, shard=7)
+    assert "wire format" in reason
+
+
+def test_batches_before_a_later_message_are_in(
+    rows: psycopg.Connection[Any], redis_client: redis.Redis, queue: str, options: dict[str, Any]
+) -> None:
+    redis_client.lpush(queue, *(item(id) for id in range(1, 11)), item(11, v=2))
+    ended(options | {"batch_size": 5})
+    assert names(rows) == list(range(1, 11))
+
+
+@pytest.mark.parametrize("version", [0, -1, 1001, 1.5, "2", True, 10**30])
+def test_what_is_no_version_is_a_bad_message(
+    rows: psycopg.Connection[Any],
+    redis_client: redis.Redis,
+    queue: str,
+    options: dict[str, Any],
+    version: object,
+) -> None:
+    redis_client.lpush(queue, item(1, v=version), item(2))
+    with RunningWorker(**options):
+        wait_until(lambda: names(rows) == [2])
+    assert rows.execute("SELECT count(*) FROM writebehind.dead_letters").fetchone() == (1,)
+
+
+def test_a_message_may_say_today_s_version(
+    rows: psycopg.Connection[Any], redis_client: redis.Redis, queue: str, options: dict[str, Any]
+) -> None:
+    redis_client.lpush(queue, item(1, v=1), item(2))
+    with RunningWorker(**options):
+        wait_until(lambda: names(rows) == [1, 2])
+
+
+def test_a_later_ledger_stops_the_worker_and_init(
+    rows: psycopg.Connection[Any], connect: Any, options: dict[str, Any]
+) -> None:
+    wb: WriteBehind = connect()
+    wb.put("users", 1, {"name": "x"})
+    rows.execute("UPDATE writebehind.schema_version SET version = 2")
+    assert "ledger's tables" in str(ended(options))
+    result = CliRunner().invoke(cli, ["init", "--postgres-url", options["postgres_url"]])
+    assert (result.exit_code, "knows 1 at most" in result.output) == (2, True)
+    assert rows.execute("SELECT version FROM writebehind.schema_version").fetchone() == (2,)
+    rows.execute("UPDATE writebehind.schema_version SET version = 1")
+    with RunningWorker(**options):
+        wait_until(lambda: names(rows) == [1])
+
+
+def test_init_brings_an_earlier_ledger_forwards(
+    rows: psycopg.Connection[Any], options: dict[str, Any]
+) -> None:
+    rows.execute("INSERT INTO writebehind.ledger (queue, epoch) VALUES ('kept', 7)")
+    rows.execute("DROP TABLE writebehind.schema_version")
+    rows.execute("ALTER TABLE writebehind.dead_letters DROP COLUMN history, DROP COLUMN retried_at")
+    assert isinstance(ended(options), LedgerOutdated)
+    result = CliRunner().invoke(cli, ["init", "--postgres-url", options["postgres_url"]])
+    assert result.exit_code == 0
+    assert rows.execute("SELECT epoch FROM writebehind.ledger WHERE queue = 'kept'").fetchone() == (7,)
+    with RunningWorker(**options) as worker:
+        worker.wait_for_role("owner")
+
+
+def test_later_keys_in_redis_stop_the_worker(
+    rows: psycopg.Connection[Any], redis_client: redis.Redis, queue: str, options: dict[str, Any]
+) -> None:
+    redis_client.hset(QueueKeys(queue).clock, "version", 2)
+    redis_client.lpush(queue, item(1))
+    assert "keys of" in str(ended(options))
+    assert redis_client.llen(queue) == 1
+    redis_client.hset(QueueKeys(queue).clock, "version", 1)
+    with RunningWorker(**options):
+        wait_until(lambda: names(rows) == [1])
+    assert redis_client.hget(QueueKeys(queue).clock, "version") == b"1"

@@ -1,0 +1,13 @@
+#!lua flags=allow-oom
+-- Begins or ends an operator's pause. A second one keeps the time of the first.
+--
+-- KEYS  1 {q}:paused (ms|reason)
+-- ARGV  1 'pause' or 'resume'   2 reason
+-- Returns 1 if there was a pause before, else 0.
+
+local before = redis.call('GET', KEYS[1])
+if ARGV[1] == 'resume' then return redis.call('DEL', KEYS[1]) end
+local time = redis.call('TIME')
+local since = string.match(before or '', '^(%d+)|') or string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
+redis.call('SET', KEYS[1], since .. '|' .. ARGV[2])
+return before and 1 or 0

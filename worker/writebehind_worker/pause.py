@@ -1,0 +1,57 @@
+"""An operator's pause of a queue: nothing is claimed while it lasts, so that nothing is written to Postgres.
+
+It is a key in Redis that the claiming script itself reads: once it is there no batch is frozen any more, by
+whichever worker, and once no batch is frozen none is being written.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from redis import Redis
+
+from writebehind.keys import QueueKeys
+from writebehind.script import Script
+
+_PAUSE = Script("writebehind_worker", "pause")
+_POLL_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """``since_s``: Unix time by Redis' clock, 0 where it is not known."""
+
+    since_s: float
+    reason: str
+
+    def __str__(self) -> str:
+        return f"paused by an operator: {self.reason}"
+
+
+def read_pause(value: bytes) -> Pause:
+    """What the key holds: ``ms|reason``; anything else pauses too."""
+    ms, bar, reason = value.decode(errors="replace").partition("|")
+    if bar and ms.isdecimal() and len(ms) < 16:
+        return Pause(int(ms) / 1000, reason)
+    return Pause(0, value.decode(errors="replace"))
+
+
+def pause(client: Redis, keys: QueueKeys, reason: str) -> None:
+    """Begins one, also on a full Redis; what was frozen before is still brought to Postgres."""
+    _PAUSE(client, [keys.paused], ["pause", reason])
+
+
+def resume(client: Redis, keys: QueueKeys) -> bool:
+    """Ends it; whether there was one."""
+    return bool(_PAUSE(client, [keys.paused], ["resume", ""]))
+
+
+def wait_until_settled(client: Redis, keys: QueueKeys, timeout_s: float) -> int:
+    """Waits until no batch is frozen; returns how many still are."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        frozen = client.llen(keys.inflight)
+        if not frozen or time.monotonic() > deadline:
+            return frozen
+        time.sleep(_POLL_S)

@@ -1,0 +1,79 @@
+"""`writebehind pause` and `resume`: for migrations of the tables that are written to."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import redis
+
+from writebehind.keys import QueueKeys
+
+from .config import Config, one_line, redacted
+from .errors import FatalError
+from .options import config_options
+from .pause import pause, resume, wait_until_settled
+from .redis_server import RedisLink
+
+
+@click.command("pause")
+@click.option(
+    "--reason", default="no reason given", show_default=True, help="Shown wherever it is asked for."
+)
+@click.option(
+    "--wait",
+    "timeout_s",
+    default=60.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Seconds to wait until nothing is being written any more.",
+)
+@config_options("redis_url", "queue")
+def pause_command(config: Config, reason: str, timeout_s: float) -> None:
+    """Stop writing to Postgres, for a migration say; producers go on, and the queue grows.
+
+    Returns when no batch is being written any more. Exit code 1: the queue is paused, but batches that were
+    taken before are not in Postgres yet. `writebehind resume` ends it; no restart does.
+    """
+    frozen = _pause(config, " ".join(reason.split()), timeout_s)
+    if frozen:
+        click.echo(
+            f"Paused: nothing more is taken from {config.queue}. But {frozen} batches taken before are not "
+            f"in Postgres after {timeout_s:g} s, and will be written when they can. Does a worker run? Does "
+            "Postgres answer? See `writebehind status`. Run `writebehind pause` again before you migrate.",
+            err=True,
+        )
+        sys.exit(1)
+    click.echo(
+        f"Paused: nothing is written from {config.queue} until `writebehind resume`. Producers go on; "
+        "the queue grows."
+    )
+
+
+@click.command("resume")
+@config_options("redis_url", "queue")
+def resume_command(config: Config) -> None:
+    """End `writebehind pause`. Harmless where there is none."""
+    try:
+        with RedisLink(config.redis_url) as link:
+            was_paused = resume(link.client, QueueKeys(config.queue))
+    except (redis.RedisError, OSError) as error:
+        raise _no_redis(config, error) from error
+    click.echo(f"Resumed: {config.queue}." if was_paused else f"{config.queue} was not paused.")
+
+
+def _pause(config: Config, reason: str, timeout_s: float) -> int:
+    keys = QueueKeys(config.queue)
+    try:
+        with RedisLink(config.redis_url) as link:
+            pause(link.client, keys, reason)
+            return wait_until_settled(link.client, keys, timeout_s)
+    except (redis.RedisError, OSError) as error:
+        raise _no_redis(config, error) from error
+
+
+def _no_redis(config: Config, error: Exception) -> FatalError:
+    return FatalError(
+        f"Redis at {redacted(config.redis_url)}: {one_line(error)}",
+        "check --redis-url and the user's rights; a pause that was begun goes on until `writebehind resume`",
+    )
