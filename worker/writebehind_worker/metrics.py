@@ -10,9 +10,10 @@ import threading
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from typing import Literal, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -46,6 +47,8 @@ class Metrics:
         self.registry.register(self._lag)
         self._count()
         self._measure()
+        self._identify()
+        ProcessCollector(registry=self.registry)  # CPU, memory, open files; on Linux only
 
     def _count(self) -> None:
         def counter(name: str, help: str, *labels: str) -> Counter:
@@ -56,8 +59,16 @@ class Metrics:
         self._retries = counter("retries", "Attempts that are made again, by reason.", "reason")
         self._dead = counter("dead_lettered", "Writes that became dead letters.", "sqlstate")
         self._rollbacks = counter("rollbacks", "A server came back with older data.", "server")
+        self._rolled_back_at = Gauge(
+            "writebehind_last_rollback_timestamp_seconds",
+            "Unix time at which this worker last found that a server had come back with older data; 0: never.",
+            ["server"],
+            registry=self.registry,
+        )
         for server in ("redis", "postgres"):
-            self._rollbacks.labels(server)  # shown as 0, so that an alert can see the first one
+            self._rollbacks.labels(server)
+            # A worker that finds one as it starts is scraped too late to be seen counting; the time is seen.
+            self._rolled_back_at.labels(server)
 
     def _measure(self) -> None:
         def gauge(name: str, help: str) -> Gauge:
@@ -108,6 +119,17 @@ class Metrics:
         for risk in get_args(RedisRisk):
             self._risk.labels(risk)
 
+    def _identify(self) -> None:
+        self._epoch = Gauge(
+            "writebehind_epoch",
+            "Fencing epoch of this worker's last ownership, higher with each owner; 0: it has owned nothing.",
+            registry=self.registry,
+        )
+        build = Gauge(
+            "writebehind_build_info", "1, with the version that runs.", ["version"], registry=self.registry
+        )
+        build.labels(_version()).set(1)
+
     def text(self) -> bytes:
         """All of it in Prometheus' text format, each sample with the label ``queue``."""
         return generate_latest(_Labelled(self.registry, self._queue))
@@ -140,6 +162,7 @@ class Metrics:
 
     def rollback_detected(self, server: Server) -> None:
         self._rollbacks.labels(server).inc()
+        self._rolled_back_at.labels(server).set(time.time())
 
     def queue_is(
         self, length: int, frozen_items: int, frozen_batches: int, oldest_age_s: float | None
@@ -152,6 +175,10 @@ class Metrics:
 
     def lease_is(self, held: bool) -> None:
         self._lease.set(held)
+
+    def epoch_is(self, epoch: int) -> None:
+        """This worker has become the owner of ``epoch``."""
+        self._epoch.set(epoch)
 
     def redis_is(self, up: bool) -> None:
         self._redis.set(up)
@@ -184,6 +211,13 @@ class Metrics:
         for labels in self._dead_shown - shown.keys():
             self._dead_open.remove(*labels)
         self._dead_shown = set(shown)
+
+
+def _version() -> str:
+    try:
+        return version("writebehind")
+    except PackageNotFoundError:  # run from its source, not installed
+        return "unknown"
 
 
 class _Labelled(CollectorRegistry):

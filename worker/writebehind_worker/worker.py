@@ -206,6 +206,7 @@ class Worker:
         """Says what the new owner has found."""
         self._state.role_is("owner", epoch=taken.row.epoch, owner=self._owner)
         self._metrics.lease_is(True)
+        self._metrics.epoch_is(taken.row.epoch)
         self._log.info("owner", epoch=taken.row.epoch, frozen_batches=len(taken.frozen))
         history, row = taken.history, taken.row
         if history.redis_went_back or (history.redis_is_new and row.generations):
