@@ -110,4 +110,5 @@ def test_the_whole_registry_is_rendered(metrics: Metrics) -> None:
     text = generate_latest(metrics.registry).decode()
     assert "# TYPE writebehind_write_lag_seconds histogram" in text
     assert 'writebehind_write_lag_seconds_bucket{le="0.001"} 1.0' in text
-    assert all(name.startswith("writebehind_") for name in text.splitlines() if not name.startswith("#"))
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    assert all(line.startswith(("writebehind_", "process_")) for line in lines)

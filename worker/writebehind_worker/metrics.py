@@ -61,7 +61,7 @@ class Metrics:
         self._rollbacks = counter("rollbacks", "A server came back with older data.", "server")
         self._rolled_back_at = Gauge(
             "writebehind_last_rollback_timestamp_seconds",
-            "Unix time at which this worker last found that a server had come back with older data; 0: never.",
+            "Unix time at which this worker last found a server to have older data than before; 0: never.",
             ["server"],
             registry=self.registry,
         )
