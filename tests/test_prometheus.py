@@ -15,14 +15,17 @@ from tests.support.prometheus import DEPLOYED, ROOT, Prometheus, free_port, prog
 from tests.support.wait import wait_until
 from tests.support.workers import WorkerProcess, Workload
 
+from writebehind_worker.cli import cli
+from writebehind_worker.dead_cli import dead
 from writebehind_worker.metrics import Metrics
 from writebehind_worker.pause import pause, resume
 
 CASES = Path(__file__).parent / "prometheus"
 RULES = ("rules.yaml", "alerts.yaml")
 RAW = re.compile(r"(?<![:\w])(writebehind_\w+|process_\w+)(?:\{([^}]*)\})?")
+COMING = {"doctor", "drain", "explain", "top", "verify"}
 GIVEN_BY_PROMETHEUS = {"job", "instance"}
-METRIC_ROW = re.compile(r"^\| `(\w+)`(?:\{([\w, ]+)\})? \|", re.M)
+METRIC_ROW = re.compile(r"^\| `(\w+)`(?:\{([\w, ]+)\})? \| \w", re.M)
 
 
 def rules(kind: str) -> list[dict[str, Any]]:
@@ -117,6 +120,14 @@ def test_each_page_says_the_same_four_things() -> None:
         assert heads == ["Meaning.", "Causes.", "Do.", "Do not."], page.splitlines()[0]
 
 
+def test_the_runbook_names_commands_that_exist() -> None:
+    text = (ROOT / "docs" / "runbook.md").read_text()
+    named = set(re.findall(r"(?:`|^)writebehind (\w+)", text, re.M))
+    assert named >= {"status", "pause", "resume", "dead"}
+    assert named <= set(cli.commands) | COMING
+    assert set(re.findall(r"writebehind dead (\w+)", text)) <= set(dead.commands)
+
+
 def test_the_rules_use_what_a_worker_tells() -> None:
     known = told()
     recorded = {rule["record"] for rule in rules("record")}
@@ -193,7 +204,8 @@ def test_a_real_prometheus_sees_a_real_worker(
 
 
 def _fires(prometheus: Prometheus, name: str) -> dict[str, Any]:
-    return wait_until(lambda: prometheus.firing().get(name), timeout=20, message=f"{name} did not fire")
+    wait_until(lambda: name in prometheus.firing(), timeout=20, message=f"{name} did not fire")
+    return prometheus.firing()[name]
 
 
 def _is(prometheus: Prometheus, metric: str, queue: str, value: float) -> bool:

@@ -61,7 +61,7 @@ def _safe() -> list[Json]:
         ),
         _stat(
             "Dead letters",
-            "Refused writes that are kept, and that no later write has superseded. See writebehind dead list.",
+            "Refused writes that are kept, and that no later write superseded. See writebehind dead list.",
             "short",
             [
                 (
@@ -89,8 +89,8 @@ def _safe() -> list[Json]:
         ),
         _stat(
             "Dangers in Redis",
-            "eviction: Redis may evict the queue. persistence: a restart loses what waits. write_error: it cannot "
-            "write to its disk. memory: more than 90% of maxmemory are used.",
+            "eviction: Redis may evict the queue. persistence: a restart loses what waits. write_error: it "
+            "cannot write to its disk. memory: more than 90% of maxmemory are used.",
             "none",
             [(f"max by (job, queue, risk) (writebehind_redis_risk{{{_OF}}})", "{{queue}} {{risk}}")],
             steps=[(None, _GREEN), (1, _RED)],
@@ -244,8 +244,8 @@ def _trouble() -> list[Json]:
         ),
         _lines(
             "Held",
-            "1 while the queue waits for an operator (paused), for a table that refuses every write (breaker), "
-            "or for somebody's lock.",
+            "1 while the queue waits: for an operator (paused), for a table that refuses every write "
+            "(breaker), or for somebody's lock (lock).",
             "none",
             [(f"max by (job, queue, reason) (writebehind_held{{{_OF}}})", "{{queue}} {{reason}}")],
         ),
