@@ -86,6 +86,14 @@ def test_each_panel_explains_itself(panel: dict[str, Any]) -> None:
         assert selectors and all('job=~"$job", queue=~"$queue"' in one for one in selectors)
 
 
+def test_the_runbook_names_what_is_there() -> None:
+    text = (ROOT / "docs" / "runbook.md").read_text()
+    named = set(re.findall(r"(?<!\*)\*([A-Z][^*\n]+)\*(?!\*)", text))
+    shown = {panel["title"] for panel in PANELS} | {a["name"] for a in DASHBOARD["annotations"]["list"]}
+    assert "Writes that wait" in named
+    assert named - shown == {"Targets"}, "Targets is a page of Prometheus"
+
+
 def test_each_query_finds_something_in_a_real_prometheus(
     load: Workload, redis_url: str, postgres_url: str, queue: str, tmp_path: Path
 ) -> None:
