@@ -51,7 +51,8 @@ def test_a_worker_that_lost_redis_does_not_claim_to_know_who_holds_the_lease(
             way.refuse()
             way.drop_connections()
             worker.wait_for_role("starting")
-            ready, facts = wait_until(lambda: _unready_for_redis(worker))
+            wait_until(lambda: not worker.facts["redis_up"])
+            ready, facts = worker.state.readiness()
             assert (ready, facts["owner"], facts["epoch"]) == (False, None, None)
             assert "the worker is starting: who holds the lease is not known" in facts["reasons"]
             assert worker.state.health()[0], "a restart would not help"
@@ -59,8 +60,3 @@ def test_a_worker_that_lost_redis_does_not_claim_to_know_who_holds_the_lease(
             way.accept()
             worker.wait_for_role("owner")
             assert worker.state.readiness()[0]
-
-
-def _unready_for_redis(worker: RunningWorker) -> tuple[bool, dict[str, Any]] | None:
-    ready, facts = worker.state.readiness()
-    return None if facts["redis_up"] else (ready, facts)
