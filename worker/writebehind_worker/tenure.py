@@ -103,6 +103,7 @@ class Tenure:
         try:
             side(*given)
         except BaseException as error:
+            self._state.role_is("starting")  # the other threads may take a while to end
             with self._turn:
                 self._failure = self._failure or error
                 self._turn.notify_all()
