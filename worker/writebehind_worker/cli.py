@@ -21,6 +21,7 @@ from click.core import ParameterSource
 
 from .config import SETTINGS, Config, one_line, redacted
 from .dead_cli import dead
+from .doctor_cli import doctor_command
 from .endpoint import Endpoint
 from .errors import ConfigError, FatalError
 from .ledger_schema import apply_schema
@@ -100,7 +101,7 @@ def demo(writes: int, rows: int) -> None:
     sys.exit(run_demo(writes, rows))
 
 
-for command in (dead, pause_command, resume_command):
+for command in (dead, doctor_command, pause_command, resume_command):
     cli.add_command(command)
 
 
