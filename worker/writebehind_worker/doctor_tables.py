@@ -311,7 +311,8 @@ def _partitions(written: Sequence[Written]) -> Iterator[Finding]:
         yield Finding(
             "tables.partitions",
             "warning",
-            f"other tables inherit from {names(inherited)}: a patch or a delete reaches rows of theirs with the "
+            f"other tables inherit from {names(inherited)}: a patch or a delete reaches rows of theirs "
+            "with the "
             "same key too, and the primary key does not span them",
             "partitions instead of inheritance; or allow the single tables by --table",
         )

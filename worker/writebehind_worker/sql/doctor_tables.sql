@@ -58,9 +58,9 @@ SELECT json_build_object(
         FROM pg_attrdef f
         JOIN pg_depend d ON d.classid = 'pg_attrdef'::regclass AND d.objid = f.oid
             AND d.refclassid = 'pg_class'::regclass
-        JOIN pg_class s ON s.oid = d.refobjid AND s.relkind = 'S'
-        WHERE f.adrelid = c.oid AND NOT has_sequence_privilege(s.oid, 'USAGE')
-          AND NOT has_sequence_privilege(s.oid, 'UPDATE')
+        JOIN pg_class s ON s.oid = d.refobjid
+        WHERE f.adrelid = c.oid
+          AND CASE WHEN s.relkind = 'S' THEN NOT has_sequence_privilege(s.oid, 'USAGE, UPDATE') END
     )
 )::text
 FROM pg_class c
