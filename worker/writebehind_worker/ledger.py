@@ -85,9 +85,8 @@ class Ledger:
             self._check_version()
             self._conn.execute("SELECT retried_at, history FROM writebehind.dead_letters LIMIT 0")
             row = self._conn.execute(_MISSING_RIGHTS, [self._queue]).fetchone()
-        if (
-            row is not None and row[0]
-        ):  # else only the first bad write, or retry, would tell, and hold the queue
+        if row is not None and row[0]:
+            # Else only the first bad write, or retry, would tell, and hold the queue.
             role = self._conn.info.user
             raise LedgerRefused(
                 f"the role {role!r} may not {', '.join(row[0])}",
