@@ -63,6 +63,7 @@ class _TableRow(msgspec.Struct):
     name: str
     visible: bool
     row_security: bool
+    partitioned: bool
     columns: list[_ColumnRow] | None
     primary_key: list[int] | None
     key_deferrable: bool
@@ -116,7 +117,9 @@ def _table(row: _TableRow, domains: dict[int, _Domain], rank: int, cascades: fro
     by_number = {c.number: c for c in columns}
     made = {c.name: _column(c, domains) for c in columns}
     key = tuple(_key_column(by_number[n], domains) for n in row.primary_key or ())
-    upsert = not (row.key_deferrable or row.insert_triggers or row.row_security) and bool(key)
+    # A partition can have constraints and triggers that its parent knows nothing of.
+    odd = row.key_deferrable or row.insert_triggers or row.row_security or row.partitioned
+    upsert = not odd and bool(key)
     return Table(
         oid=row.oid,
         schema=row.schema,
