@@ -317,7 +317,7 @@ def work(url: str, admin: redis.Redis) -> None:
         batch = queue.claim(10, 1 << 20, 0.0)
         assert isinstance(batch, FrozenBatch)
         list(queue.read_frozen(batch.id, 1 << 60).messages)
-        Heartbeat(client, KEYS, lease, 10, Metrics(), get_logger())._sample()
+        BacklogSampler(KEYS, Metrics()).sample(client)
         queue.settle(settlements(batch.messages, {1}))
         assert admin.ttl(f"{CACHE}users:1") > 0, "not settled"
         queue.acknowledge([batch.id], batch.applied_seq, batch.id, [Rejection(rejected, "reason")])
