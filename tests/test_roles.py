@@ -36,10 +36,9 @@ from writebehind_worker.dead_run import inflight
 from writebehind_worker.embedded import EmbeddedServers
 from writebehind_worker.flush import Flusher
 from writebehind_worker.frozen import FrozenBatch
-from writebehind_worker.heartbeat import Heartbeat, reap_sessions
+from writebehind_worker.heartbeat import BacklogSampler, reap_sessions
 from writebehind_worker.lease import Lease
 from writebehind_worker.ledger import Ledger
-from writebehind_worker.log import get_logger
 from writebehind_worker.metrics import Metrics
 from writebehind_worker.owned_queue import OwnedQueue, publish_tables
 from writebehind_worker.pause import pause, resume, wait_until_settled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import tempfile
@@ -21,6 +22,7 @@ _FLAGS = (
     "--disable-gpu",
     "--disable-quic",
     "--disable-dev-shm-usage",
+    "--hide-scrollbars",
     "--no-first-run",
     "--disable-background-networking",
     "--disable-component-update",
@@ -60,20 +62,21 @@ class Browser:
         size = self.driver.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
         clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
         options = {"clip": clip, "captureBeyondViewport": True}
-        import base64
-
-        file.write_bytes(
-            base64.b64decode(self.driver.execute_cdp_cmd("Page.captureScreenshot", options)["data"])
-        )
+        taken = self.driver.execute_cdp_cmd("Page.captureScreenshot", options)
+        file.write_bytes(base64.b64decode(taken["data"]))
 
     def requests(self) -> list[str]:
         """The URLs that were asked for since the last call."""
-        events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        events = [json.loads(entry["message"])["message"] for entry in self._log("performance")]
         return [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
 
     def complaints(self) -> list[str]:
         """What the browser's console says since the last call."""
-        return [entry["message"] for entry in self.driver.get_log("browser")]
+        return [entry["message"] for entry in self._log("browser")]
+
+    def _log(self, name: str) -> list[Any]:
+        found: list[Any] = self.driver.get_log(name)  # type: ignore[no-untyped-call]
+        return found
 
 
 @contextmanager

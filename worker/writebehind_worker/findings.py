@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .figures import Backlog
+from .quantities import duration
 
 Level = Literal["good", "notice", "trouble"]
 """notice: somebody should know. trouble: nothing is written, or what is accepted is in danger."""
@@ -62,24 +63,18 @@ class Situation:
 
 
 def findings(now: Situation) -> list[Finding]:
-    """All there is to say, what matters most first; never empty."""
-    found = [*_of_the_worker(now), *_of_the_queue(now)]
+    """All there is to say, what matters most first; never empty. The first one answers the two questions."""
+    found = [*_of_the_worker(now)]
+    dead = _dead_letters(now)
+    risks = [*_risks(now)]
     if not found:
-        found.append(_standby(now) or _all_is_well(now))
+        goes_in = _goes_in(now)
+        if dead is not None and goes_in.level != "trouble" and not risks:
+            goes_in, dead = Finding("notice", f"{goes_in.text} {dead.text}"), None
+        found.append(goes_in)
+    found += [*risks, *([dead] if dead is not None else [])]
     found.sort(key=lambda finding: ("trouble", "notice", "good").index(finding.level))
     return found
-
-
-def duration(seconds: float) -> str:
-    """For people: 0.03 s, 1.2 s, 45 s, 3 min 20 s, 2 h 5 min, 3 d 4 h."""
-    if seconds < 10:
-        return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
-    whole = round(seconds)
-    for unit, smaller, size in (("d", "h", 86_400), ("h", "min", 3600), ("min", "s", 60)):
-        if whole >= size:
-            rest = whole % size // {"h": 3600, "min": 60, "s": 1}[smaller]
-            return f"{whole // size} {unit}" + (f" {rest} {smaller}" if rest else "")
-    return f"{whole} s"
 
 
 def _of_the_worker(now: Situation) -> Iterator[Finding]:
@@ -120,39 +115,37 @@ def _of_the_worker(now: Situation) -> Iterator[Finding]:
         yield Finding("notice", "This worker asks for the queue again, which it does not own at the moment.")
 
 
-def _of_the_queue(now: Situation) -> Iterator[Finding]:
-    """What there is to say although writes may go in."""
-    risks = now.risks or frozenset()
+def _risks(now: Situation) -> Iterator[Finding]:
     for risk, text in _RISKS.items():
-        if risk in risks:
-            yield Finding("notice" if risk == "memory" else "trouble", f"{_sentence(text)}")
-    goes_in = now.is_owner and not any((now.breaker, now.paused, now.held, now.stalled_s))
-    late = now.backlog
-    if goes_in and now.postgres_up and late is not None and late.oldest_age_s > _LATE_S:
-        pace = f" {now.writes_per_s:,.0f} a second go in." if now.writes_per_s else " None goes in."
-        yield Finding("notice", f"Behind by {duration(late.oldest_age_s)}: {_count(late)}.{pace}")
-    if now.dead_letters:
-        one = now.dead_letters == 1
-        yield Finding(
-            "notice",
-            f"{now.dead_letters:,} rejected {'write is' if one else 'writes are'} kept as dead "
-            f"letter{'' if one else 's'}, to be mended or dropped: see `writebehind dead list`.",
-        )
+        if risk in (now.risks or ()):
+            yield Finding("notice" if risk == "memory" else "trouble", _sentence(text))
 
 
-def _standby(now: Situation) -> Finding | None:
-    if now.is_owner:
+def _dead_letters(now: Situation) -> Finding | None:
+    if not now.dead_letters:
         return None
-    return Finding("good", f"Standby: {now.owner or 'another worker'} owns the queue and writes.")
+    open_ones = "1 dead letter is" if now.dead_letters == 1 else f"{now.dead_letters:,} dead letters are"
+    return Finding("notice", f"{open_ones} open (writebehind dead list).")
 
 
-def _all_is_well(now: Situation) -> Finding:
-    if now.backlog is None:
-        return Finding("good", "All is well: this worker has just taken the queue.")
-    if not now.backlog.waiting:
-        return Finding("good", "All is well: nothing waits, all writes are in Postgres.")
-    age = duration(now.backlog.oldest_age_s)
-    return Finding("good", f"All is well: {_count(now.backlog)}, the oldest for {age}.")
+def _goes_in(now: Situation) -> Finding:
+    """Nothing keeps this worker from its work, or another one does it."""
+    if not now.is_owner:
+        return Finding("good", f"Standby: {now.owner or 'another worker'} owns the queue and writes.")
+    backlog = now.backlog
+    if backlog is not None and backlog.oldest_age_s > _LATE_S:
+        pace = f"{now.writes_per_s:,.0f} a second go in" if now.writes_per_s else "none goes in"
+        return Finding("notice", f"Behind by {duration(backlog.oldest_age_s)}: {_count(backlog)}; {pace}.")
+    is_well = not (now.risks or now.dead_letters)
+    begin = "All is well" if is_well else "Writes go in"
+    if backlog is None:
+        return Finding("good", f"{begin}: this worker has just taken the queue.")
+    if not backlog.waiting:
+        rest = ", all writes are in Postgres" if is_well else ""
+        return Finding("good", f"{begin}: nothing waits{rest}.")
+    age = duration(backlog.oldest_age_s)
+    count = _count(backlog) if is_well else _count(backlog, "")
+    return Finding("good", f"{begin}: {count}, the oldest for {age}.")
 
 
 def _waiting(now: Situation) -> str:
@@ -166,8 +159,10 @@ def _waiting(now: Situation) -> str:
     return f" {_count(now.backlog)}{safely} in Redis, the oldest for {age}."
 
 
-def _count(backlog: Backlog) -> str:
-    return "1 write waits" if backlog.waiting == 1 else f"{backlog.waiting:,} writes wait"
+def _count(backlog: Backlog, noun: str = " write") -> str:
+    if backlog.waiting == 1:
+        return f"1{noun} waits"
+    return f"{backlog.waiting:,}{noun and noun + 's'} wait"
 
 
 def _sentence(text: str) -> str:
