@@ -144,10 +144,26 @@ CASES: list[tuple[dict[str, Any], list[tuple[str, str]]]] = [
         [
             (
                 "trouble",
-                f"Nothing is written: T{BREAKER[1:]}. 1,000 writes wait safely in Redis, the oldest "
-                "for 3.0 s.",
+                f"Nothing is written: {BREAKER}. 1,000 writes wait safely in Redis, the oldest for 3.0 s.",
             )
         ],
+    ),
+    (
+        {
+            "postgres_up": False,
+            "postgres_down_s": 3,
+            "reasons": ["Postgres: refused; check that it runs", BREAKER, "the worker is starting"],
+            "backlog": None,
+        },
+        [
+            ("trouble", "Postgres has taken no writes for 3.0 s. Writes wait in Redis."),
+            ("notice", "Not ready: Postgres: refused; check that it runs"),
+            ("notice", f"Not ready: {BREAKER}"),
+        ],
+    ),
+    (
+        {"breaker": BREAKER, "reasons": [BREAKER]},
+        [("trouble", f"Nothing is written: {BREAKER}. No writes wait.")],
     ),
     (
         {"stalled_s": 75.0, "backlog": waits(4, 80)},

@@ -224,10 +224,12 @@ class Terminal:
         self._ours, self._its = pty.openpty()
         self.be(rows, columns)
         self.before = termios.tcgetattr(self._its)
+        inherited = {n: v for n, v in os.environ.items() if n not in ("COLUMNS", "LINES", "NO_COLOR")}
+        environment = inherited | {"TERM": "xterm-256color"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "writebehind_worker", "top", *arguments],
             cwd=ROOT, stdin=self._its, stdout=self._its, stderr=self._its,
-            env={**os.environ, "TERM": "xterm-256color"}, start_new_session=True,
+            env=environment, start_new_session=True,
         )  # fmt: skip
         self.text = ""
 

@@ -5,7 +5,7 @@ The status page and `writebehind top` show these very sentences.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +19,7 @@ _LATE_S = 10.0
 """The oldest write waits longer than this, and nothing else explains it: the worker is behind."""
 
 _STALE_S = 5.0
+_SAID_BY_THE_ROLE = "the worker is "
 _RISKS = {
     "eviction": "what waits in Redis is in danger: when full it evicts the queue (maxmemory-policy)",
     "persistence": "what waits in Redis is not on disk (appendonly is off): a restart would lose it",
@@ -41,7 +42,7 @@ class Situation:
 
     ``since_s``: seconds that it has been so: of ``redis_up``, ``postgres_up``, ``role`` and so on.
     ``stalled_s``: for so long the loop has not come round, though it should have. ``silent_s``: so old are
-    the figures. ``risks`` is None where nobody has looked.
+    the figures. ``risks`` is None where nobody has looked. ``reasons``: why the worker is not ready.
     """
 
     role: str
@@ -60,6 +61,7 @@ class Situation:
     backlog: Backlog | None = None
     dead_letters: int | None = None
     writes_per_s: float | None = None
+    reasons: Sequence[str] = ()
 
 
 def findings(now: Situation) -> list[Finding]:
@@ -73,8 +75,13 @@ def findings(now: Situation) -> list[Finding]:
             goes_in, dead = Finding("notice", f"{goes_in.text} {dead.text}"), None
         found.append(goes_in)
     found += [*risks, *([dead] if dead is not None else [])]
+    found += [Finding("notice", f"Not ready: {reason}") for reason in now.reasons if _is_news(reason, found)]
     found.sort(key=lambda finding: ("trouble", "notice", "good").index(finding.level))
     return found
+
+
+def _is_news(reason: str, found: Sequence[Finding]) -> bool:
+    return not reason.startswith(_SAID_BY_THE_ROLE) and not any(reason in finding.text for finding in found)
 
 
 def _of_the_worker(now: Situation) -> Iterator[Finding]:
@@ -104,7 +111,7 @@ def _of_the_worker(now: Situation) -> Iterator[Finding]:
     elif now.role == "starting":
         yield Finding("notice", "This worker is starting.")
     elif now.breaker is not None:
-        yield Finding("trouble", f"Nothing is written: {_sentence(now.breaker)}{_waiting(now)}")
+        yield Finding("trouble", f"Nothing is written: {now.breaker}.{_waiting(now)}")
     elif now.paused is not None:
         yield Finding("notice", f"{_sentence(now.paused)}{_waiting(now)}")
     elif now.held is not None:

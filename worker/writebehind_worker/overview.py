@@ -93,13 +93,14 @@ class Overview(msgspec.Struct, frozen=True):
 
 
 def overview(metrics: Metrics, state: WorkerState, course: Course) -> Overview:
-    """Of this moment. Asks no server; takes about a millisecond."""
+    """Of this moment. Asks no server; takes a millisecond or two."""
     figures, recent = metrics.figures(), course.recent()
     facts = {name: _cut(value) for name, value in state.facts().items()}
     healthy, health = state.health()
     ready, readiness = state.readiness()
     role = "waiting" if facts["role"] == "owner" and not figures.is_owner else facts["role"]
     backlog, dead = figures.backlog, figures.dead_letters
+    reasons = [_cut(reason) for reason in readiness["reasons"]]
     situation = Situation(
         role=facts["role"],
         owner=facts["owner"],
@@ -117,6 +118,7 @@ def overview(metrics: Metrics, state: WorkerState, course: Course) -> Overview:
         backlog=backlog,
         dead_letters=None if dead is None else dead.total,
         writes_per_s=recent.writes_per_s,
+        reasons=reasons,
     )
     return Overview(
         version=_version(),
@@ -128,7 +130,7 @@ def overview(metrics: Metrics, state: WorkerState, course: Course) -> Overview:
         epoch=facts["epoch"] if figures.is_owner else None,
         findings=findings(situation),
         ready=ready,
-        reasons=[_cut(reason) for reason in readiness["reasons"]],
+        reasons=reasons,
         redis_up=facts["redis_up"],
         postgres_up=facts["postgres_up"],
         held=facts["held"],

@@ -90,8 +90,6 @@ def _headline(found: Overview) -> Iterator[Text]:
     yield _finding(first)
     for other in others:
         yield _text(f"  · {other.text}")
-    for reason in found.reasons:
-        yield _text(f"  · Not ready: {reason}")
 
 
 def _finding(finding: Finding) -> Text:
