@@ -95,7 +95,10 @@ CASES: list[tuple[dict[str, Any], list[tuple[str, str]]]] = [
             )
         ],
     ),
-    ({"role": "starting", "redis_up": None, "is_owner": False}, [("notice", "This worker is starting.")]),
+    (
+        {"role": "starting", "redis_up": None, "is_owner": False, "backlog": None},
+        [("notice", "This worker asks for the queue; who owns it is not known. Writes wait in Redis.")],
+    ),
     (
         {"role": "standby", "owner": "host:123", "is_owner": False, "backlog": None, "dead_letters": None},
         [("good", "Standby: host:123 owns the queue and writes.")],
@@ -116,7 +119,7 @@ CASES: list[tuple[dict[str, Any], list[tuple[str, str]]]] = [
     ),
     (
         {"is_owner": False, "backlog": None, "dead_letters": None},
-        [("notice", "This worker asks for the queue again, which it does not own at the moment.")],
+        [("notice", "This worker asks for the queue; who owns it is not known. Writes wait in Redis.")],
     ),
     (
         {"paused": "paused by an operator: adding a column"},

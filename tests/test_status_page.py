@@ -319,7 +319,7 @@ def test_without_postgres_it_is_told_how_much_waits(
             assert found.findings[0].level == "trouble"
             assert "Postgres has taken no writes for" in found.findings[0].text
             assert "7 writes wait" in found.findings[0].text
-            assert (found.role, found.owner, found.dead_letters) == ("waiting", None, None)
+            assert (found.role, found.owner, found.dead_letters) == ("starting", None, None)
             proxy.accept()
             wait_until(lambda: pg.execute("SELECT count(*) FROM users").fetchone() == (7,))
             wait_until(lambda: overview(worker.metrics, worker.state, course).waiting == 0)

@@ -28,7 +28,7 @@ from .log import configure_logging, get_logger
 from .metrics import Metrics
 from .options import OWN_SERVERS, config_options
 from .pause_cli import pause_command, resume_command
-from .state import WorkerState
+from .state import WorkerState, stall_after_s
 from .status import read_status, render
 from .top_cli import top
 
@@ -109,7 +109,8 @@ def _run_worker(config: Config, stop: threading.Event) -> None:
     from .worker import Worker  # noqa: PLC0415 - no other command needs it
 
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    log, metrics, state = get_logger(queue=config.queue), Metrics(config.queue), WorkerState()
+    log, metrics = get_logger(queue=config.queue), Metrics(config.queue)
+    state = WorkerState(stall_after_s(config.statement_timeout_s))
     endpoint = None
     if config.metrics_port:
         endpoint = Endpoint(config.metrics_host, config.metrics_port, metrics, state)

@@ -108,8 +108,8 @@ def _of_the_worker(now: Situation) -> Iterator[Finding]:
         yield Finding(
             "trouble", f"Postgres has taken no writes for {duration(now.postgres_down_s)}.{_waiting(now)}"
         )
-    elif now.role == "starting":
-        yield Finding("notice", "This worker is starting.")
+    elif now.role == "starting" or (now.role == "owner" and not now.is_owner):
+        yield Finding("notice", f"This worker asks for the queue; who owns it is not known.{_waiting(now)}")
     elif now.breaker is not None:
         yield Finding("trouble", f"Nothing is written: {now.breaker}.{_waiting(now)}")
     elif now.paused is not None:
@@ -118,8 +118,6 @@ def _of_the_worker(now: Situation) -> Iterator[Finding]:
         yield Finding(
             "notice", f"A write waits for somebody's lock, and all behind it: {now.held}.{_waiting(now)}"
         )
-    elif now.role == "owner" and not now.is_owner:
-        yield Finding("notice", "This worker asks for the queue again, which it does not own at the moment.")
 
 
 def _risks(now: Situation) -> Iterator[Finding]:

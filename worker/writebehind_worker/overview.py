@@ -50,8 +50,7 @@ class Recent(msgspec.Struct, frozen=True):
 class Overview(msgspec.Struct, frozen=True):
     """What one worker knows. None: it does not know, for it is not the owner, or a server is away.
 
-    ``findings`` says it in sentences, the most important first. ``role`` is ``owner``, ``standby``,
-    ``starting``, ``stopping``, or ``waiting`` for an owner that has lost the queue for the moment.
+    ``findings`` says it in sentences, the most important first. ``role`` is that of `WorkerState`.
     ``course`` has a value for each of the last seconds, the oldest first, by the fields of `Sample`.
     """
 
@@ -98,7 +97,6 @@ def overview(metrics: Metrics, state: WorkerState, course: Course) -> Overview:
     facts = {name: _cut(value) for name, value in state.facts().items()}
     healthy, health = state.health()
     ready, readiness = state.readiness()
-    role = "waiting" if facts["role"] == "owner" and not figures.is_owner else facts["role"]
     backlog, dead = figures.backlog, figures.dead_letters
     reasons = [_cut(reason) for reason in readiness["reasons"]]
     situation = Situation(
@@ -124,9 +122,9 @@ def overview(metrics: Metrics, state: WorkerState, course: Course) -> Overview:
         version=_version(),
         queue=metrics.queue,
         process=own_name(),
-        role=role,
+        role=facts["role"],
         role_for_s=round(state.for_s("role"), 1),
-        owner=None if role == "waiting" else facts["owner"],
+        owner=facts["owner"],
         epoch=facts["epoch"] if figures.is_owner else None,
         findings=findings(situation),
         ready=ready,

@@ -88,6 +88,7 @@ class Worker:
                     self._postgres_is(False, f"Postgres: {one_line(error)}; {advice(error)}")
                 except LedgerRefused as error:
                     self._postgres_is(False, str(error))
+                self._state.role_is("starting")  # whoever held the lease, another may by now
                 self._metrics.retried("begin again")
                 if time.monotonic() - began > _STABLE_S:
                     backoff.reset()
