@@ -74,7 +74,7 @@ def test_head_answers_without_a_body(endpoint: Endpoint) -> None:
 
 
 def test_other_paths_are_not_found(endpoint: Endpoint) -> None:
-    assert request(endpoint, "/")[0] == 404
+    assert request(endpoint, "/nothing")[0] == 404
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PROPFIND"])

@@ -430,7 +430,8 @@ def test_a_partition_may_ask_for_more_than_its_parent(pipeline: Pipeline, op: st
         f"CREATE TABLE {table}_a PARTITION OF {table} (w NOT NULL) FOR VALUES FROM (0) TO (10)",
         f"CREATE TABLE {table}_b PARTITION OF {table} (CHECK (v > 5)) FOR VALUES FROM (10) TO (20)",
         f"CREATE TABLE {table}_c PARTITION OF {table} FOR VALUES FROM (20) TO (30)",
-        "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''no new ones''; END'",
+        "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql "
+        "AS 'BEGIN RAISE ''no new ones''; END'",
         f"INSERT INTO {table} VALUES (1, 6, 6), (11, 6, 6), (21, 6, 6)",
         f"CREATE TRIGGER t BEFORE INSERT ON {table}_c FOR EACH ROW EXECUTE FUNCTION refuse()",
     )

@@ -31,6 +31,7 @@ from .options import OWN_SERVERS, config_options
 from .pause_cli import pause_command, resume_command
 from .state import WorkerState, stall_after_s
 from .status import read_status, render
+from .top_cli import top
 
 _CONNECT_TIMEOUT_S = 10
 # Each answer of Postgres waits for the other thread to let go: at Python's 5 ms, seven times a batch.
@@ -101,7 +102,7 @@ def demo(writes: int, rows: int) -> None:
     sys.exit(run_demo(writes, rows))
 
 
-for command in (dead, doctor_command, pause_command, resume_command):
+for command in (dead, doctor_command, pause_command, resume_command, top):
     cli.add_command(command)
 
 

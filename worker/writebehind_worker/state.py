@@ -47,6 +47,7 @@ class WorkerState:
             "breaker": None,
             "paused": None,
         }
+        self._since = dict.fromkeys(self._facts, self._last_progress)
 
     def redis_is(self, up: bool, reason: str | None = None) -> bool:
         """Redis answers, or does not and why. A new reason alone is no change."""
@@ -88,6 +89,11 @@ class WorkerState:
         with self._lock:
             return dict(self._facts)
 
+    def for_s(self, fact: str) -> float:
+        """For how many seconds it has been so; of a server, of its answering and not of the reason."""
+        with self._lock:
+            return self._clock() - self._since[fact]
+
     def health(self) -> tuple[bool, dict[str, Any]]:
         """False if the loop has not come round for ``stall_after_s``: only a restart can help then."""
         with self._lock:
@@ -120,6 +126,7 @@ class WorkerState:
 
     def _change(self, *watched: str, **facts: Any) -> bool:
         """The caller has the lock."""
-        changed = any(self._facts[name] != facts[name] for name in watched)
+        changed = [name for name in watched if self._facts[name] != facts[name]]
         self._facts.update(facts)
-        return changed
+        self._since.update(dict.fromkeys(changed, self._clock()))
+        return bool(changed)
