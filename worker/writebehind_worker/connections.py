@@ -13,7 +13,7 @@ from .errors import FatalError
 from .postgres import Connection, connect
 from .redis_server import RedisLink
 
-_STATEMENT_TIMEOUT_S = 30
+_STATEMENT_TIMEOUT_S, _LOCK_TIMEOUT_S = 30, 1  # a migration may have locked a table
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def reading_postgres(config: Config) -> Iterator[Connection]:
         with connect(config.postgres_url) as conn:
             conn.execute(
                 f"SET default_transaction_read_only = on; SET statement_timeout = '{_STATEMENT_TIMEOUT_S}s'; "
-                "SET extra_float_digits = 1"
+                f"SET lock_timeout = '{_LOCK_TIMEOUT_S}s'; SET extra_float_digits = 1"
             )
             yield conn
     except psycopg.Error as error:

@@ -18,7 +18,7 @@ from writebehind.keys import QueueKeys
 from .cache_names import CacheNames
 from .cached_entry import CachedEntry, read_entries
 from .catalog import load_catalog
-from .config import Config
+from .config import Config, one_line
 from .connections import reading_postgres, redis_error
 from .errors import FatalError, LedgerMissing
 from .history import committed
@@ -70,7 +70,8 @@ class Explanation(msgspec.Struct):
     """All that is known; ``None`` where a server could not be asked, and the error says why.
 
     ``agrees``: ``None`` where there is nothing to compare: no entry, or one that shows a pending write.
-    ``values``: of the row in Postgres, column → JSON text, if they were asked for.
+    ``values``: of the row in Postgres, column → JSON text, if they were asked for. ``row_error``: why the row
+    alone could not be read.
     """
 
     identity: Identity
@@ -83,6 +84,7 @@ class Explanation(msgspec.Struct):
     difference: Difference | None = None
     values: dict[str, bytes] | None = None
     obstacles: list[str] = msgspec.field(default_factory=list)
+    row_error: str | None = None
     redis_error: str | None = None
     postgres_error: str | None = None
 
@@ -220,7 +222,13 @@ class Explainer:
                 write.is_committed = write.batch in done
         if table is None:
             return
-        comparison, entry = RowComparison(conn), made.entry
+        try:
+            self._compare(RowComparison(conn), made, table)
+        except (pg.LockNotAvailable, pg.QueryCanceled) as error:
+            made.row_error = f"{table.full_name} cannot be read now: {one_line(error)}"
+
+    def _compare(self, comparison: RowComparison, made: Explanation, table: Table) -> None:
+        entry = made.entry
         columns = entry.entry.columns if entry and entry.standing in ("row", "stuck") else {}
         (compared,) = comparison(table, [CachedRow(made.identity.key, columns)])
         made.exists = compared.exists

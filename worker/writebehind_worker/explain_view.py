@@ -108,6 +108,8 @@ def _settled(found: Explanation) -> tuple[Outcome, str]:
             "or somebody took it out of the queue. Readers see it until the entry is deleted."
         )
     part = "" if search.is_whole else f" in the newest {search.looked:,} of {search.length:,} in the queue"
+    if found.row_error is not None:
+        return "unknown", f"No write of the row waits{part}, but {found.row_error}."
     if found.difference is not None:
         return "differs", _differs(found, part)
     if not found.identity.is_known:
@@ -241,7 +243,8 @@ def _letter_lines(found: Explanation) -> Iterator[tuple[str, str]]:
 
 def _row_lines(found: Explanation, with_values: bool) -> Iterator[tuple[str, str]]:
     if found.exists is None:
-        yield "postgres", f"unknown: {found.postgres_error or 'there is no such table'}"
+        why_not = found.postgres_error or found.row_error or "there is no such table"
+        yield "postgres", f"unknown: {why_not}"
         return
     text = "the row exists" if found.exists else "no such row"
     if found.difference is not None:
@@ -268,6 +271,7 @@ def as_json(found: Explanation, *, with_values: bool) -> dict[str, Any]:
         "dead_letters": found.letters,
         "exists": found.exists,
         "difference": None,
+        "row_error": found.row_error,
         "obstacles": found.obstacles,
         "redis_error": found.redis_error,
         "postgres_error": found.postgres_error,

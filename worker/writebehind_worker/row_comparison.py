@@ -105,20 +105,18 @@ class RowComparison:
         return exists, tuple(differ)
 
     def _is_same(self, table: Table, column: str, row: CachedRow) -> bool:
-        for as_text in (False, True):  # as text: json may hold what jsonb cannot
-            try:
-                ((_, differ),) = self._ask(table, (column,), [row], as_text=as_text)
-            except psycopg.Error as error:
-                self._must_be_of_value(error, table)
-                continue
-            return not differ
-        return False
+        try:
+            ((_, differ),) = self._ask(table, (column,), [row])
+        except psycopg.Error as error:
+            self._must_be_of_value(error, table)
+            return False
+        return not differ
 
     def _ask(
-        self, table: Table, columns: tuple[str, ...], rows: Sequence[CachedRow], *, as_text: bool = False
+        self, table: Table, columns: tuple[str, ...], rows: Sequence[CachedRow]
     ) -> list[tuple[bool, tuple[str, ...]]]:
         answers = self._conn.execute(
-            comparison(table, columns, as_text=as_text), [_parameter(table, columns, rows)]
+            comparison(table, columns), [_parameter(table, columns, rows)]
         ).fetchall()
         return [
             (exists, tuple(c for c, ok in zip(columns, same, strict=True) if exists and not ok))
@@ -169,11 +167,10 @@ def _is_json(text: bytes) -> bool:
     return True
 
 
-def comparison(table: Table, columns: Sequence[str], *, as_text: bool = False) -> str:
+def comparison(table: Table, columns: Sequence[str]) -> str:
     """For a JSON array of cached rows: whether each exists, and whether each column is the same."""
     same = "".join(
-        ", " + _same(f"r.v{i}", f"t.{quoted(name)}", table.columns[name], as_text)
-        for i, name in enumerate(columns)
+        ", " + _same(f"r.v{i}", f"t.{quoted(name)}", table.columns[name]) for i, name in enumerate(columns)
     )
     return (
         f"SELECT t.{quoted(table.key[0].name)} IS NOT NULL{same} FROM {_cached(table, columns)} "
@@ -181,9 +178,7 @@ def comparison(table: Table, columns: Sequence[str], *, as_text: bool = False) -
     )
 
 
-def _same(cached: str, stored: str, column: Column, as_text: bool) -> str:
-    if as_text:
-        return f"{cached}::text IS NOT DISTINCT FROM {stored}::text"
+def _same(cached: str, stored: str, column: Column) -> str:
     # To a reader JSON's null and SQL's are one.
     same = f"coalesce(to_jsonb({cached}), 'null') = coalesce(to_jsonb({stored}), 'null')"
     # A month and thirty days are one interval, and have two texts.
