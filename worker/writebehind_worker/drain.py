@@ -15,6 +15,7 @@ from writebehind.keys import QueueKeys
 from .cached_entry import as_number
 from .pause import read_pause
 from .pending import read_frozen
+from .verify_view import many
 
 _POLL_S = 0.1
 _RATE_OVER_S = 10.0
@@ -45,8 +46,8 @@ class Backlog:
         return self.waiting + self.frozen
 
     def __str__(self) -> str:
-        batches = f"{self.batches} frozen batch{'' if self.batches == 1 else 'es'}"
-        return f"{self.waiting:,} writes wait in the queue, {self.frozen:,} are in {batches}"
+        batches = many(self.batches, "frozen batch", "frozen batches")
+        return f"{many(self.waiting, 'write')} in the queue, {self.frozen:,} in {batches}"
 
 
 def read_backlog(client: Redis, keys: QueueKeys) -> Backlog:

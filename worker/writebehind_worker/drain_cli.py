@@ -55,11 +55,11 @@ def drain_command(config: Config, timeout_s: float) -> None:
         return
     if left.is_endless:
         click.echo(
-            f"Not empty, and paused by an operator: {left.paused}. {left}; they stay there until "
+            f"Not empty, and paused by an operator: {left.paused}. {left}: they stay there until "
             "`writebehind resume`.",
             err=True,
         )
         sys.exit(1)
     why = obstacles(read_status(config)) or ["a worker owns the queue, and nothing is known to hold it up"]
-    click.echo(f"Not empty after {timeout_s:g} s: {left}. " + "; ".join(why) + ".", err=True)
+    click.echo(f"Not empty after {timeout_s:g} s: {left}. Why: {'; '.join(why)}.", err=True)
     sys.exit(1)

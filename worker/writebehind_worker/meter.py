@@ -17,10 +17,10 @@ _LINE_EVERY_S = 5.0
 class Meter:
     """``with Meter("verifying") as meter: meter.show(done, total, "3 differ")``."""
 
-    def __init__(self, label: str, line_every_s: float = _LINE_EVERY_S) -> None:
-        self._label, self._line_every_s = label, line_every_s
+    def __init__(self, label: str) -> None:
+        self._label = label
         self._is_terminal = sys.stderr.isatty()
-        self._next_line = time.monotonic() + line_every_s
+        self._next_line = time.monotonic() + _LINE_EVERY_S
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -36,7 +36,7 @@ class Meter:
         if self._is_terminal:
             self._bar.update(self._task, completed=done, total=total, note=note)
         elif time.monotonic() >= self._next_line:
-            self._next_line = time.monotonic() + self._line_every_s
+            self._next_line = time.monotonic() + _LINE_EVERY_S
             click.echo(f"{self._label}: {note}", err=True)
 
     def __enter__(self) -> Self:
