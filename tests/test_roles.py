@@ -42,6 +42,7 @@ from writebehind_worker.ledger import Ledger
 from writebehind_worker.log import get_logger
 from writebehind_worker.metrics import Metrics
 from writebehind_worker.owned_queue import OwnedQueue, publish_tables
+from writebehind_worker.pause import pause, resume, wait_until_settled
 from writebehind_worker.settle import settlements
 from writebehind_worker.status import read_status
 
@@ -421,6 +422,10 @@ def test_a_mender_needs_all_of_its_rights(
         def job() -> None:
             repair_rows(guarded, admin)
             mend(config.redis_url, letters)
+            with redis.Redis.from_url(config.redis_url) as client:
+                pause(client, KEYS, "a migration")
+                assert wait_until_settled(client, KEYS, 0) == 0
+                assert resume(client, KEYS)
             admin.rpush(KEYS.inflight, 1)
             assert read_status(config).ok
 
@@ -572,8 +577,8 @@ FORBIDDEN_SQL = {
         "DELETE FROM writebehind.dead_letters",
     ],
     "mender": [
-        "SELECT * FROM secrets", "UPDATE users SET name = ''", "DELETE FROM users", "UPDATE writebehind.ledger SET epoch = 0",
-        "DELETE FROM writebehind.ledger", "UPDATE writebehind.dead_letters SET body = ''",
+        "SELECT * FROM secrets", "UPDATE users SET name = ''", "DELETE FROM users",
+        "UPDATE writebehind.ledger SET epoch = 0", "DELETE FROM writebehind.ledger", "UPDATE writebehind.dead_letters SET body = ''",
         "INSERT INTO writebehind.dead_letters (queue) VALUES ('q')", "TRUNCATE writebehind.dead_letters",
         "CREATE TABLE mine (id int)",
     ],

@@ -42,6 +42,18 @@ class RedisLink:
         for connection in held:
             pool.release(connection)
 
+    def touch(self, connections: int) -> None:
+        """Says something on so many, of which none is in use: a server's ``timeout`` closes silent ones."""
+        pool = self.client.connection_pool
+        held: list[Any] = [pool.get_connection() for _ in range(connections)]
+        try:
+            for connection in held:
+                connection.send_command("TIME")
+                connection.read_response()
+        finally:
+            for connection in held:
+                pool.release(connection)
+
     def _connected(self, connection: Any) -> None:
         connection.on_connect()
         self.connections += 1
