@@ -578,7 +578,8 @@ FORBIDDEN_SQL = {
     ],
     "mender": [
         "SELECT * FROM secrets", "UPDATE users SET name = ''", "DELETE FROM users",
-        "UPDATE writebehind.ledger SET epoch = 0", "DELETE FROM writebehind.ledger", "UPDATE writebehind.dead_letters SET body = ''",
+        "UPDATE writebehind.ledger SET epoch = 0", "DELETE FROM writebehind.ledger",
+        "UPDATE writebehind.dead_letters SET body = ''",
         "INSERT INTO writebehind.dead_letters (queue) VALUES ('q')", "TRUNCATE writebehind.dead_letters",
         "CREATE TABLE mine (id int)",
     ],

@@ -46,8 +46,9 @@ class Backlog:
         return self.waiting + self.frozen
 
     def __str__(self) -> str:
+        text = f"{many(self.waiting, 'write')} in the queue"
         batches = many(self.batches, "frozen batch", "frozen batches")
-        return f"{many(self.waiting, 'write')} in the queue, {self.frozen:,} in {batches}"
+        return f"{text}, {self.frozen:,} in {batches}" if self.batches else text
 
 
 def read_backlog(client: Redis, keys: QueueKeys) -> Backlog:

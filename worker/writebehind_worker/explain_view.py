@@ -65,8 +65,7 @@ def _waiting(found: Explanation) -> str:
     age = "of unknown age" if oldest.age_s is None else f"{oldest.age_s:.1f} s old"
     count = f"{many(len(writes), 'write')} {'waits' if len(writes) == 1 else 'wait'}"
     which = "it is" if len(writes) == 1 else "the oldest is"
-    ahead = f"{many(oldest.ahead, 'write')} {'is' if oldest.ahead == 1 else 'are'} ahead of it"
-    text = f"{count}; {which} {age}, {ahead}."
+    text = f"{count}; {which} {age}, {_ahead(oldest)}."
     if found.obstacles:
         text += f" Why it waits: {'; '.join(found.obstacles)}."
     return text
@@ -207,7 +206,7 @@ def _pending_lines(found: Explanation, with_values: bool) -> Iterator[tuple[str,
 def _write(write: FoundWrite) -> str:
     stamp = "raw, no seq" if write.seq is None else f"seq {write.seq}, {write.age_s:.1f} s old"
     if write.batch is None:
-        place = f"in the queue: {many(write.ahead, 'write')} ahead of it"
+        place = f"in the queue: {_ahead(write)}"
     else:
         place = f"frozen batch {write.batch}, {_ordinal(write.position or 0)} of {write.size}"
         if write.is_committed:
@@ -222,11 +221,10 @@ def _ledger_lines(found: Explanation) -> Iterator[tuple[str, str]]:
     if found.ledger is None:
         yield "ledger", f"unknown: {found.postgres_error}"
         return
-    recent = found.ledger.recent_batches
-    text = f"applied up to seq {found.ledger.applied_seq or 'none'}"
-    text += f"; {len(recent)} recent batches, the last {recent[-1]}" if recent else "; no batch yet"
+    recent, applied = found.ledger.recent_batches, found.ledger.applied_seq
+    text = f"applied up to seq {applied}, last batch {recent[-1]}" if recent else "no batch was applied yet"
     if found.entry is not None and (seq := found.entry.entry.seq):
-        text += f"; the entry's write is {'' if seq <= found.ledger.applied_seq else 'not '}behind that"
+        text += f"; the entry's write is {'committed' if seq <= applied else 'not committed'}"
     yield "ledger", text
 
 
@@ -319,6 +317,11 @@ def _value(name: str, text: bytes) -> str:
 
 def _cut(text: str) -> str:
     return text if len(text) <= _MOST_OF_A_VALUE else f"{text[:_MOST_OF_A_VALUE]} ..."
+
+
+def _ahead(write: FoundWrite) -> str:
+    verb = "is" if write.ahead == 1 else "are"
+    return f"{many(write.ahead, 'write')} {verb} ahead of it" if write.ahead else "no write is ahead of it"
 
 
 def _ordinal(number: int) -> str:

@@ -14,6 +14,7 @@ from writebehind.keys import QueueKeys
 from .catalog import Catalog
 from .table import Table
 
+_MOST_NAMES = 10_000
 _decode = msgspec.json.Decoder(TableKey).decode
 
 
@@ -37,10 +38,18 @@ class KnownTables:
 
     def __init__(self, catalog: Catalog | None, published: Mapping[str, TableKey]) -> None:
         self._catalog, self._published = catalog, published
+        self._found: dict[str, Table | None] = {}
         self._by_full_name = {t.full_name: t for t in catalog.tables.values()} if catalog else {}
 
     def find(self, name: str) -> Table | None:
         """The table that a message or a cache key calls so."""
+        if name not in self._found:
+            if len(self._found) >= _MOST_NAMES:  # anything may stand in a shared Redis
+                self._found.clear()
+            self._found[name] = self._look_up(name)
+        return self._found[name]
+
+    def _look_up(self, name: str) -> Table | None:
         known = self._published.get(name)
         if known is not None:
             for alias, key in self._published.items():

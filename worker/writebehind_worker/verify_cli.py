@@ -60,27 +60,26 @@ def verify_command(
         only = _chosen(known, tables)
         verification = Verification(client, keys, names, known, RowComparison(conn), only)
         pages = verification.all_names() if everything else verification.sample(sample or 1000)
-        shown: list[Difference] = []
-        is_repaired: list[bool] = []
+        shown: list[tuple[Difference, bool]] = []
         with Meter("verify") as meter:
             total, tally = int(client.dbsize()), verification.tally
             for page in pages:
                 for difference in verification.check(page):
                     done = repair and verification.repair(difference)
                     if len(shown) < (_SHOWN_AS_JSON if as_json else _SHOWN):
-                        shown.append(difference)
-                        is_repaired.append(done)
+                        shown.append((difference, done))
                 meter.show(
                     tally.entries + tally.unknown_keys,
                     total if everything else None,
                     f"{tally.entries:,} entries looked at, {tally.differ:,} differ",
                 )
         now_ms = client.time()[0] * 1000
+    shown.sort(key=lambda one: one[0].entry.name)
     if as_json:
-        found = verify_view.as_json(tally, shown, now_ms, is_sample=not everything, is_repaired=is_repaired)
+        found = verify_view.as_json(tally, shown, now_ms, is_sample=not everything)
         click.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
     else:
-        _print(shown, is_repaired, now_ms, tally.differ)
+        _print(shown, now_ms, tally.differ)
         for line in verify_view.summary(tally, is_sample=not everything, repair=repair, start=names.start):
             click.echo(line)
     sys.exit(1 if tally.differ > tally.repaired else 0)
@@ -96,8 +95,8 @@ def _chosen(known: KnownTables, names: Sequence[str]) -> list[Table]:
     return chosen
 
 
-def _print(shown: Sequence[Difference], is_repaired: Sequence[bool], now_ms: int, count: int) -> None:
-    for difference, repaired in zip(shown, is_repaired, strict=True):
+def _print(shown: Sequence[tuple[Difference, bool]], now_ms: int, count: int) -> None:
+    for difference, repaired in shown:
         click.echo(verify_view.line(difference, now_ms) + (" - removed" if repaired else ""))
     if count > len(shown):
         click.echo(f"... and {count - len(shown):,} more (--json shows up to {_SHOWN_AS_JSON:,})")

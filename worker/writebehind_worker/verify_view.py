@@ -71,14 +71,9 @@ def summary(tally: Tally, *, is_sample: bool, repair: bool, start: str) -> Itera
 
 
 def as_json(
-    tally: Tally,
-    differences: Sequence[Difference],
-    now_ms: int,
-    *,
-    is_sample: bool,
-    is_repaired: Sequence[bool],
+    tally: Tally, differences: Sequence[tuple[Difference, bool]], now_ms: int, *, is_sample: bool
 ) -> dict[str, Any]:
-    """The tally, and the differences that are given."""
+    """The tally, and the differences that are given, each with whether it was repaired."""
     counts = {name: getattr(tally, name) for name in tally.__struct_fields__}
     return counts | {
         "sample": is_sample,
@@ -91,7 +86,7 @@ def as_json(
                 "expires_in_s": expires_in_s(d.expires_ms, now_ms),
                 "repaired": repaired,
             }
-            for d, repaired in zip(differences, is_repaired, strict=True)
+            for d, repaired in differences
         ],
     }
 
