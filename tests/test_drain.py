@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pty
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -10,6 +15,7 @@ import pytest
 from tests.support.rows import Rows
 from tests.support.wait import wait_until
 
+from writebehind_worker.config import SETTINGS
 from writebehind_worker.drain import Backlog, Rate, drain, read_backlog
 from writebehind_worker.pause import pause
 
@@ -137,6 +143,27 @@ def test_progress_where_there_is_no_terminal_is_a_line_now_and_then(
             batch.put("users", i, {"name": "x"})
     result = rows.run("drain", "--timeout", "0.5")
     assert "drain: 500 writes left, nothing moves yet" in result.stderr
+
+
+def test_on_a_terminal_there_is_a_bar_and_what_is_printed_is_apart_from_it(rows: Rows) -> None:
+    rows.wb.put("users", 1, {"name": "x"})
+    terminal, its_end = pty.openpty()
+    options = [part for name, value in rows.options.items() for part in (SETTINGS[name].flag, value)]
+    command = [sys.executable, "-m", "writebehind_worker", "drain", "--timeout", "0.5", *options]
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "100"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=its_end, env=environment) as process:
+        os.close(its_end)
+        shown = b""
+        with contextlib.suppress(OSError):  # the terminal ends with the process
+            while part := os.read(terminal, 10_000):
+                shown += part
+        assert process.wait(20) == 1
+        assert process.stdout is not None
+        assert process.stdout.read() == b""
+    os.close(terminal)
+    assert b"1 write left" in shown
+    assert "━".encode() in shown
+    assert b"Not empty after 0.5 s: 1 write in the queue" in shown
 
 
 def test_rates() -> None:

@@ -15,6 +15,7 @@ from .meter import Meter
 from .obstacles import obstacles
 from .options import config_options
 from .status import read_status
+from .verify_view import many
 
 _GO_ON = (
     "Producers that go on have perhaps written since: stop them first if it has to stay so; "
@@ -43,7 +44,7 @@ def drain_command(config: Config, timeout_s: float) -> None:
     def progress(backlog: Backlog, rate: Rate) -> None:
         nonlocal most
         most = max(most, backlog.pending)
-        meter.show(most - backlog.pending, most, f"{backlog.pending:,} writes left, {rate}")
+        meter.show(most - backlog.pending, most, f"{many(backlog.pending, 'write')} left, {rate}")
 
     with reading_redis(config) as client, Meter("drain") as meter:
         left = drain(client, QueueKeys(config.queue), timeout_s, progress)
