@@ -381,6 +381,18 @@ def repair_rows(guarded: EmbeddedServers, admin: redis.Redis) -> None:
     assert (repaired.exit_code, "1 removed" in repaired.output) == (0, True), repaired.output
 
 
+def test_an_operator_repairs_nothing(
+    guarded: EmbeddedServers, owner: psycopg.Connection[Any], admin: redis.Redis
+) -> None:
+    admin.hset(f"{CACHE}users:7", "@seq", "0")
+    admin.expire(f"{CACHE}users:7", 1000)
+    urls = ["--redis-url", redis_as(guarded, "operator"), "--postgres-url", postgres_as(guarded, "operator")]
+    found = CliRunner().invoke(cli, ["verify", "--repair", "--prefix", CACHE, *urls])
+    assert (found.exit_code, "deploy/redis-acl.conf" in found.output) == (2, True)
+    assert admin.exists(f"{CACHE}users:7")
+    assert owner.execute("SELECT FROM users").rowcount == 0
+
+
 def bury(owner: psycopg.Connection[Any]) -> None:
     """A dead letter of each operation, and one that was pushed without the library."""
     owner.execute("TRUNCATE writebehind.dead_letters")

@@ -13,8 +13,10 @@ from typing import Any
 import psycopg
 import pytest
 import redis
-from hypothesis import HealthCheck, given, settings
+from click.testing import CliRunner
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.replica import PostgresPair
 from tests.support.rows import Rows
 from tests.support.wait import wait_until
 from tests.test_types import EXACT, UNICODE
@@ -24,6 +26,7 @@ from writebehind.identity import TableKey
 from writebehind_worker.cache_names import CacheNames
 from writebehind_worker.cached_entry import read_entries
 from writebehind_worker.catalog import load_catalog
+from writebehind_worker.cli import cli
 from writebehind_worker.known_tables import KnownTables, read_published
 from writebehind_worker.postgres import connect as connect_postgres
 from writebehind_worker.row_comparison import CachedRow, RowComparison
@@ -355,18 +358,24 @@ COLUMNS = (
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=6)
-@given(st.lists(st.tuples(TEXT.filter(bool), WHOLE), min_size=1, max_size=60))
-def test_whatever_is_put_and_flushed_agrees(rows: Rows, puts: list[tuple[str, dict[str, Any]]]) -> None:
-    rows.pg.execute("DROP TABLE IF EXISTS wide")
+def test_whatever_is_put_and_flushed_agrees(rows: Rows) -> None:
     rows.pg.execute(f"CREATE TABLE wide (id text PRIMARY KEY, {COLUMNS})".encode())
-    for name in rows.client.scan_iter(rows.name("*")):
-        rows.client.delete(name)
-    for id, data in puts:
-        rows.wb.put("wide", id, data)
-    rows.flush()
-    found = rows.verify()
-    assert counts(found) == {"entries": len(dict(puts)), "agree": len(dict(puts))}, found
+
+    @settings(max_examples=20)
+    @given(st.lists(st.tuples(TEXT.filter(bool), WHOLE), min_size=1, max_size=60))
+    def agrees(puts: list[tuple[str, dict[str, Any]]]) -> None:
+        rows.pg.execute("TRUNCATE wide")
+        for name in rows.client.scan_iter(rows.name("*")):
+            rows.client.delete(name)
+        with rows.wb.batch() as batch:
+            for id, data in puts:
+                batch.put("wide", id, data)
+        batch.wait(10)
+        found = rows.verify()
+        assert counts(found) == {"entries": len(dict(puts)), "agree": len(dict(puts))}, found
+
+    with rows.process():
+        agrees()
 
 
 def test_columns_that_the_entry_lacks_or_the_table_does(rows: Rows) -> None:
@@ -493,6 +502,14 @@ def test_rows_that_the_role_cannot_see_are_no_differences(rows: Rows) -> None:
         assert (result.exit_code, "row-level security hides rows" in result.output) == (2, True)
     finally:
         rows.pg.execute(f"DROP OWNED BY {role}; DROP ROLE {role}".encode())
+
+
+def test_a_standby_may_be_behind_and_is_refused(redis_url: str, queue: str) -> None:
+    with PostgresPair() as pair:
+        result = CliRunner().invoke(
+            cli, ["verify", "--redis-url", redis_url, "--queue", queue, "--postgres-url", pair.standby.url]
+        )
+    assert (result.exit_code, "Postgres is a standby here" in result.output) == (2, True), result.output
 
 
 def test_sample_and_all_contradict_each_other(rows: Rows) -> None:

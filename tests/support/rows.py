@@ -11,7 +11,7 @@ import redis
 from click.testing import CliRunner, Result
 from tests.support.crashing_worker import CrashingWorker
 from tests.support.wait import wait_until
-from tests.support.workers import flags
+from tests.support.workers import RunningWorker, flags
 
 from writebehind import WriteBehind
 from writebehind.keys import QueueKeys
@@ -43,16 +43,14 @@ class Rows:
 
     def process(self, point: str | None = None, **options: Any) -> CrashingWorker:
         """A worker that is another process: its log does not come into what a command prints."""
-        return CrashingWorker(point, flags(**{**self.options, **options}))
+        return CrashingWorker(point, flags(**{**self.options, "lease_ttl_s": 0.5, **options}))
 
     def flush(self) -> None:
         """Brings all that waits to Postgres."""
-        with self.process(lease_ttl_s=0.5) as worker:
+        with RunningWorker(**self.options):
             wait_until(
                 lambda: not self.client.llen(self.queue) and not self.client.llen(self.keys.inflight), 20
             )
-            worker.terminate()  # it gives the lease back
-            worker.wait_for_end()
 
     def run(self, *arguments: str, **options: Any) -> Result:
         """The command; options are those of `Config`."""

@@ -52,17 +52,17 @@ class RowMatcher:
         self._is_table, self._columns, self._ask = is_table, list(columns), ask
         self._names: dict[str, bool] = {}
         self._row = {name: key[name] for name, _ in columns}
-        self.key = self._canonical(self._row)
+        self._key = self._canonical(self._row)
         self.unreadable = 0
         """Items met that are no messages at all."""
-        if None in self.key and ask is not None:
-            (asked,) = ask([self._as_json(self._row)])
-            self.canonical_key: Key = asked or tuple(self._row.values())
-        else:
-            self.canonical_key = tuple(
-                k if k is not None else self._row[n]
-                for k, (n, _) in zip(self.key, self._columns, strict=True)
-            )
+
+    @property
+    def canonical_key(self) -> Key:
+        """The row's key as dead letters have it; the texts that were given where Postgres cannot read them."""
+        if None not in self._key:
+            return tuple(text for text in self._key if text is not None)
+        asked = self._ask([self._as_json(self._row)])[0] if self._ask is not None else None
+        return asked or tuple(self._row.values())
 
     def __call__(self, items: Sequence[bytes]) -> list[int]:
         """The places of those that do."""
@@ -73,9 +73,9 @@ class RowMatcher:
             if texts is None:
                 continue
             key = self._canonical(texts)
-            if None in key or None in self.key:
+            if None in key or None in self._key:
                 doubtful.append((place, texts))
-            elif key == self.key:
+            elif key == self._key:
                 found.append(place)
         return sorted(found + list(self._equal(doubtful)))
 
