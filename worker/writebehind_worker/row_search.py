@@ -58,7 +58,7 @@ class RowMatcher:
 
     @property
     def canonical_key(self) -> Key:
-        """The row's key as dead letters have it; the texts that were given where Postgres cannot read them."""
+        """The row's key as dead letters have it; as it was given where Postgres cannot read it."""
         if None not in self._key:
             return tuple(text for text in self._key if text is not None)
         asked = self._ask([self._as_json(self._row)])[0] if self._ask is not None else None
