@@ -36,10 +36,9 @@ from writebehind_worker.dead_run import inflight
 from writebehind_worker.embedded import EmbeddedServers
 from writebehind_worker.flush import Flusher
 from writebehind_worker.frozen import FrozenBatch
-from writebehind_worker.heartbeat import Heartbeat, reap_sessions
+from writebehind_worker.heartbeat import BacklogSampler, reap_sessions
 from writebehind_worker.lease import Lease
 from writebehind_worker.ledger import Ledger
-from writebehind_worker.log import get_logger
 from writebehind_worker.metrics import Metrics
 from writebehind_worker.owned_queue import OwnedQueue, publish_tables
 from writebehind_worker.pause import pause, resume, wait_until_settled
@@ -317,7 +316,7 @@ def work(url: str, admin: redis.Redis) -> None:
         batch = queue.claim(10, 1 << 20, 0.0)
         assert isinstance(batch, FrozenBatch)
         list(queue.read_frozen(batch.id, 1 << 60).messages)
-        Heartbeat(client, KEYS, lease, 10, Metrics(), get_logger())._sample()
+        BacklogSampler(KEYS, Metrics()).sample(client)
         queue.settle(settlements(batch.messages, {1}))
         assert admin.ttl(f"{CACHE}users:1") > 0, "not settled"
         queue.acknowledge([batch.id], batch.applied_seq, batch.id, [Rejection(rejected, "reason")])

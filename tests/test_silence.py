@@ -270,7 +270,7 @@ def others(client: Redis) -> set[str]:
 def test_an_idle_owner_stays_the_owner_where_redis_closes_silent_connections(
     own_servers: EmbeddedServers, queue: str, monkeypatch: pytest.MonkeyPatch, is_paused: bool
 ) -> None:
-    monkeypatch.setattr(tenure, "_TOUCH_EVERY_S", 0.3)
+    monkeypatch.setattr(tenure, "TOUCH_EVERY_S", 0.3)
     with psycopg.connect(own_servers.postgres_url, autocommit=True) as pg:
         pg.execute(SCHEMA.read_bytes())
     with (
