@@ -22,8 +22,10 @@ from click.core import ParameterSource
 from .config import SETTINGS, Config, one_line, redacted
 from .dead_cli import dead
 from .doctor_cli import doctor_command
+from .drain_cli import drain_command
 from .endpoint import Endpoint
 from .errors import ConfigError, FatalError
+from .explain_cli import explain_command
 from .ledger_schema import apply_schema
 from .log import configure_logging, get_logger
 from .metrics import Metrics
@@ -32,6 +34,7 @@ from .pause_cli import pause_command, resume_command
 from .state import WorkerState, stall_after_s
 from .status import read_status, render
 from .top_cli import top
+from .verify_cli import verify_command
 
 _CONNECT_TIMEOUT_S = 10
 # Each answer of Postgres waits for the other thread to let go: at Python's 5 ms, seven times a batch.
@@ -102,7 +105,16 @@ def demo(writes: int, rows: int) -> None:
     sys.exit(run_demo(writes, rows))
 
 
-for command in (dead, doctor_command, pause_command, resume_command, top):
+for command in (
+    dead,
+    doctor_command,
+    drain_command,
+    explain_command,
+    pause_command,
+    resume_command,
+    top,
+    verify_command,
+):
     cli.add_command(command)
 
 
