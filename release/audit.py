@@ -21,7 +21,8 @@ def verdict(report: str) -> str:
     """
     packages = json.loads(report)["dependencies"]
     found = [
-        f"{package['name']} {package['version']}: {flaw['id']}, mended in {', '.join(flaw['fix_versions']) or 'none'}"
+        f"{package['name']} {package['version']}: {flaw['id']}, "
+        f"mended in {', '.join(flaw['fix_versions']) or 'no version'}"
         for package in packages
         for flaw in package.get("vulns", ())
     ]

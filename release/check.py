@@ -1,4 +1,4 @@
-"""`make release-check`: what would be published is built, looked through, installed for every Python, and run."""
+"""`make release-check`: what would be published is built, looked through, installed, and run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from . import audit, contents
@@ -28,8 +29,14 @@ LOWEST_TESTS = ("test_enqueue.py", "test_silence.py", "test_tls.py", "test_log.p
 _IMPORT = """
 import importlib.metadata, json, sys, writebehind
 from writebehind import *
-names = {name for name in sys.modules if "." not in name and name not in sys.stdlib_module_names}
+names = {name.partition(".")[0] for name in sys.modules} - {*sys.stdlib_module_names, "__main__"}
 print(json.dumps([sorted(d.name for d in importlib.metadata.distributions()), sorted(names)]))
+"""
+
+_WORKER = """
+import writebehind_worker.worker
+from writebehind_worker.ledger_schema import schema_sql
+schema_sql()
 """
 
 
@@ -48,25 +55,17 @@ class Run:
             return
         self.outcomes.check("contents", self.contents)
         self.outcomes.check("metadata", self.metadata)
-        pythons: dict[str, Path] = {}
+        check, pythons = self.outcomes.check, dict[str, Path]()
         for version in VERSIONS:
-            self.outcomes.check(f"Python {version}", lambda v=version: self.find(v, pythons, download))
+            check(f"Python {version}", partial(self.find, version, pythons, download))
         for version, python in pythons.items():
-            for artefact in (self.wheel, self.sdist):
-                kind = "wheel" if artefact is self.wheel else "sdist"
-                self.outcomes.check(
-                    f"{version}, {kind}, alone", lambda a=artefact, p=python: self.alone(a, p)
-                )
-                self.outcomes.check(
-                    f"{version}, {kind}, worker", lambda a=artefact, p=python: self.worker(a, p)
-                )
-                self.outcomes.check(
-                    f"{version}, {kind}, embedded", lambda a=artefact, p=python: self.embedded(a, p)
-                )
-            self.outcomes.check(f"{version}, lowest versions", lambda v=version, p=python: self.lowest(v, p))
+            for kind, artefact in (("wheel", self.wheel), ("sdist", self.sdist)):
+                check(f"{version}, {kind}, alone", partial(self.alone, artefact, python))
+                check(f"{version}, {kind}, worker", partial(self.worker, artefact, python))
+                check(f"{version}, {kind}, embedded", partial(self.embedded, artefact, python))
+            check(f"{version}, lowest versions", partial(self.lowest, version, python))
         if pythons:
-            first = next(iter(pythons))
-            self.outcomes.check(f"{first}, lowest versions, tests", self.lowest_tests)
+            check(f"{next(iter(pythons))}, lowest versions, tests", self.lowest_tests)
         self.outcomes.check("audit", self.audit)
 
     def build(self) -> str:
@@ -119,12 +118,11 @@ class Run:
         return f"has {', '.join(names)}; imports {', '.join(modules)}"
 
     def worker(self, artefact: Path, python: Path) -> str:
-        """With the extra: the command works, and a worker without servers ends when asked to."""
+        """With the extra: the command works, and finds its schema."""
         place = self.environment(python, [f"{NAME}[worker] @ {artefact.as_uri()}"])
         said = command([str(place / "bin" / NAME), "--version"], self.empty()).strip()
         command([str(place / "bin" / NAME), "run", "--help"], self.empty())
-        types = "import writebehind, writebehind_worker.worker, writebehind_worker.ledger_schema as s; s.schema_sql()"
-        command([str(place / "bin/python"), "-c", types], self.empty())
+        command([str(place / "bin/python"), "-c", _WORKER], self.empty())
         return said
 
     def embedded(self, artefact: Path, python: Path) -> str:
@@ -134,12 +132,10 @@ class Run:
     def lowest(self, version: str, python: Path) -> str:
         """With the lowest version that is allowed of each dependency."""
         pins = self.folder / f"lowest-{version}.txt"
-        command(
-            [*UV, "pip", "compile", "--quiet", "--python", str(python), "--resolution", "lowest-direct"]
-            + ["--only-binary", ":all:", "--no-header", "--no-annotate", "--no-emit-index-url"]
-            + ["--extra", "embedded", "--output-file", str(pins), "pyproject.toml"],
-            self.folder / "source",
-        )
+        words = ["--quiet", "--resolution", "lowest-direct", "--only-binary", ":all:", "--extra", "embedded"]
+        words += ["--no-header", "--no-annotate", "--no-emit-index-url", "--python", str(python)]
+        words += ["--output-file", str(pins), "pyproject.toml"]
+        command([*UV, "pip", "compile", *words], self.folder / "source")
         place = self.environment(python, ["-r", str(pins)], f"lowest-{version}")
         command([*UV, "pip", "install", "--quiet", "--python", str(place), "--no-deps", str(self.wheel)])
         return self.demo(place)

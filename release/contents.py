@@ -21,7 +21,16 @@ SDIST_FILES = (
     "THIRD_PARTY.md",
     "requirements-dev.lock",
 )
-_LEFT_OVERS = ("__pycache__", ".pyc", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", ".so", ".DS_Store")
+_LEFT_OVERS = (
+    "__pycache__",
+    ".pyc",
+    ".pytest_cache",
+    ".mypy_cache",
+    ".ruff_cache",
+    ".hypothesis",
+    ".so",
+    ".DS_Store",
+)
 
 
 def read_wheel(path: Path) -> dict[str, bytes]:

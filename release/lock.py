@@ -17,8 +17,8 @@ from packaging.version import Version
 from .project import LOCK, ROOT, VERSIONS
 
 HEAD = """\
-# What `make test` installs: made by `make lock` from the extra `dev` of pyproject.toml, for Python {} to {} on every
-# platform. Not to be changed by hand.
+# What `make test` installs: made by `make lock` from the extra `dev` of pyproject.toml, for Python {} to {}
+# on every platform. Not to be changed by hand.
 """
 
 _LINE = re.compile(r"(?P<name>[A-Za-z0-9._-]+)==(?P<version>[^\s;]+)(?: ; (?P<marker>.*))?")

@@ -25,7 +25,7 @@ def declared(root: Path = ROOT) -> dict[str, Any]:
 
 
 def required(extra: str | None = None, root: Path = ROOT) -> list[Requirement]:
-    """What the project needs by itself and for ``extra``; an extra that names another brings what that has."""
+    """What the project needs by itself and for ``extra``, with the extras that this one names."""
     project = declared(root)
     texts = list(project["dependencies"])
     waiting = [extra] if extra else []
@@ -41,7 +41,7 @@ def required(extra: str | None = None, root: Path = ROOT) -> list[Requirement]:
 
 def files(root: Path = ROOT) -> list[str]:
     """What belongs to the project: what git has or would take. Paths from its root, sorted."""
-    listed = subprocess.run(  # noqa: S607 - whichever git there is
+    listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=root,
         capture_output=True,

@@ -12,7 +12,7 @@ _ASK = "import sys, venv, ensurepip; print('%d.%d' % sys.version_info[:2], sys.p
 
 
 def find_python(version: str, folder: Path) -> Path | None:
-    """An interpreter of this version, such as 3.12: of the PATH, of pyenv, or one that uv put into ``folder``."""
+    """An interpreter of this version, such as 3.12: that uv put into ``folder``, of pyenv, or of the PATH."""
     return next((path for path in _candidates(version, folder) if _is(path, version)), None)
 
 
