@@ -31,7 +31,7 @@ GRANT SELECT ON public.users, public.pages TO writebehind_loader;
 -- Its own tables.
 GRANT USAGE ON SCHEMA writebehind TO writebehind_worker, writebehind_operator, writebehind_mender;
 GRANT SELECT, INSERT, UPDATE ON writebehind.ledger TO writebehind_worker;
-GRANT SELECT ON writebehind.schema_version TO writebehind_worker, writebehind_operator, writebehind_mender;
+GRANT SELECT ON writebehind.schema_version TO writebehind_worker;
 GRANT SELECT, INSERT, UPDATE, DELETE ON writebehind.dead_letters TO writebehind_worker;
 GRANT SELECT ON writebehind.ledger, writebehind.dead_letters TO writebehind_operator, writebehind_mender;
 GRANT DELETE ON writebehind.dead_letters TO writebehind_mender;

@@ -309,6 +309,9 @@ def test_every_block_works(path: Path, desk: Desk) -> None:
 def test_every_block_has_a_kind_that_is_known(path: Path) -> None:
     known = OUTPUT | set(ELSEWHERE) | {"sql", "python", "json", "toml", "redis", "shell", "sh", "bash", ""}
     assert kinds(path) <= known
+    for kind in kinds(path) & set(ELSEWHERE):
+        tests = ELSEWHERE[kind].split(", ")
+        assert any((ROOT / test).is_file() for test in tests), f"who runs blocks of {kind}?"
 
 
 @pytest.mark.parametrize(

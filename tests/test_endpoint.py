@@ -8,10 +8,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from writebehind_worker.config import SETTINGS
 from writebehind_worker.endpoint import Endpoint
 from writebehind_worker.errors import FatalError
 from writebehind_worker.metrics import Metrics
-from writebehind_worker.state import WorkerState
+from writebehind_worker.postgres import REPLY_GRACE_S
+from writebehind_worker.state import WorkerState, stall_after_s
 
 
 class Clock:
@@ -104,7 +106,7 @@ def test_ready_once_both_servers_answer_and_it_has_a_role(endpoint: Endpoint, st
     assert json.loads(body)["reasons"] == [
         "redis has not answered",
         "postgres has not answered",
-        "the worker is starting",
+        "the worker is starting: who holds the lease is not known",
     ]
     make_ready(state)
     status, _, body = request(endpoint, "/readyz")
@@ -118,6 +120,28 @@ def test_a_standby_is_ready(state: WorkerState) -> None:
     assert state.readiness()[0]
 
 
+def test_a_worker_that_lost_the_lease_is_not_ready_until_it_knows_who_holds_it(state: WorkerState) -> None:
+    make_ready(state)
+    state.role_is("starting")
+    ready, facts = state.readiness()
+    assert (ready, facts["owner"], facts["epoch"]) == (False, None, None)
+    assert facts["reasons"] == ["the worker is starting: who holds the lease is not known"]
+    state.role_is("standby", owner="other:1")
+    assert state.readiness()[0]
+
+
+def test_a_worker_that_stops_stays_so(state: WorkerState) -> None:
+    make_ready(state)
+    assert state.role_is("stopping")
+    assert not state.role_is("owner", epoch=4)  # it had just taken over
+    assert state.readiness()[1]["reasons"] == ["the worker is stopping"]
+
+
+def test_liveness_waits_longer_than_postgres_may_take() -> None:
+    assert stall_after_s(SETTINGS["statement_timeout_s"].default) == 60
+    assert stall_after_s(600) > 600 + REPLY_GRACE_S
+
+
 def test_readiness_says_why_not(state: WorkerState) -> None:
     make_ready(state)
     state.postgres_is(False, "Postgres is read-only")
@@ -127,7 +151,7 @@ def test_readiness_says_why_not(state: WorkerState) -> None:
     assert not ready
     assert facts["reasons"] == [
         "Postgres is read-only",
-        "the worker is starting",
+        "the worker is starting: who holds the lease is not known",
         "1000 writes in a row to users were rejected: 42703",
     ]
 

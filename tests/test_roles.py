@@ -42,6 +42,7 @@ from writebehind_worker.ledger import Ledger
 from writebehind_worker.log import get_logger
 from writebehind_worker.metrics import Metrics
 from writebehind_worker.owned_queue import OwnedQueue, publish_tables
+from writebehind_worker.pause import pause, resume, wait_until_settled
 from writebehind_worker.settle import settlements
 from writebehind_worker.status import read_status
 
@@ -385,6 +386,10 @@ def test_a_mender_needs_all_of_its_rights(
 
         def job() -> None:
             mend(config.redis_url, letters)
+            with redis.Redis.from_url(config.redis_url) as client:
+                pause(client, KEYS, "a migration")
+                assert wait_until_settled(client, KEYS, 0) == 0
+                assert resume(client, KEYS)
             admin.rpush(KEYS.inflight, 1)
             assert read_status(config).ok
 

@@ -8,15 +8,23 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import psycopg
+from redis import Redis, RedisError
+
+from writebehind.keys import QueueKeys
+from writebehind_worker.pause import pause, resume, wait_until_settled
 
 from .schedule import Fault
-from .stage import Stage
+from .stage import QUEUE, Stage
 
 _LONGEST_WAIT_FOR_A_CALL_S = 0.5
 _LONGEST_DELAY_S = 0.05
 _OWNERS_SHARE = 0.6
 _TINY_BYTES = 1 << 20
+_SETTLE_S = 1.0
+_KEYS = QueueKeys(QUEUE)
 
 
 class Faults:
@@ -42,6 +50,7 @@ class Faults:
             "restart postgres": self._restart_postgres,
             "read-only postgres": self._read_only_postgres,
             "terminate backends": self._terminate_backends,
+            "pause queue": self._pause_queue,
             "cut": self._cut,
             "refuse": self._refuse,
             "delay": self._delay,
@@ -146,6 +155,38 @@ class Faults:
                 "WHERE application_name IN ('writebehind', 'loader')"
             ).rowcount
         self._count("backends terminated", ended)
+
+    # The operator.
+
+    def _pause_queue(self, fault: Fault) -> None:
+        """Once a pause has said that nothing is written, nothing may be until its end."""
+        begun = self._asked(lambda client: pause(client, _KEYS, "chaos"))
+        frozen = begun and self._asked(lambda client: wait_until_settled(client, _KEYS, _SETTLE_S))
+        before = self._committed() if frozen == (0,) else None
+        self._stop.wait(fault.lasts_s)
+        after = self._committed() if before is not None else None
+        while not self._asked(lambda client: resume(client, _KEYS)):
+            time.sleep(0.05)
+        if before is not None and after is not None:
+            self._count("queue pauses")
+            if before != after:
+                raise AssertionError(f"paused, but batches were committed: {before} became {after}")
+
+    def _asked(self, question: Callable[[Redis], Any]) -> tuple[Any] | None:
+        """The answer of a Redis that may be down: ``None`` then, though it may have heard the question."""
+        try:
+            with self._stage.redis() as client:
+                return (question(client),)
+        except RedisError:
+            return None
+
+    def _committed(self) -> Any:
+        """The batches that the ledger remembers; ``None`` if Postgres is down."""
+        try:
+            with self._stage.postgres() as pg:
+                return pg.execute("SELECT recent_batches FROM writebehind.ledger").fetchall()
+        except psycopg.Error:
+            return None
 
     # Links.
 

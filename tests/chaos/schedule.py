@@ -52,6 +52,7 @@ LANES = {
             "terminate backends": (3, 0.0, 0.0),
         },
     ),
+    "operator": _Lane((3.0, 8.0), {"pause queue": (1, 0.3, 1.5)}),
     "worker-redis": _Lane((3.0, 8.0), _LINK),
     "worker-postgres": _Lane((3.0, 8.0), _LINK),
     "producer-redis": _Lane((2.0, 6.0), _LINK),

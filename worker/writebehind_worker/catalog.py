@@ -29,6 +29,12 @@ class Catalog:
         """The table that a message names, ``table`` or ``schema.table``; names are as in the catalog."""
         return self.tables.get(name)
 
+    def unwritable(self, names: Collection[str]) -> dict[str, str]:
+        """Those of these tables to which no write can be applied, and why: each becomes a dead letter."""
+        found = {name: self.find(name) for name in names}
+        missing = {name: "it does not exist" for name, table in found.items() if table is None}
+        return missing | {name: "it has no primary key" for name, t in found.items() if t and not t.key}
+
 
 class _ColumnRow(msgspec.Struct):
     number: int

@@ -21,6 +21,7 @@ from click.core import ParameterSource
 
 from .config import SETTINGS, Config, one_line, redacted
 from .dead_cli import dead
+from .doctor_cli import doctor_command
 from .endpoint import Endpoint
 from .errors import ConfigError, FatalError
 from .ledger_schema import apply_schema
@@ -28,7 +29,7 @@ from .log import configure_logging, get_logger
 from .metrics import Metrics
 from .options import OWN_SERVERS, config_options
 from .pause_cli import pause_command, resume_command
-from .state import WorkerState
+from .state import WorkerState, stall_after_s
 from .status import read_status, render
 
 _CONNECT_TIMEOUT_S = 10
@@ -100,7 +101,7 @@ def demo(writes: int, rows: int) -> None:
     sys.exit(run_demo(writes, rows))
 
 
-for command in (dead, pause_command, resume_command):
+for command in (dead, doctor_command, pause_command, resume_command):
     cli.add_command(command)
 
 
@@ -108,7 +109,8 @@ def _run_worker(config: Config, stop: threading.Event) -> None:
     from .worker import Worker  # noqa: PLC0415 - no other command needs it
 
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    log, metrics, state = get_logger(queue=config.queue), Metrics(config.queue), WorkerState()
+    log, metrics = get_logger(queue=config.queue), Metrics(config.queue)
+    state = WorkerState(stall_after_s(config.statement_timeout_s))
     endpoint = None
     if config.metrics_port:
         endpoint = Endpoint(config.metrics_host, config.metrics_port, metrics, state)

@@ -10,6 +10,8 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.types.array import ListBinaryDumper
 
+from .errors import UnsupportedPostgres
+
 _T = TypeVar("_T")
 
 # A server that vanished is noticed in seconds, not in the hours that TCP takes by itself.
@@ -21,6 +23,8 @@ DEFAULTS: dict[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,  # ms
 }
+
+OLDEST_VERSION = 12  # of PostgreSQL: generated columns, nondeterministic collations
 
 REPLY_GRACE_S = 5.0
 """Beyond its ``statement_timeout`` a server that lives has answered by then, if only with an error."""
@@ -84,6 +88,13 @@ def connect(url: str, reply_timeout_s: float = Connection.reply_timeout_s) -> Co
         "ELSE current_setting('synchronous_commit') END, false)"
     )
     return conn
+
+
+def check_version(conn: psycopg.Connection[Any], where: str) -> None:
+    """Raises `UnsupportedPostgres`; asks nothing of the server."""
+    version = conn.info.server_version  # 180003 is 18.3
+    if version < OLDEST_VERSION * 10_000:
+        raise UnsupportedPostgres(where, f"{version // 10_000}.{version % 10_000}")
 
 
 def roll_back(conn: psycopg.Connection[Any]) -> None:

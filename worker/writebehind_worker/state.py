@@ -9,7 +9,16 @@ from typing import Any, Literal
 
 Role = Literal["starting", "standby", "owner", "stopping"]
 
-_READY_ROLES = ("owner", "standby")
+_READY_ROLES = ("owner", "standby")  # those that know who holds the lease
+_STALL_AFTER_S, _STALL_MARGIN_S = 60.0, 30.0
+
+
+def stall_after_s(statement_timeout_s: float) -> float:
+    """After how many seconds without progress a worker is taken as stalled.
+
+    The loop can wait for one answer of Postgres: as long as it may, that is no reason for a restart.
+    """
+    return max(_STALL_AFTER_S, statement_timeout_s + _STALL_MARGIN_S)
 
 
 class WorkerState:
@@ -19,7 +28,9 @@ class WorkerState:
     once and not on every retry.
     """
 
-    def __init__(self, stall_after_s: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, stall_after_s: float = _STALL_AFTER_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._lock = threading.Lock()
         self._clock = clock
         self._stall_after_s = stall_after_s
@@ -46,8 +57,14 @@ class WorkerState:
         return self._set("postgres_up", postgres_up=up, postgres_reason=reason)
 
     def role_is(self, role: Role, epoch: int | None = None, owner: str | None = None) -> bool:
-        """``owner`` is whoever holds the lease, ``epoch`` the fencing epoch that goes with it."""
-        return self._set("role", "epoch", "owner", role=role, epoch=epoch, owner=owner)
+        """``owner`` is whoever holds the lease, ``epoch`` the fencing epoch that goes with it.
+
+        ``starting``: who holds it is not known, or not any more. A worker that is stopping stays so.
+        """
+        with self._lock:
+            if self._facts["role"] == "stopping":
+                return False
+            return self._change("role", "epoch", "owner", role=role, epoch=epoch, owner=owner)
 
     def held_is(self, write: str | None) -> bool:
         """The write that waits for somebody's lock and holds the queue; None: no longer."""
@@ -79,14 +96,19 @@ class WorkerState:
         return alive, {"ok": alive, "since_progress_s": round(idle_s, 3)}
 
     def readiness(self) -> tuple[bool, dict[str, Any]]:
-        """Whether writes are, or at once could be, brought to Postgres; ``reasons`` says why not."""
+        """Both servers answer, who holds the lease is known, and no breaker pauses the queue.
+
+        A standby is ready: it is not needed, but it could go on at once. ``reasons`` says why not.
+        """
         facts = self.facts()
         reasons = [
             facts[f"{server}_reason"] or f"{server} has not answered"
             for server in ("redis", "postgres")
             if not facts[f"{server}_up"]
         ]
-        if facts["role"] not in _READY_ROLES:
+        if facts["role"] == "starting":
+            reasons.append("the worker is starting: who holds the lease is not known")
+        elif facts["role"] not in _READY_ROLES:
             reasons.append(f"the worker is {facts['role']}")
         if facts["breaker"] is not None:
             reasons.append(facts["breaker"])
@@ -94,6 +116,10 @@ class WorkerState:
 
     def _set(self, *watched: str, **facts: Any) -> bool:
         with self._lock:
-            changed = any(self._facts[name] != facts[name] for name in watched)
-            self._facts.update(facts)
-            return changed
+            return self._change(*watched, **facts)
+
+    def _change(self, *watched: str, **facts: Any) -> bool:
+        """The caller has the lock."""
+        changed = any(self._facts[name] != facts[name] for name in watched)
+        self._facts.update(facts)
+        return changed

@@ -21,7 +21,7 @@ from writebehind.keys import QueueKeys
 from . import postgres, redis_server
 from .backoff import Backoff
 from .breaker import Breaker
-from .config import Config, one_line
+from .config import Config, one_line, redacted
 from .errors import LedgerRefused, OwnershipLost
 from .flush import Flusher
 from .heartbeat import Heartbeat
@@ -89,6 +89,7 @@ class Worker:
                     self._postgres_is(False, f"Postgres: {one_line(error)}; {advice(error)}")
                 except LedgerRefused as error:
                     self._postgres_is(False, str(error))
+                self._state.role_is("starting")  # whoever held the lease, another may by now
                 self._metrics.retried("begin again")
                 if time.monotonic() - began > _STABLE_S:
                     backoff.reset()
@@ -103,6 +104,7 @@ class Worker:
             redis_server.check(link.client, self._config)
             self._redis_is(True)
             with self._connect() as conn:
+                postgres.check_version(conn, redacted(self._config.postgres_url))
                 ledger = Ledger(conn, self._config.queue)
                 ledger.check()
                 self._postgres_is(True)
@@ -197,9 +199,11 @@ class Worker:
             publish=partial(publish_tables, side.client, self._keys),
             refuse_newer=c.refuse_newer,
         )
-        missing = [name for name in c.tables if flusher.catalog.find(name) is None]
-        if missing:
-            self._log.warning("--table names tables that do not exist: are they misspelt?", tables=missing)
+        if unwritable := flusher.catalog.unwritable(c.tables):
+            # No reason to stop: the other tables' writes go on, and dead letters can be sent again.
+            self._log.warning(
+                "--table names tables that cannot be written to; see `writebehind doctor`", tables=unwritable
+            )
         return flusher
 
     def _tell(self, taken: Takeover) -> None:

@@ -12,6 +12,7 @@
 --         answer they cost Redis a third more.
 
 local CHUNK = 1000 -- unpack fails near 8,000
+local LARGE = 1000 -- bytes of an item
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -41,7 +42,9 @@ if delay > 0 and length < most then
 end
 
 -- A script that fails half-way keeps what it has done: items could be nowhere.
-for _, command in ipairs({{'RPUSH', KEYS[7], ''}, {'LTRIM', KEYS[1], 0, 0}, {'RPUSH', KEYS[2], ''}}) do
+for _, command in ipairs({
+  {'RPUSH', KEYS[7], ''}, {'LTRIM', KEYS[1], 0, 0}, {'LMOVE', KEYS[1], KEYS[7], 'RIGHT', 'RIGHT'}, {'RPUSH', KEYS[2], ''},
+}) do
   if not redis.acl_check_cmd(unpack(command)) then
     return redis.error_reply('NOPERM the user may not run ' .. command[1] .. ' on ' .. command[2])
   end
@@ -49,20 +52,32 @@ end
 
 local clock = redis.call('HGET', KEYS[6], 'seq') or '0'
 local taken, bytes = 0, 0
-while taken < math.min(most, length) do
-  local want = math.min(CHUNK, most - taken, length - taken)
-  local items = redis.call('LRANGE', KEYS[1], -(taken + want), -(taken + 1))
-  local chunk, size = {}, 0
-  for i = #items, 1, -1 do
-    bytes = bytes + #items[i]
-    if bytes > room and taken > 0 then break end
+if #redis.call('LINDEX', KEYS[1], -1) > LARGE then
+  -- One by one: copied, they would be written to the append-only file once more (8 kB: 0.6 of the time).
+  while taken < math.min(most, length) do
+    bytes = bytes + #redis.call('LMOVE', KEYS[1], KEYS[7], 'RIGHT', 'RIGHT')
+    if bytes > room and taken > 0 then
+      redis.call('LMOVE', KEYS[7], KEYS[1], 'RIGHT', 'RIGHT') -- back to where it was
+      break
+    end
     taken = taken + 1
-    size = size + 1
-    chunk[size] = items[i]
   end
-  if size > 0 then redis.call('RPUSH', KEYS[7], unpack(chunk)) end
-  if size < #items then break end
+else
+  while taken < math.min(most, length) do
+    local want = math.min(CHUNK, most - taken, length - taken)
+    local items = redis.call('LRANGE', KEYS[1], -(taken + want), -(taken + 1))
+    local chunk, size = {}, 0
+    for i = #items, 1, -1 do
+      bytes = bytes + #items[i]
+      if bytes > room and taken > 0 then break end
+      taken = taken + 1
+      size = size + 1
+      chunk[size] = items[i]
+    end
+    if size > 0 then redis.call('RPUSH', KEYS[7], unpack(chunk)) end
+    if size < #items then break end
+  end
+  redis.call('LTRIM', KEYS[1], 0, -(taken + 1))
 end
-redis.call('LTRIM', KEYS[1], 0, -(taken + 1))
 redis.call('RPUSH', KEYS[2], ARGV[5])
 return {'ok', string.format('%.0f', now), clock, taken}
