@@ -185,6 +185,7 @@ def test_two_workers_on_a_queue_are_never_owners_at_the_same_time(
         assert other.facts["role"] == "standby"
         owner.stop()
         assert other.wait_for_role("owner")["epoch"] == epoch + 1
+        load.add(1)
         load.check()
         found = [b >> 32 for b in load.ledger("recent_batches")]
         assert found == sorted(found)
