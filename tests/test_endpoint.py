@@ -93,7 +93,7 @@ def test_a_loop_that_stalls_is_not_healthy(endpoint: Endpoint, state: WorkerStat
     clock.now += 1
     status, content_type, body = request(endpoint, "/healthz")
     assert (status, content_type) == (503, "application/json")
-    assert json.loads(body) == {"ok": False, "since_progress_s": 61.0}
+    assert json.loads(body) == {"ok": False, "since_progress_s": 61.0, "stalled": "loop"}
     state.progress()
     assert request(endpoint, "/healthz")[0] == 200
 

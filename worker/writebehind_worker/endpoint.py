@@ -28,8 +28,9 @@ class Endpoint:
 
     def __init__(self, host: str, port: int, metrics: Metrics, state: WorkerState) -> None:
         self._address = (host, port)
+        self.metrics = metrics  # whose they are may change
         self._pages: dict[str, Callable[[], _Page]] = {
-            "/metrics": lambda: (200, CONTENT_TYPE_LATEST, metrics.text()),
+            "/metrics": lambda: (200, CONTENT_TYPE_LATEST, self.metrics.text()),
             "/healthz": lambda: _verdict(*state.health()),
             "/readyz": lambda: _verdict(*state.readiness()),
         }
