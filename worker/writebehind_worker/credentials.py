@@ -21,12 +21,15 @@ def read_credentials(environment: Mapping[str, str]) -> dict[str, str]:
     Raises `ConfigError`, naming the file, if one cannot be read or is empty.
     """
     folder = environment.get(VARIABLE, "")
-    return {name: _read(Path(folder, name)) for name in NAMES if folder and Path(folder, name).exists()}
+    values = {name: _read(Path(folder, name)) for name in NAMES if folder}
+    return {name: value for name, value in values.items() if value is not None}
 
 
-def _read(path: Path) -> str:
+def _read(path: Path) -> str | None:
     try:
         value = path.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return None
     except OSError as error:
         raise ConfigError(
             f"the credential {path} cannot be read: {error.strerror}", f"check its owner, and ${VARIABLE}"
