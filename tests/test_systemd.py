@@ -249,7 +249,7 @@ def test_one_that_hangs_is_ended_by_the_watchdog_and_started_again(
 ) -> None:
     run = "/opt/writebehind/bin/python /opt/hanging.py run --config /etc/writebehind/orders.toml"
     # Hanging for 5.1 s (statement_timeout + 5 s) is no proof yet; then WatchdogSec.
-    machine.configure(statement_timeout=0.1, lock_timeout=0.1)
+    machine.configure(statement_timeout=0.1, lock_timeout=0.1, lease_ttl=1)
     machine.change(f"WatchdogSec=2\nTimeoutAbortSec=1\nRestartSec=0\nExecStart=\nExecStart={run}")
     machine.run("systemctl", "reset-failed", NAME)
     machine.wait_for("StatusText", "owner")
