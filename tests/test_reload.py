@@ -180,7 +180,7 @@ def test_what_is_frozen_is_finished_first_and_a_stop_does_not_wait_for_it(
 ) -> None:
     with (
         psycopg.connect(postgres_url) as other,
-        WorkerProcess.told("--config", str(configure(stop_timeout=0.5))) as worker,
+        WorkerProcess.told("--config", str(configure(stop_timeout=0.5, lease_ttl=1.0))) as worker,
     ):
         worker.wait_for_event("owner")
         other.execute("LOCK TABLE users")
