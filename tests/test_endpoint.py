@@ -72,7 +72,7 @@ def test_head_answers_without_a_body(endpoint: Endpoint) -> None:
 
 
 def test_other_paths_are_not_found(endpoint: Endpoint) -> None:
-    assert request(endpoint, "/")[0] == 404
+    assert request(endpoint, "/nothing")[0] == 404
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PROPFIND"])
@@ -104,7 +104,7 @@ def test_ready_once_both_servers_answer_and_it_has_a_role(endpoint: Endpoint, st
     assert json.loads(body)["reasons"] == [
         "redis has not answered",
         "postgres has not answered",
-        "the worker is starting",
+        "the worker is starting: who holds the lease is not known",
     ]
     make_ready(state)
     status, _, body = request(endpoint, "/readyz")
@@ -118,6 +118,23 @@ def test_a_standby_is_ready(state: WorkerState) -> None:
     assert state.readiness()[0]
 
 
+def test_a_worker_that_lost_the_lease_is_not_ready_until_it_knows_who_holds_it(state: WorkerState) -> None:
+    make_ready(state)
+    state.role_is("starting")
+    ready, facts = state.readiness()
+    assert (ready, facts["owner"], facts["epoch"]) == (False, None, None)
+    assert facts["reasons"] == ["the worker is starting: who holds the lease is not known"]
+    state.role_is("standby", owner="other:1")
+    assert state.readiness()[0]
+
+
+def test_a_worker_that_stops_stays_so(state: WorkerState) -> None:
+    make_ready(state)
+    assert state.role_is("stopping")
+    assert not state.role_is("owner", epoch=4)  # it had just taken over
+    assert state.readiness()[1]["reasons"] == ["the worker is stopping"]
+
+
 def test_readiness_says_why_not(state: WorkerState) -> None:
     make_ready(state)
     state.postgres_is(False, "Postgres is read-only")
@@ -127,7 +144,7 @@ def test_readiness_says_why_not(state: WorkerState) -> None:
     assert not ready
     assert facts["reasons"] == [
         "Postgres is read-only",
-        "the worker is starting",
+        "the worker is starting: who holds the lease is not known",
         "1000 writes in a row to users were rejected: 42703",
     ]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import random
+import time
 
 import pytest
 from prometheus_client import generate_latest
@@ -36,6 +38,25 @@ def test_counters_count(metrics: Metrics) -> None:
     assert value(metrics, "dead_lettered_total", sqlstate="none") == 1
     assert value(metrics, "rollbacks_total", server="redis") == 1
     assert value(metrics, "rollbacks_total", server="postgres") == 0
+
+
+def test_a_rollback_is_dated(metrics: Metrics) -> None:
+    assert value(metrics, "last_rollback_timestamp_seconds", server="postgres") == 0
+    before = time.time()
+    metrics.rollback_detected("postgres")
+    assert (
+        before <= (value(metrics, "last_rollback_timestamp_seconds", server="postgres") or 0) <= time.time()
+    )
+    assert value(metrics, "last_rollback_timestamp_seconds", server="redis") == 0
+
+
+def test_a_worker_says_what_it_is(metrics: Metrics) -> None:
+    assert value(metrics, "epoch") == 0
+    metrics.epoch_is(7)
+    assert value(metrics, "epoch") == 7
+    assert value(metrics, "build_info", version=importlib.metadata.version("writebehind")) == 1
+    memory = metrics.registry.get_sample_value("process_resident_memory_bytes")
+    assert memory is None or memory > 1 << 20, "it is known on Linux only"
 
 
 def test_gauges_show_the_last_value(metrics: Metrics) -> None:
@@ -110,4 +131,5 @@ def test_the_whole_registry_is_rendered(metrics: Metrics) -> None:
     text = generate_latest(metrics.registry).decode()
     assert "# TYPE writebehind_write_lag_seconds histogram" in text
     assert 'writebehind_write_lag_seconds_bucket{le="0.001"} 1.0' in text
-    assert all(name.startswith("writebehind_") for name in text.splitlines() if not name.startswith("#"))
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    assert all(line.startswith(("writebehind_", "process_")) for line in lines)

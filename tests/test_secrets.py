@@ -160,7 +160,7 @@ def test_a_running_worker_tells_no_password(case: str, urls: dict[str, dict[str,
         wanted = '"owner"' if case == "right" else '"up": false'
         wait_until(lambda: wanted in log.read_text() or process.poll() is not None, timeout=20)
         assert process.poll() is None, log.read_text()
-        for path in ("/metrics", "/healthz", "/readyz", "/elsewhere"):
+        for path in ("/", "/status.json", "/metrics", "/healthz", "/readyz", "/elsewhere"):
             tells_none(page(port, path))
 
 

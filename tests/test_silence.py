@@ -12,6 +12,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from redis import Redis
 from tests.conftest import SCHEMA
 from tests.support.crashing_worker import CrashingWorker
 from tests.support.proxy import Proxy, proxied_url
@@ -19,10 +20,12 @@ from tests.support.servers import private_servers
 from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker, Workload, flags
 
+from writebehind.keys import QueueKeys
 from writebehind.script import Script
-from writebehind_worker import postgres
+from writebehind_worker import postgres, tenure
 from writebehind_worker.embedded import EmbeddedServers
 from writebehind_worker.embedded.process import processes
+from writebehind_worker.pause import pause
 
 STOP_S = 0.2
 MARGIN_S = 4.0  # for a busy machine
@@ -255,3 +258,34 @@ def test_while_the_postgres_process_is_stopped_workers_wait_and_can_be_stopped(
                 asked_to_stop_it_ends(asked)
                 wait_until(lambda: waiting.facts["postgres_up"] is False, timeout=20)
             load.check()
+
+
+def others(client: Redis) -> set[str]:
+    """The connections that are not the client's own."""
+    own = str(client.client_id())
+    return {connection["id"] for connection in client.client_list()} - {own}
+
+
+@pytest.mark.parametrize("is_paused", [False, True], ids=["idle", "paused"])
+def test_an_idle_owner_stays_the_owner_where_redis_closes_silent_connections(
+    own_servers: EmbeddedServers, queue: str, monkeypatch: pytest.MonkeyPatch, is_paused: bool
+) -> None:
+    monkeypatch.setattr(tenure, "TOUCH_EVERY_S", 0.3)
+    with psycopg.connect(own_servers.postgres_url, autocommit=True) as pg:
+        pg.execute(SCHEMA.read_bytes())
+    with (
+        Redis.from_url(own_servers.redis_url) as client,
+        RunningWorker(
+            redis_url=own_servers.redis_url, postgres_url=own_servers.postgres_url, queue=queue
+        ) as worker,
+    ):
+        epoch = worker.wait_for_role("owner")["epoch"]
+        if is_paused:
+            pause(client, QueueKeys(queue), "a test")
+        client.config_set("timeout", 1)
+        wait_until(lambda: len(others(client)) == 3)  # two, and the heartbeat's
+        before = others(client)
+        time.sleep(3.5)
+        assert others(client) == before
+        assert worker.facts["epoch"] == epoch
+        assert worker.facts["role"] == "owner"

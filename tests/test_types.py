@@ -422,6 +422,27 @@ def test_a_partitioned_table_is_written_by_its_own_name(pipeline: Pipeline) -> N
     assert pipeline.rows(f"SELECT tableoid::regclass::text, v FROM {table}") == [(f"{table}_b", 2)]
 
 
+@pytest.mark.parametrize("op", ["put", "increment"])
+def test_a_partition_may_ask_for_more_than_its_parent(pipeline: Pipeline, op: str) -> None:
+    """What it checks in a new row must not refuse a change of one that is there."""
+    table = pipeline.table("id int PRIMARY KEY, v int, w int", "PARTITION BY RANGE (id)")
+    pipeline.run(
+        f"CREATE TABLE {table}_a PARTITION OF {table} (w NOT NULL) FOR VALUES FROM (0) TO (10)",
+        f"CREATE TABLE {table}_b PARTITION OF {table} (CHECK (v > 5)) FOR VALUES FROM (10) TO (20)",
+        f"CREATE TABLE {table}_c PARTITION OF {table} FOR VALUES FROM (20) TO (30)",
+        "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql "
+        "AS 'BEGIN RAISE ''no new ones''; END'",
+        f"INSERT INTO {table} VALUES (1, 6, 6), (11, 6, 6), (21, 6, 6)",
+        f"CREATE TRIGGER t BEFORE INSERT ON {table}_c FOR EACH ROW EXECUTE FUNCTION refuse()",
+    )
+    for id in (1, 11, 21):
+        write = pipeline.wb.put if op == "put" else pipeline.wb.increment
+        write(table, id, {"v": 7} if op == "put" else {"v": 1}).wait(timeout=10)
+    assert pipeline.rows(f"SELECT id, v, w FROM {table} ORDER BY id") == [(i, 7, 6) for i in (1, 11, 21)]
+    with pytest.raises(WriteRejected):
+        pipeline.put(table, 2, {"v": 7})
+
+
 # Keys: spellings of one value are one row.
 
 KEYS: list[tuple[str, list[Any]]] = [

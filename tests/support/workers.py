@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -265,6 +266,13 @@ class Workload:
         query = psycopg.sql.SQL("SELECT {} FROM writebehind.ledger WHERE queue = %s")
         found = self.pg.execute(query.format(psycopg.sql.Identifier(column)), [self.keys.queue]).fetchone()
         return None if found is None else found[0]
+
+
+def free_port() -> int:
+    """One that nobody serves on at the moment."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def flags(**options: Any) -> list[str]:

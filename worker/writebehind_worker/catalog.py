@@ -29,6 +29,12 @@ class Catalog:
         """The table that a message names, ``table`` or ``schema.table``; names are as in the catalog."""
         return self.tables.get(name)
 
+    def unwritable(self, names: Collection[str]) -> dict[str, str]:
+        """Those of these tables to which no write can be applied, and why: each becomes a dead letter."""
+        found = {name: self.find(name) for name in names}
+        missing = {name: "it does not exist" for name, table in found.items() if table is None}
+        return missing | {name: "it has no primary key" for name, t in found.items() if t and not t.key}
+
 
 class _ColumnRow(msgspec.Struct):
     number: int
@@ -57,6 +63,7 @@ class _TableRow(msgspec.Struct):
     name: str
     visible: bool
     row_security: bool
+    partitioned: bool
     columns: list[_ColumnRow] | None
     primary_key: list[int] | None
     key_deferrable: bool
@@ -110,7 +117,9 @@ def _table(row: _TableRow, domains: dict[int, _Domain], rank: int, cascades: fro
     by_number = {c.number: c for c in columns}
     made = {c.name: _column(c, domains) for c in columns}
     key = tuple(_key_column(by_number[n], domains) for n in row.primary_key or ())
-    upsert = not (row.key_deferrable or row.insert_triggers or row.row_security) and bool(key)
+    # A partition can have constraints and triggers that its parent knows nothing of.
+    odd = row.key_deferrable or row.insert_triggers or row.row_security or row.partitioned
+    upsert = not odd and bool(key)
     return Table(
         oid=row.oid,
         schema=row.schema,

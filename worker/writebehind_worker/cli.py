@@ -18,7 +18,10 @@ from click.core import ParameterSource
 
 from .config import SETTINGS, Config, one_line, redacted
 from .dead_cli import dead
+from .doctor_cli import doctor_command
+from .drain_cli import drain_command
 from .errors import ConfigError, FatalError
+from .explain_cli import explain_command
 from .healthcheck import healthcheck
 from .ledger_schema import apply_schema
 from .log import configure_logging
@@ -27,6 +30,8 @@ from .options import OWN_SERVERS, config_options, config_reader
 from .pause_cli import pause_command, resume_command
 from .signals import Signals
 from .status import read_status, render
+from .top_cli import top
+from .verify_cli import verify_command
 
 _CONNECT_TIMEOUT_S = 10
 # Each answer of Postgres waits for the other thread to let go: at Python's 5 ms, seven times a batch.
@@ -106,7 +111,17 @@ def demo(writes: int, rows: int) -> None:
     sys.exit(run_demo(writes, rows))
 
 
-for command in (dead, pause_command, resume_command, healthcheck):
+for command in (
+    dead,
+    doctor_command,
+    drain_command,
+    explain_command,
+    healthcheck,
+    pause_command,
+    resume_command,
+    top,
+    verify_command,
+):
     cli.add_command(command)
 
 

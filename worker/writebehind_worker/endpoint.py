@@ -1,4 +1,4 @@
-"""HTTP for Prometheus and for whoever restarts or routes: /metrics, /healthz, /readyz."""
+"""HTTP for Prometheus and for whoever restarts or routes, /metrics, /healthz, /readyz; / for people."""
 
 from __future__ import annotations
 
@@ -6,31 +6,42 @@ import json
 import socket
 import socketserver
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from typing import Any
 
+import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from .course import Course
 from .errors import FatalError
 from .metrics import Metrics
+from .overview import Overview, overview
+from .recorder import Recorder
 from .state import WorkerState
+from .status_page import COMMON_HEADERS, page_headers, status_page
 
-_Page = tuple[int, str, bytes]  # status, content type, body
+_JSON = "application/json"
+_Page = tuple[int, str, bytes, Mapping[str, str]]  # status, content type, body, further headers
 
 
 class Endpoint:
     """Serves on threads of its own. Starting and stopping twice is harmless.
 
-    Port 0 takes any free one, see `port`; the worker's configuration means "none" by 0 and makes no
-    endpoint then.
+    While it runs, one of them keeps the recent course of the metrics, which the page at / draws. Port 0
+    takes any free one, see `port`; the worker's configuration means "none" by 0 and makes no endpoint then.
     """
 
-    def __init__(self, host: str, port: int, metrics: Metrics, state: WorkerState) -> None:
+    def __init__(
+        self, host: str, port: int, metrics: Metrics, state: WorkerState, course: Course | None = None
+    ) -> None:
+        course = Course() if course is None else course
+        self._recorder = Recorder(metrics, course)
         self._address = (host, port)
-        self.metrics = metrics  # whose they are may change
         self._pages: dict[str, Callable[[], _Page]] = {
-            "/metrics": lambda: (200, CONTENT_TYPE_LATEST, self.metrics.text()),
+            "/": lambda: (200, "text/html; charset=utf-8", status_page(), page_headers()),
+            "/status.json": lambda: _as_json(overview(metrics, state, course)),
+            "/metrics": lambda: (200, CONTENT_TYPE_LATEST, metrics.text(), {}),
             "/healthz": lambda: _verdict(*state.health()),
             "/readyz": lambda: _verdict(*state.readiness()),
         }
@@ -58,8 +69,10 @@ class Endpoint:
             target=self._server.serve_forever, args=(0.1,), name="endpoint", daemon=True
         )
         self._thread.start()
+        self._recorder.start()
 
     def stop(self) -> None:
+        self._recorder.stop()
         server, thread = self._server, self._thread
         self._server = self._thread = None
         if server is not None and thread is not None:
@@ -87,7 +100,11 @@ class _Server(ThreadingHTTPServer):
 
 
 def _verdict(ok: bool, facts: dict[str, Any]) -> _Page:
-    return 200 if ok else 503, "application/json", json.dumps(facts).encode() + b"\n"
+    return 200 if ok else 503, _JSON, json.dumps(facts).encode() + b"\n", {}
+
+
+def _as_json(found: Overview) -> _Page:
+    return 200, _JSON, msgspec.json.encode(found) + b"\n", COMMON_HEADERS
 
 
 def _handler(pages: dict[str, Callable[[], _Page]]) -> type[BaseHTTPRequestHandler]:
@@ -99,23 +116,23 @@ def _handler(pages: dict[str, Callable[[], _Page]]) -> type[BaseHTTPRequestHandl
         def parse_request(self) -> bool:
             valid = super().parse_request()
             if valid and self.command not in {"GET", "HEAD"}:
-                self._answer(405, "text/plain", b"only GET and HEAD\n")
+                self._answer(405, "text/plain", b"only GET and HEAD\n", {"Allow": "GET, HEAD"})
                 return False
             return valid
 
         def do_GET(self) -> None:
             page = pages.get(self.path.partition("?")[0])
-            self._answer(*(page() if page else (404, "text/plain", b"not found\n")))
+            self._answer(*(page() if page else (404, "text/plain", b"not found\n", {})))
 
         def do_HEAD(self) -> None:
             self.do_GET()
 
-        def _answer(self, status: int, content_type: str, body: bytes) -> None:
+        def _answer(self, status: int, content_type: str, body: bytes, more: Mapping[str, str]) -> None:
             self.send_response(status)
             self.send_header("Content-Type", content_type)
             self.send_header("Content-Length", str(len(body)))
-            if status == 405:
-                self.send_header("Allow", "GET, HEAD")
+            for name, value in more.items():
+                self.send_header(name, value)
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(body)

@@ -7,7 +7,9 @@ WorkerError
  │   ├─ LedgerOutdated  they are those of an earlier version
  │   ├─ NewerVersion    a message, the ledger or the keys in Redis are of a later version
  │   ├─ UnsafeRedis     Redis may evict the queue
- │   └─ UnsupportedRedis  it is too old
+ │   ├─ UnsupportedRedis  it is too old
+ │   ├─ ClusteredRedis  it is a node of a cluster
+ │   └─ UnsupportedPostgres  it is too old
  ├─ OwnershipLost       Redis or Postgres says that the queue is not ours (any more): begin again
  ├─ LedgerRefused       Postgres refuses the ledger itself: wait, and say what to grant or fix
  ├─ HeldByLock          one write waits for a lock that somebody else holds: wait, and name it
@@ -89,12 +91,37 @@ class UnsupportedRedis(FatalError):
         )
 
 
+class ClusteredRedis(FatalError):
+    """Redis Cluster: a cache entry and the queue live in different slots, and no script may change both."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(
+            f"Redis at {where} is a node of a Redis Cluster: cache entries live in other slots than the "
+            "queue, "
+            "and no atomic step can change both",
+            "give writebehind a server with cluster-enabled no, with a replica if you like",
+        )
+
+
+class UnsupportedPostgres(FatalError):
+    """The catalog is read by what PostgreSQL 12 brought."""
+
+    def __init__(self, where: str, version: str) -> None:
+        super().__init__(
+            f"Postgres at {where} is {version}; writebehind needs 12 or later", "upgrade PostgreSQL"
+        )
+
+
 class OwnershipLost(WorkerError):
     """The lease, the epoch or the frozen batches are not what we believe: read both servers again."""
 
 
 class LedgerRefused(WorkerError):
     """A statement on the worker's own tables was refused: a right or a column is missing."""
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(f"{reason}; {remedy}")
+        self.reason, self.remedy = reason, remedy
 
 
 class HeldByLock(WorkerError):

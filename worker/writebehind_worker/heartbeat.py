@@ -42,7 +42,7 @@ class Heartbeat:
         self._client, self._keys, self._lease, self._ttl_s = client, keys, lease, ttl_s
         self._metrics, self._log = metrics, log
         self._stop = threading.Event()
-        self._ageless_since: float | None = None
+        self._backlog = BacklogSampler(keys, metrics)
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._reaped_at = time.monotonic()
         self._risks_at = 0.0
@@ -71,31 +71,13 @@ class Heartbeat:
                 if not self._lease.renew():
                     return
                 renewed = time.monotonic()
-                self._sample()
+                self._backlog.sample(self._client)
                 self._look_for_risks()
                 self._reap()
             except (redis.RedisError, ValueError) as error:  # anybody may write to our keys
                 self._log.debug("heartbeat failed", error=str(error))
                 if time.monotonic() - renewed > self._ttl_s:
                     return
-
-    def _sample(self) -> None:
-        with self._client.pipeline(transaction=False) as pipe:
-            pipe.lrange(self._keys.inflight, 0, -1)
-            pipe.time()
-            batches, (seconds, micros) = pipe.execute()
-        lists = [self._keys.processing(int(b)) for b in batches]
-        is_any, stamp, *frozen, length = _WAITING(self._client, [*lists, self._keys.queue], [])
-        seq = int(stamp) if stamp else None
-        if not is_any or seq is not None:
-            self._ageless_since = None
-        elif self._ageless_since is None:
-            self._ageless_since = time.monotonic()
-        if seq is not None:
-            age_s = max(0.0, seconds + micros / 1e6 - seq / 1e6)
-        else:  # a raw item does not tell its age: since we first saw such a one as the oldest
-            age_s = time.monotonic() - (self._ageless_since or time.monotonic())
-        self._metrics.queue_is(length, sum(frozen), len(batches), age_s)
 
     def _look_for_risks(self) -> None:
         if time.monotonic() >= self._risks_at:
@@ -108,6 +90,33 @@ class Heartbeat:
             return
         self._reaped_at = time.monotonic()
         reap_sessions(self._client, self._keys, _SESSION_IDLE_S)
+
+
+class BacklogSampler:
+    """Tells the metrics what waits in Redis."""
+
+    def __init__(self, keys: QueueKeys, metrics: Metrics) -> None:
+        self._keys, self._metrics = keys, metrics
+        self._ageless_since: float | None = None
+
+    def sample(self, client: Redis) -> None:
+        """Raises ``RedisError``, or ``ValueError`` for what is none of our keys' contents."""
+        with client.pipeline(transaction=False) as pipe:
+            pipe.lrange(self._keys.inflight, 0, -1)
+            pipe.time()
+            batches, (seconds, micros) = pipe.execute()
+        lists = [self._keys.processing(int(b)) for b in batches]
+        is_any, stamp, *frozen, length = _WAITING(client, [*lists, self._keys.queue], [])
+        seq = int(stamp) if stamp else None
+        if not is_any or seq is not None:
+            self._ageless_since = None
+        elif self._ageless_since is None:
+            self._ageless_since = time.monotonic()
+        if seq is not None:
+            age_s = max(0.0, seconds + micros / 1e6 - seq / 1e6)
+        else:  # a raw item does not tell its age: since we first saw such a one as the oldest
+            age_s = time.monotonic() - (self._ageless_since or time.monotonic())
+        self._metrics.queue_is(length, sum(frozen), len(batches), age_s)
 
 
 def reap_sessions(client: Redis, keys: QueueKeys, idle_s: float) -> int:

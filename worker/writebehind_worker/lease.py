@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from dataclasses import dataclass
 
 from redis import Redis
@@ -10,6 +12,11 @@ from writebehind.keys import QueueKeys
 from writebehind.script import Script
 
 _LEASE = Script("writebehind_worker", "lease")
+
+
+def own_name() -> str:
+    """What people call this process: ``host:pid``."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 @dataclass(frozen=True, slots=True)

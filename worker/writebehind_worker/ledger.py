@@ -18,6 +18,7 @@ from .history import LedgerRow
 from .ledger_schema import SCHEMA_VERSION
 from .resolve import Refusal
 from .sqlstate import Verdict, judge
+from .table import quoted
 
 RECENT = 64
 """How many batch ids the ledger remembers; far more than can be in flight."""
@@ -28,6 +29,16 @@ MOST_HISTORY = 20
 _COLUMNS = "epoch, recent_batches, applied_seq, generations, redis_run_id, rollback_seq, rollback_items"
 # Bounds the wait for the row's lock, by one statement: it needs no transaction of ours around it.
 _BOUNDED = "FROM (SELECT set_config('lock_timeout', '1s', true)) AS bounded"
+
+# Rights on single columns suffice, as they do for the statements. The queue's row, once it is there, stays.
+_MISSING_RIGHTS = """
+SELECT array_agg(format('%s ON writebehind.%s', privilege, name))
+FROM unnest('{ledger,dead_letters,dead_letters,dead_letters,dead_letters}'::text[],
+            '{INSERT,SELECT,INSERT,UPDATE,DELETE}'::text[]) AS needed(name, privilege)
+WHERE NOT CASE privilege WHEN 'DELETE' THEN has_table_privilege('writebehind.' || name, privilege)
+          ELSE has_any_column_privilege('writebehind.' || name, privilege) END
+  AND NOT (name = 'ledger' AND EXISTS (SELECT FROM writebehind.ledger WHERE queue = $1))
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +84,14 @@ class Ledger:
             self._conn.execute("SELECT FROM writebehind.ledger LIMIT 0 FOR UPDATE")
             self._check_version()
             self._conn.execute("SELECT retried_at, history FROM writebehind.dead_letters LIMIT 0")
-            may = self._conn.execute(
-                "SELECT has_table_privilege('writebehind.dead_letters', 'DELETE')"
-            ).fetchone()
-        if may is not None and not may[0]:  # else only the first retry would tell, and hold the queue
-            raise LedgerRefused("the role may not DELETE from writebehind.dead_letters: grant it")
+            row = self._conn.execute(_MISSING_RIGHTS, [self._queue]).fetchone()
+        if row is not None and row[0]:
+            # Else only the first bad write, or retry, would tell, and hold the queue.
+            role = self._conn.info.user
+            raise LedgerRefused(
+                f"the role {role!r} may not {', '.join(row[0])}",
+                "; ".join(f"GRANT {right} TO {quoted(role)}" for right in row[0]),
+            )
 
     def _check_version(self) -> None:
         try:
@@ -310,7 +324,8 @@ class Ledger:
                 raise
             raise LedgerRefused(
                 f"Postgres refuses the ledger: {error.diag.message_primary or error} "
-                f"(SQLSTATE {error.sqlstate}); {self._remedy(error)}"
+                f"(SQLSTATE {error.sqlstate})",
+                self._remedy(error),
             ) from error
 
     def _remedy(self, error: psycopg.Error) -> str:

@@ -6,15 +6,20 @@ so that no producer can grow the worker's memory or a time series database.
 
 from __future__ import annotations
 
+import heapq
 import threading
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Literal, get_args
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from .figures import MOST_REASONS, Backlog, DeadLetters, Figures
 
 Outcome = Literal["applied", "rejected", "rollback", "passed_over"]
 Server = Literal["redis", "postgres"]
@@ -37,7 +42,9 @@ class Metrics:
     """
 
     def __init__(self, queue: str = "") -> None:
-        self._queue = queue
+        self.queue = queue
+        self._figures = Figures()
+        self._lock = threading.Lock()
         self.registry = CollectorRegistry()
         self._table = _Bounded(200)
         self._code = _Bounded(100)
@@ -46,6 +53,8 @@ class Metrics:
         self.registry.register(self._lag)
         self._count()
         self._measure()
+        self._identify()
+        ProcessCollector(registry=self.registry)  # CPU, memory, open files; on Linux only
 
     def _count(self) -> None:
         def counter(name: str, help: str, *labels: str) -> Counter:
@@ -56,8 +65,16 @@ class Metrics:
         self._retries = counter("retries", "Attempts that are made again, by reason.", "reason")
         self._dead = counter("dead_lettered", "Writes that became dead letters.", "sqlstate")
         self._rollbacks = counter("rollbacks", "A server came back with older data.", "server")
+        self._rolled_back_at = Gauge(
+            "writebehind_last_rollback_timestamp_seconds",
+            "Unix time at which this worker last found a server to have older data than before; 0: never.",
+            ["server"],
+            registry=self.registry,
+        )
         for server in ("redis", "postgres"):
-            self._rollbacks.labels(server)  # shown as 0, so that an alert can see the first one
+            self._rollbacks.labels(server)
+            # A worker that finds one as it starts is scraped too late to be seen counting; the time is seen.
+            self._rolled_back_at.labels(server)
 
     def _measure(self) -> None:
         def gauge(name: str, help: str) -> Gauge:
@@ -108,23 +125,45 @@ class Metrics:
         for risk in get_args(RedisRisk):
             self._risk.labels(risk)
 
+    def _identify(self) -> None:
+        self._epoch = Gauge(
+            "writebehind_epoch",
+            "Fencing epoch of this worker's last ownership, higher with each owner; 0: it has owned nothing.",
+            registry=self.registry,
+        )
+        build = Gauge(
+            "writebehind_build_info", "1, with the version that runs.", ["version"], registry=self.registry
+        )
+        build.labels(_version()).set(1)
+
     def text(self) -> bytes:
         """All of it in Prometheus' text format, each sample with the label ``queue``."""
-        return generate_latest(_Labelled(self.registry, self._queue))
+        return generate_latest(_Labelled(self.registry, self.queue))
+
+    def figures(self) -> Figures:
+        """The same, few and unlabelled, for the screens."""
+        with self._lock:
+            return replace(self._figures, lag=self._lag.counts())
 
     def flushed(self, table: str, outcome: Outcome, writes: int) -> None:
         """So many messages for ``table`` were applied, rejected, not applied after a Redis rollback, or
         passed over: retries whose dead letter was gone or superseded."""
         self._writes.labels(self._table(table), outcome).inc(writes)
+        if outcome == "applied":
+            self._add(applied=writes)
+        elif outcome == "rejected":
+            self._add(rejected=writes)
 
     def rows_written(self, table: str, rows: int) -> None:
         self._rows.labels(self._table(table)).inc(rows)
+        self._add(rows=rows)
 
     def flush(self, sizes: Sequence[int], seconds: float) -> None:
         """Batches of ``sizes`` messages were committed together, ``seconds`` after their flush began."""
         for size in sizes:
             self._batch_size.observe(size)
         self._flush.observe(seconds)
+        self._add(flushes=1, flush_s=seconds)
         self._flushed_at.set(time.time())
 
     def lag(self, commit_us: int, seqs_us: Sequence[int]) -> None:
@@ -133,6 +172,7 @@ class Metrics:
 
     def retried(self, reason: str) -> None:
         self._retries.labels(self._reason(reason)).inc()
+        self._add(retries=1)
 
     def dead_lettered(self, sqlstate: str | None, writes: int) -> None:
         """``sqlstate`` is None where the worker refused the message before Postgres saw it."""
@@ -140,11 +180,14 @@ class Metrics:
 
     def rollback_detected(self, server: Server) -> None:
         self._rollbacks.labels(server).inc()
+        self._rolled_back_at.labels(server).set(time.time())
 
     def queue_is(
         self, length: int, frozen_items: int, frozen_batches: int, oldest_age_s: float | None
     ) -> None:
         """``oldest_age_s`` is None where nothing is pending, or the oldest write carries no time."""
+        backlog = Backlog(length, frozen_items, frozen_batches, oldest_age_s or 0, time.monotonic())
+        self._tell(backlog=backlog)
         self._length.set(length)
         self._frozen_items.set(frozen_items)
         self._frozen_batches.set(frozen_batches)
@@ -152,6 +195,11 @@ class Metrics:
 
     def lease_is(self, held: bool) -> None:
         self._lease.set(held)
+        self._tell(is_owner=held)
+
+    def epoch_is(self, epoch: int) -> None:
+        """This worker has become the owner of ``epoch``."""
+        self._epoch.set(epoch)
 
     def redis_is(self, up: bool) -> None:
         self._redis.set(up)
@@ -164,14 +212,23 @@ class Metrics:
 
     def nothing_holds(self) -> None:
         """As far as this worker knows: it is not the owner."""
+        risks = self._figures.risks
         for reason in get_args(Hold):
             self._held.labels(reason).set(0)
         self.redis_risks_are(())
+        self._tell(risks=risks)
 
     def redis_risks_are(self, risks: Collection[RedisRisk]) -> None:
         """Of the server that the owner talks to."""
         for risk in get_args(RedisRisk):
             self._risk.labels(risk).set(risk in risks)
+        self._tell(risks=frozenset(risks))
+
+    def nothing_is_known(self) -> None:
+        """Of the queue and of the dead letters: the next owner tells."""
+        self.queue_is(0, 0, 0, None)
+        self.dead_letters_are({})
+        self._tell(backlog=None, dead_letters=None)
 
     def dead_letters_are(self, counts: Mapping[tuple[str | None, str | None], int]) -> None:
         """All open ones, by (table, SQLSTATE); for one thread."""
@@ -184,6 +241,26 @@ class Metrics:
         for labels in self._dead_shown - shown.keys():
             self._dead_open.remove(*labels)
         self._dead_shown = set(shown)
+        largest = heapq.nlargest(MOST_REASONS, shown, key=lambda labels: (shown[labels], labels))
+        told = DeadLetters(sum(shown.values()), len(shown), {labels: shown[labels] for labels in largest})
+        if told != self._figures.dead_letters:  # mostly it is the same, and kept once for all samples
+            self._tell(dead_letters=told)
+
+    def _tell(self, **changed: Any) -> None:
+        with self._lock:
+            self._figures = replace(self._figures, **changed)
+
+    def _add(self, **more: float) -> None:
+        with self._lock:
+            sums = {name: getattr(self._figures, name) + value for name, value in more.items()}
+            self._figures = replace(self._figures, **sums)
+
+
+def _version() -> str:
+    try:
+        return version("writebehind")
+    except PackageNotFoundError:  # run from its source, not installed
+        return "unknown"
 
 
 class _Labelled(CollectorRegistry):
@@ -239,6 +316,11 @@ class _LagHistogram(Collector):
             self._at_most = [old + new for old, new in zip(self._at_most, at_most, strict=True)]
             self._count += len(seqs)
             self._sum_us += commit_us * len(past) - sum(past)
+
+    def counts(self) -> tuple[int, ...]:
+        """For each bucket how many are in it or below, and at last all."""
+        with self._lock:
+            return (*self._at_most, self._count)
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
         with self._lock:

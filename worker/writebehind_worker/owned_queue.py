@@ -247,6 +247,10 @@ class OwnedQueue:
                 self._inflight.popleft()
             self._acked = last_batch
 
+    def keep_alive(self) -> None:
+        """So that an idle owner's connections stay open; while the queue is not used."""
+        self._link.touch(CONNECTIONS)
+
     def peek(self, block_s: float) -> None:
         """Returns when an item may be there, at the latest after ``block_s``.
 

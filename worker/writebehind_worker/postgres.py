@@ -11,6 +11,8 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo, timeout_from_conninfo
 from psycopg.types.array import ListBinaryDumper
 
+from .errors import UnsupportedPostgres
+
 _T = TypeVar("_T")
 
 # A server that vanished is noticed in seconds, not in the hours that TCP takes by itself.
@@ -22,6 +24,8 @@ DEFAULTS: dict[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,  # ms
 }
+
+OLDEST_VERSION = 12  # of PostgreSQL: generated columns, nondeterministic collations
 
 REPLY_GRACE_S = 5.0
 """Beyond its ``statement_timeout`` a server that lives has answered by then, if only with an error."""
@@ -107,6 +111,13 @@ def longest_connect_s(url: str) -> float:
 
 def _parameters(url: str) -> dict[str, Any]:
     return {**DEFAULTS, **conninfo_to_dict(url)}
+
+
+def check_version(conn: psycopg.Connection[Any], where: str) -> None:
+    """Raises `UnsupportedPostgres`; asks nothing of the server."""
+    version = conn.info.server_version  # 180003 is 18.3
+    if version < OLDEST_VERSION * 10_000:
+        raise UnsupportedPostgres(where, f"{version // 10_000}.{version % 10_000}")
 
 
 def roll_back(conn: psycopg.Connection[Any]) -> None:

@@ -11,7 +11,7 @@ from redis.exceptions import ReadOnlyError
 from redis.retry import Retry
 
 from .config import Config, redacted
-from .errors import UnsafeRedis, UnsupportedRedis
+from .errors import ClusteredRedis, FatalError, UnsafeRedis, UnsupportedRedis
 from .metrics import RedisRisk
 
 _TIMEOUT_S = 5.0  # longer than we ever block
@@ -41,6 +41,18 @@ class RedisLink:
         held = [pool.get_connection() for _ in range(connections)]
         for connection in held:
             pool.release(connection)
+
+    def touch(self, connections: int) -> None:
+        """Says something on so many, of which none is in use: a server's ``timeout`` closes silent ones."""
+        pool = self.client.connection_pool
+        held: list[Any] = [pool.get_connection() for _ in range(connections)]
+        try:
+            for connection in held:
+                connection.send_command("TIME")
+                connection.read_response()
+        finally:
+            for connection in held:
+                pool.release(connection)
 
     def _connected(self, connection: Any) -> None:
         connection.on_connect()
@@ -73,23 +85,42 @@ def redis_risks(info: Mapping[str, Any]) -> set[RedisRisk]:
     return risks
 
 
+def version_error(info: Mapping[str, Any], where: str) -> FatalError | None:
+    """What is wrong with the server's version, by its ``INFO``."""
+    version = str(info.get("redis_version", "7"))
+    return UnsupportedRedis(where, version) if int(version.split(".", maxsplit=1)[0]) < 7 else None
+
+
+def eviction_error(info: Mapping[str, Any], where: str) -> FatalError | None:
+    """What is wrong with its eviction policy; ``--allow-eviction`` accepts it."""
+    return UnsafeRedis(str(info["maxmemory_policy"]), where) if "eviction" in redis_risks(info) else None
+
+
+def cluster_error(info: Mapping[str, Any], where: str) -> FatalError | None:
+    """What is wrong with it where it is a node of a cluster."""
+    return ClusteredRedis(where) if info.get("cluster_enabled") == 1 else None
+
+
+def is_replica(info: Mapping[str, Any]) -> bool:
+    """Whether it takes no writes, until it is promoted."""
+    return info.get("role") == "slave"
+
+
 def check(client: Redis, config: Config) -> str | None:
-    """Refuses a server that is too old or that may evict the queue; returns its run id, if it tells.
+    """Refuses a server that cannot serve, or that may evict the queue; returns its run id, if it tells.
 
     Raises:
         ReadOnlyError: it is a replica; once promoted it will do.
-        UnsupportedRedis, UnsafeRedis: the operator must act.
+        UnsupportedRedis, ClusteredRedis, UnsafeRedis: the operator must act.
         redis.RedisError: it does not answer.
     """
     info: dict[str, Any] = client.info()
     where = redacted(config.redis_url)
-    version = str(info.get("redis_version", "7"))
-    if int(version.split(".", maxsplit=1)[0]) < 7:
-        raise UnsupportedRedis(where, version)
-    policy = str(info.get("maxmemory_policy", ""))
-    if policy.startswith("allkeys") and not config.allow_eviction:
-        raise UnsafeRedis(policy, where)
-    if info.get("role") == "slave":
+    eviction = None if config.allow_eviction else eviction_error(info, where)
+    for error in (version_error(info, where), cluster_error(info, where), eviction):
+        if error is not None:
+            raise error
+    if is_replica(info):
         raise ReadOnlyError(f"{where} is a replica; waiting until it is promoted, or the address moves")
     run_id = info.get("run_id")
     return None if run_id is None else str(run_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 from .config import Config, one_line
+from .course import Course
 from .endpoint import Endpoint
 from .errors import FatalError
 from .log import configure_logging, get_logger
@@ -23,6 +24,7 @@ class Service:
         self._config, self._manager = config, manager
         self._state = WorkerState(stall_after_s(config))
         self._metrics = {config.queue: Metrics(config.queue)}
+        self._course = Course()
         self._endpoint: Endpoint | None = None
         self._reporter = Reporter(manager, self._state, self._waiting)
         self._turn = threading.Lock()
@@ -97,9 +99,6 @@ class Service:
     def _use(self, config: Config) -> None:
         before, self._config = self._config, config
         configure_logging(config.log_level, config.log_format)
-        metrics = self._metrics.setdefault(config.queue, Metrics(config.queue))
-        if self._endpoint is not None:
-            self._endpoint.metrics = metrics
         get_logger(queue=config.queue).info("reloaded", changed=changes(before, config))
         self._reporter.remark = ""
         self._manager.ready()
@@ -108,14 +107,15 @@ class Service:
         if not config.metrics_port:
             return None
         metrics = self._metrics.setdefault(config.queue, Metrics(config.queue))
-        endpoint = Endpoint(config.metrics_host, config.metrics_port, metrics, self._state)
+        if config.queue != self._config.queue:
+            self._course = Course()
+        endpoint = Endpoint(config.metrics_host, config.metrics_port, metrics, self._state, self._course)
         endpoint.start()
         return endpoint
 
     def _move_endpoint(self, config: Config) -> None:
-        """Raises `FatalError` if it cannot listen there; it stays where it was then."""
-        before = self._config
-        if (config.metrics_host, config.metrics_port) == (before.metrics_host, before.metrics_port):
+        """To another address or queue. Raises `FatalError` if it cannot listen there; it stays as it was then."""
+        if _served(config) == _served(self._config):
             return
         if self._endpoint is not None:
             self._endpoint.stop()  # first: both may be one port
@@ -129,6 +129,10 @@ class Service:
     def _waiting(self) -> int:
         value = self._metrics[self._config.queue].registry.get_sample_value("writebehind_queue_length")
         return int(value or 0)
+
+
+def _served(config: Config) -> tuple[str, int, str]:
+    return config.metrics_host, config.metrics_port, config.queue
 
 
 def changes(before: Config, after: Config) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 Role = Literal["starting", "standby", "owner", "stopping"]
 
-_READY_ROLES = ("owner", "standby")
+_READY_ROLES = ("owner", "standby")  # those that know who holds the lease
 
 
 class WorkerState:
@@ -41,6 +41,7 @@ class WorkerState:
                 "breaker": None,
                 "paused": None,
             }
+            self._since = dict.fromkeys(self._facts, self._clock())
 
     def redis_is(self, up: bool, reason: str | None = None) -> bool:
         """Redis answers, or does not and why. A new reason alone is no change."""
@@ -51,8 +52,14 @@ class WorkerState:
         return self._set("postgres_up", postgres_up=up, postgres_reason=reason)
 
     def role_is(self, role: Role, epoch: int | None = None, owner: str | None = None) -> bool:
-        """``owner`` is whoever holds the lease, ``epoch`` the fencing epoch that goes with it."""
-        return self._set("role", "epoch", "owner", role=role, epoch=epoch, owner=owner)
+        """``owner`` is whoever holds the lease, ``epoch`` the fencing epoch that goes with it.
+
+        ``starting``: who holds it is not known, or not any more. A worker that is stopping stays so.
+        """
+        with self._lock:
+            if self._facts["role"] == "stopping":
+                return False
+            return self._change("role", "epoch", "owner", role=role, epoch=epoch, owner=owner)
 
     def held_is(self, write: str | None) -> bool:
         """The write that waits for somebody's lock and holds the queue; None: no longer."""
@@ -85,6 +92,11 @@ class WorkerState:
         with self._lock:
             return dict(self._facts)
 
+    def for_s(self, fact: str) -> float:
+        """For how many seconds it has been so; of a server, of its answering and not of the reason."""
+        with self._lock:
+            return self._clock() - self._since[fact]
+
     def health(self) -> tuple[bool, dict[str, Any]]:
         """False if a part has not come round for ``stall_after_s``: only a restart can help then."""
         with self._lock:
@@ -96,14 +108,19 @@ class WorkerState:
         )
 
     def readiness(self) -> tuple[bool, dict[str, Any]]:
-        """Whether writes are, or at once could be, brought to Postgres; ``reasons`` says why not."""
+        """Both servers answer, who holds the lease is known, and no breaker pauses the queue.
+
+        A standby is ready: it is not needed, but it could go on at once. ``reasons`` says why not.
+        """
         facts = self.facts()
         reasons = [
             facts[f"{server}_reason"] or f"{server} has not answered"
             for server in ("redis", "postgres")
             if not facts[f"{server}_up"]
         ]
-        if facts["role"] not in _READY_ROLES:
+        if facts["role"] == "starting":
+            reasons.append("the worker is starting: who holds the lease is not known")
+        elif facts["role"] not in _READY_ROLES:
             reasons.append(f"the worker is {facts['role']}")
         if facts["breaker"] is not None:
             reasons.append(facts["breaker"])
@@ -111,6 +128,11 @@ class WorkerState:
 
     def _set(self, *watched: str, **facts: Any) -> bool:
         with self._lock:
-            changed = any(self._facts[name] != facts[name] for name in watched)
-            self._facts.update(facts)
-            return changed
+            return self._change(*watched, **facts)
+
+    def _change(self, *watched: str, **facts: Any) -> bool:
+        """The caller has the lock."""
+        changed = [name for name in watched if self._facts[name] != facts[name]]
+        self._facts.update(facts)
+        self._since.update(dict.fromkeys(changed, self._clock()))
+        return bool(changed)

@@ -41,10 +41,11 @@ from .settle import Settlement
 from .state import WorkerState
 from .unit import Unit
 
-_BLOCK_S = 1.0  # an idle owner looks at its lease, and at the stop signal, so often
+BLOCK_S = 1.0  # an idle owner looks at its lease, and at the stop signal, so often
 _POLL_PAUSED_S = 0.2
 _POLL_FULL_S = 0.1  # a full Redis refuses to block
 _IDLE_S = 1.0  # a thread that waits for another one says so often that it lives
+TOUCH_EVERY_S = 5.0  # a server's `timeout` closes connections that are silent for longer
 _MOST_CLAIMED = 2  # batches: one is read while the next one comes
 _UNITS = 3  # one grows while one is in Postgres and one is settled
 _MOST_JOINED = 256 << 20  # bytes: a parameter of Postgres holds 1 GB, and rows grow as JSON
@@ -80,6 +81,7 @@ class Tenure:
         self._is_full = False  # ... but for want of room
         self._claims = self._reads = self._flushes = True  # False: nothing more will come from there
         self._failure: BaseException | None = None
+        self._touch_at = time.monotonic() + TOUCH_EVERY_S
         self._look_at = 0.0  # whether Postgres is there, where nothing else tells
 
     def serve(self, stop: Stop, lost: Stop) -> None:
@@ -108,6 +110,7 @@ class Tenure:
         try:
             side(*given)
         except BaseException as error:
+            self._state.role_is("starting")  # the other threads may take a while to end
             with self._turn:
                 self._failure = self._failure or error
                 self._turn.notify_all()
@@ -272,15 +275,21 @@ class Tenure:
             self._has_backlog = False
             self._turn.notify_all()
         self._pause_is(claimed if isinstance(claimed, Pause) else None)
+        self._keep_alive()
         if isinstance(claimed, Pause):
             self._wait_for_turn(_POLL_PAUSED_S)
         elif claimed > 0:
-            self._wait_for_turn(min(claimed, _BLOCK_S))
+            self._wait_for_turn(min(claimed, BLOCK_S))
         else:
             try:
-                self._queue.peek(_BLOCK_S)
+                self._queue.peek(BLOCK_S)
             except OutOfMemoryError:
                 stop.wait(_POLL_FULL_S)
+
+    def _keep_alive(self) -> None:
+        if self._queue.frozen == 0 and time.monotonic() >= self._touch_at:
+            self._queue.keep_alive()
+            self._touch_at = time.monotonic() + TOUCH_EVERY_S
 
     def _pause_is(self, pause: Pause | None) -> None:
         self._metrics.held_is("paused", pause is not None)
@@ -292,7 +301,7 @@ class Tenure:
 
     def _wait_until(self, is_so: Callable[[], bool]) -> bool:
         """Whether it has come to be so in a while. The caller has the turn."""
-        return self._turn.wait_for(lambda: self._failure is not None or is_so(), _BLOCK_S) and is_so()
+        return self._turn.wait_for(lambda: self._failure is not None or is_so(), BLOCK_S) and is_so()
 
     def _wait_for_turn(self, timeout_s: float) -> None:
         with self._turn:

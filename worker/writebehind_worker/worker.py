@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
-import socket
 import threading
 import time
 from datetime import UTC, datetime
@@ -21,11 +19,11 @@ from writebehind.keys import QueueKeys
 from . import postgres, redis_server
 from .backoff import Backoff
 from .breaker import Breaker
-from .config import Config, one_line
+from .config import Config, one_line, redacted
 from .errors import LedgerRefused, OwnershipLost
 from .flush import Flusher
-from .heartbeat import Heartbeat
-from .lease import Holder, Lease
+from .heartbeat import BacklogSampler, Heartbeat
+from .lease import Holder, Lease, own_name
 from .ledger import Ledger
 from .metrics import Metrics
 from .owned_queue import CONNECTIONS, OwnedQueue, publish_tables
@@ -61,9 +59,10 @@ class Worker:
         self._config, self._state, self._metrics = config, state, metrics
         self._log = log.bind(queue=config.queue)
         self._keys = QueueKeys(config.queue)
-        self._owner = f"{socket.gethostname()}:{os.getpid()}"
+        self._owner = own_name()
         self._token = secrets.token_hex(16)
         self._breaker = Breaker()
+        self._backlog = BacklogSampler(self._keys, metrics)
         self._reasons: set[str] = set()  # for which Postgres is away, as far as they have been logged
         self._fatal: BaseException | None = None
 
@@ -106,6 +105,7 @@ class Worker:
                     self._postgres_is(False, f"Postgres: {one_line(error)}; {advice(error)}")
                 except LedgerRefused as error:
                     self._postgres_is(False, str(error))
+                self._state.role_is("starting")  # whoever held the lease, another may by now
                 self._metrics.retried("begin again")
                 if time.monotonic() - began > _STABLE_S:
                     backoff.reset()
@@ -119,14 +119,23 @@ class Worker:
         with RedisLink(self._config.redis_url) as link, RedisLink(self._config.redis_url) as side:
             redis_server.check(link.client, self._config)
             self._redis_is(True)
+            if self._state.facts()["postgres_up"] is False:
+                self._look_at_backlog(side.client)
             with self._connect() as conn:
+                postgres.check_version(conn, redacted(self._config.postgres_url))
                 ledger = Ledger(conn, self._config.queue)
                 ledger.check()
                 self._postgres_is(True)
+                self._metrics.nothing_is_known()
                 lease = self._lease(link.client)
                 if not self._stand_by(lease, conn, stop):
                     return
                 self._own(link, side, conn, ledger, lease, stop)
+
+    def _look_at_backlog(self, client: redis.Redis) -> None:
+        """Without Postgres nobody owns the queue, and somebody has to tell how it grows."""
+        with contextlib.suppress(redis.RedisError, ValueError):
+            self._backlog.sample(client)
 
     def _connect(self) -> postgres.Connection:
         c = self._config
@@ -179,8 +188,7 @@ class Worker:
         finally:
             heart.stop()
             self._metrics.lease_is(False)
-            self._metrics.queue_is(0, 0, 0, None)  # the next owner tells
-            self._metrics.dead_letters_are({})
+            self._metrics.nothing_is_known()
             self._metrics.nothing_holds()
             self._state.held_is(None)
             self._state.breaker_is(None)
@@ -215,15 +223,18 @@ class Worker:
             publish=partial(publish_tables, side.client, self._keys),
             refuse_newer=c.refuse_newer,
         )
-        missing = [name for name in c.tables if flusher.catalog.find(name) is None]
-        if missing:
-            self._log.warning("--table names tables that do not exist: are they misspelt?", tables=missing)
+        if unwritable := flusher.catalog.unwritable(c.tables):
+            # No reason to stop: the other tables' writes go on, and dead letters can be sent again.
+            self._log.warning(
+                "--table names tables that cannot be written to; see `writebehind doctor`", tables=unwritable
+            )
         return flusher
 
     def _tell(self, taken: Takeover) -> None:
         """Says what the new owner has found."""
         self._state.role_is("owner", epoch=taken.row.epoch, owner=self._owner)
         self._metrics.lease_is(True)
+        self._metrics.epoch_is(taken.row.epoch)
         self._log.info("owner", epoch=taken.row.epoch, frozen_batches=len(taken.frozen))
         history, row = taken.history, taken.row
         if history.redis_went_back or (history.redis_is_new and row.generations):
@@ -254,6 +265,8 @@ class Worker:
 
     def _redis_is(self, up: bool, reason: str | None = None) -> None:
         self._metrics.redis_is(up)
+        if not up:
+            self._metrics.nothing_is_known()
         if self._state.redis_is(up, reason):
             (self._log.info if up else self._log.warning)("redis", up=up, reason=reason)
 

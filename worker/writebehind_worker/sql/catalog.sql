@@ -6,6 +6,7 @@ SELECT json_build_object(
     'name', c.relname,
     'visible', pg_table_is_visible(c.oid),
     'row_security', c.relrowsecurity,
+    'partitioned', c.relkind = 'p',
     'columns', (
         SELECT json_agg(json_build_object(
             'number', a.attnum,

@@ -1,0 +1,1 @@
+"""What is done before a release: build, install, run, audit. No part of what is installed."""

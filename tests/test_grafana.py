@@ -1,0 +1,145 @@
+"""The dashboard: as generated, as Grafana needs it, and each of its queries asked of a real Prometheus."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.prometheus import ROOT, Prometheus, free_port
+from tests.support.wait import wait_until
+from tests.support.workers import WorkerProcess, Workload
+
+GENERATOR = ROOT / "deploy" / "grafana" / "generate.py"
+DASHBOARD = json.loads(GENERATOR.with_name("dashboard.json").read_text())
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+NO_DATA = {"Rollback"}
+"""What shows nothing while all is well; everything else has to show something."""
+
+# Names that Grafana knows.
+UNITS = {"s", "none", "short", "bytes", "percentunit", "ops", "wps", "rowsps", "dateTimeFromNow"}
+
+
+def queries() -> Iterator[tuple[str, str]]:
+    """What it belongs to, and the expression."""
+    for panel in PANELS:
+        for target in panel["targets"]:
+            yield panel["title"], target["expr"]
+    for annotation in DASHBOARD["annotations"]["list"]:
+        yield annotation["name"], annotation["expr"]
+
+
+def filled_in(expression: str, queue: str) -> str:
+    """As Grafana sends it: one queue is chosen, of all jobs."""
+    values = {"$__rate_interval": "5s", "$job": ".*", "$queue": re.escape(queue).replace("\\", "\\\\")}
+    for name, value in values.items():
+        expression = expression.replace(name, value)
+    assert "$" not in expression, expression
+    return expression
+
+
+def test_the_file_is_what_the_generator_makes() -> None:
+    spec = importlib.util.spec_from_file_location("generate", GENERATOR)
+    assert spec is not None and spec.loader is not None
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    assert generate.OUTPUT.read_text() == generate.text(), "run: python deploy/grafana/generate.py"
+
+
+def test_it_has_what_grafana_needs() -> None:
+    assert DASHBOARD["schemaVersion"] >= 36
+    assert re.fullmatch(r"[\w-]{1,40}", DASHBOARD["uid"])
+    assert "id" not in DASHBOARD, "an id of another Grafana keeps it from being imported"
+    ids = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(ids) == len(set(ids))
+    assert [v["name"] for v in DASHBOARD["templating"]["list"]] == ["datasource", "job", "queue"]
+
+
+def test_no_panel_lies_on_another_nor_beyond_the_edge() -> None:
+    taken: dict[tuple[int, int], str] = {}
+    for panel in DASHBOARD["panels"]:
+        at = panel["gridPos"]
+        assert at["x"] >= 0 and at["w"] > 0 and at["x"] + at["w"] <= 24, panel["title"]
+        for x in range(at["x"], at["x"] + at["w"]):
+            for y in range(at["y"], at["y"] + at["h"]):
+                assert (x, y) not in taken, f"{panel['title']} lies on {taken[x, y]}"
+                taken[x, y] = panel["title"]
+
+
+@pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
+def test_each_panel_explains_itself(panel: dict[str, Any]) -> None:
+    assert panel["type"] in {"stat", "timeseries", "heatmap"}
+    assert panel["description"].endswith(".")
+    assert panel["fieldConfig"]["defaults"]["unit"] in UNITS
+    assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+    references = [target["refId"] for target in panel["targets"]]
+    assert references == sorted(set(references))
+    for target in panel["targets"]:
+        assert target["datasource"] == panel["datasource"]
+        assert target["legendFormat"]
+        selectors = re.findall(r"\{([^{}]*)\}", target["expr"])
+        assert selectors and all('job=~"$job", queue=~"$queue"' in one for one in selectors)
+
+
+def test_the_runbook_names_what_is_there() -> None:
+    text = (ROOT / "docs" / "runbook.md").read_text()
+    named = set(re.findall(r"(?<!\*)\*([A-Z][^*\n]+)\*(?!\*)", text))
+    shown = {panel["title"] for panel in PANELS} | {a["name"] for a in DASHBOARD["annotations"]["list"]}
+    assert "Writes that wait" in named
+    assert named - shown == {"Targets"}, "Targets is a page of Prometheus"
+
+
+def test_each_query_finds_something_in_a_real_prometheus(
+    load: Workload, redis_url: str, postgres_url: str, queue: str, tmp_path: Path
+) -> None:
+    port = free_port()
+    urls = {"redis_url": redis_url, "postgres_url": postgres_url, "queue": queue}
+    prometheus = Prometheus(tmp_path, free_port(), f"127.0.0.1:{port}")
+    others = {"metrics_port": port, "metrics_host": "127.0.0.1"}
+
+    def missing() -> set[str]:
+        return {
+            f"{title}: {expression}"
+            for title, expression in queries()
+            if title not in NO_DATA and not prometheus.query_range(filled_in(expression, queue), 20)
+        }
+
+    def work() -> bool:
+        load.redis.lpush(queue, b'{"table":"users","id":99,"data":{"nmae":"x"}}')  # one more dead letter
+        load.add(100)
+        load.wait_until_done()
+        return not missing()
+
+    with prometheus, WorkerProcess(**urls, **others) as worker:
+        load.add(100)
+        load.wait_until_done()
+        wait_until(lambda: prometheus.query(f'writebehind_lease_held{{queue="{queue}"}} == 1'))
+        # Ends its connections: the queue is owned anew, which is what is tried again and marked.
+        for client in load.redis.client_list():
+            if client["cmd"].startswith("blmove"):
+                load.redis.client_kill_filter(_id=client["id"])
+        worker.wait_for_event("owner", count=2)
+        with suppress(AssertionError):  # the next line says more
+            wait_until(work, timeout=20, interval=0.2)
+        assert missing() == set()
+        for title, expression in queries():
+            filled = filled_in(expression, queue)
+            samples = prometheus.query(filled)
+            assert {s.labels.get("queue", queue) for s in samples} <= {queue}, title
+            if title in NO_DATA:
+                assert not samples, title
+        assert value(prometheus, "Owners", queue) == 1
+        wait_until(lambda: value(prometheus, "Dead letters", queue) >= 1)
+        assert value(prometheus, "Writes a row", queue) >= 1
+        assert 0 <= value(prometheus, "Since the last commit", queue) < 60
+
+
+def value(prometheus: Prometheus, title: str, queue: str) -> float:
+    (expression,) = [expression for name, expression in queries() if name == title]
+    (sample,) = prometheus.query_range(filled_in(expression, queue), 20)
+    return sample.value

@@ -1,0 +1,126 @@
+"""A cache entry as it stands in Redis at one instant, for commands that look at it from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+import redis
+from redis import Redis
+
+from writebehind.entry import Entry, read_entry
+from writebehind.keys import QueueKeys
+
+from .errors import FatalError
+
+Standing = Literal["absent", "foreign", "filling", "pending", "stuck", "row", "gone"]
+"""``pending``: it shows a write that may not be in Postgres yet. ``stuck``: that write is settled, and yet
+the entry has no time to live. ``gone``: a tombstone or a negative entry. ``foreign``: not one of ours."""
+
+NO_TTL = -1
+_AT_ONCE = 200
+"""Entries read in one transaction: Redis answers others in between."""
+
+
+class Moment(msgspec.Struct, frozen=True):
+    """What the queue was when entries were read; ``is_idle``: nothing waited, and nothing was frozen."""
+
+    applied: int = 0
+    generation: int = 0
+    is_idle: bool = True
+
+    def has_settled(self, seq: int) -> bool:
+        """Whether the write is known to be settled: ``applied`` advances after the entries have their TTL.
+
+        Of an older generation it tells only where nothing is pending: a new one begins with the ledger's.
+        """
+        return seq == 0 or (seq <= self.applied and (seq >= self.generation or self.is_idle))
+
+
+class CachedEntry(msgspec.Struct, frozen=True):
+    """``fields`` of the hash, ``None`` where the key holds something else; ``expires_ms``: Unix time."""
+
+    name: bytes
+    fields: dict[bytes, bytes] | None
+    expires_ms: int
+    moment: Moment
+
+    @property
+    def entry(self) -> Entry:
+        """What it says to a reader."""
+        if self.fields is None:
+            return Entry("foreign", {})
+        try:
+            return read_entry(self.fields)
+        except UnicodeDecodeError:  # the name of a field: no column
+            return Entry("foreign", {})
+
+    @property
+    def standing(self) -> Standing:
+        """As :data:`Standing` says."""
+        entry = self.entry
+        if entry.state in ("absent", "foreign", "filling"):
+            return entry.state
+        if self.expires_ms == NO_TTL and b"@seq" in (self.fields or {}):
+            return "stuck" if self.moment.has_settled(entry.seq) else "pending"
+        return "pending" if entry.state == "marker" else entry.state
+
+    @property
+    def kind(self) -> str:
+        """Its state by its proper name: row, marker, tombstone, negative, fill, foreign or absent."""
+        if self.entry.state in ("absent", "row", "foreign"):
+            return self.entry.state
+        return (self.fields or {}).get(b"@is", b"").decode()
+
+    def is_still(self, other: CachedEntry) -> bool:
+        """Whether nobody has touched it in between: each write changes its seq, each fill its expiry."""
+        return self.fields == other.fields and self.expires_ms == other.expires_ms
+
+
+def read_entries(client: Redis, keys: QueueKeys, names: Sequence[bytes]) -> list[CachedEntry]:
+    """The entries of these cache keys, each parcel of them at one instant.
+
+    Raises:
+        redis.RedisError: it does not answer, or a key of the queue is of another type.
+        FatalError: a key of the queue holds what nobody of us has put there.
+    """
+    found: list[CachedEntry] = []
+    for start in range(0, len(names), _AT_ONCE):
+        found += _read(client, keys, names[start : start + _AT_ONCE])
+    return found
+
+
+def _read(client: Redis, keys: QueueKeys, names: Sequence[bytes]) -> list[CachedEntry]:
+    pipe: Any = client.pipeline()
+    for name in names:
+        pipe.hgetall(name).pexpiretime(name)
+    pipe.get(keys.applied).hmget(keys.clock, "generation").llen(keys.queue).llen(keys.inflight)
+    *replies, applied, clock, waiting, frozen = pipe.execute(raise_on_error=False)
+    for reply in (applied, clock, waiting, frozen):
+        if isinstance(reply, Exception):
+            raise reply
+    moment = Moment(
+        as_number(applied, keys.applied), as_number(clock[0], keys.clock), waiting == 0 and frozen == 0
+    )
+    return [
+        CachedEntry(name, _fields(fields), expires, moment)
+        for name, fields, expires in zip(names, replies[::2], replies[1::2], strict=True)
+    ]
+
+
+def _fields(reply: Any) -> dict[bytes, bytes] | None:
+    if isinstance(reply, redis.ResponseError) and "WRONGTYPE" in str(reply):
+        return None
+    if isinstance(reply, Exception):
+        raise reply
+    return dict(reply)
+
+
+def as_number(value: bytes | None, key: str) -> int:
+    """What a key of the queue holds; 0 if it is not there. Raises `FatalError` for what is no number."""
+    if value is None:
+        return 0
+    if not value.isdigit():
+        raise FatalError(f"{key} in Redis holds what no worker has put there", "look at it with redis-cli")
+    return int(value)

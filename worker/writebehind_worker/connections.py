@@ -1,0 +1,65 @@
+"""Connections of the commands that look at rows, with their errors as an operator needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+import redis
+
+from .config import Config, one_line, redacted
+from .errors import FatalError
+from .postgres import Connection, connect
+from .redis_server import RedisLink
+
+_STATEMENT_TIMEOUT_S, _LOCK_TIMEOUT_S = 30, 1  # a migration may have locked a table
+
+
+@contextmanager
+def reading_redis(config: Config) -> Iterator[redis.Redis]:
+    """A client. Raises `FatalError` for whatever Redis answers with inside the block."""
+    try:
+        with RedisLink(config.redis_url) as link:
+            yield link.client
+    except (redis.RedisError, OSError) as error:
+        raise FatalError(
+            redis_error(config, error),
+            "check --redis-url, --queue, and the user's rights (deploy/redis-acl.conf)",
+        ) from error
+
+
+@contextmanager
+def reading_postgres(config: Config) -> Iterator[Connection]:
+    """A connection that can write nothing. Raises `FatalError` for whatever Postgres answers with, too."""
+    try:
+        with connect(config.postgres_url) as conn:
+            conn.execute(
+                f"SET default_transaction_read_only = on; SET statement_timeout = '{_STATEMENT_TIMEOUT_S}s'; "
+                f"SET lock_timeout = '{_LOCK_TIMEOUT_S}s'; SET extra_float_digits = 1"
+            )
+            yield conn
+    except psycopg.Error as error:
+        raise FatalError(
+            postgres_error(config, error), "check --postgres-url, and the role's rights (deploy/roles.sql)"
+        ) from error
+
+
+def redis_error(config: Config, error: Exception) -> str:
+    """What it says, and where."""
+    return f"Redis at {redacted(config.redis_url)}: {one_line(error)}"
+
+
+def postgres_error(config: Config, error: Exception) -> str:
+    """What it says, and where."""
+    return f"Postgres at {redacted(config.postgres_url)}: {one_line(error)}"
+
+
+def refuse_standby(conn: Connection) -> None:
+    """Raises `FatalError` where Postgres may be behind: every difference would be a false one."""
+    row = conn.execute("SELECT pg_is_in_recovery()").fetchone()
+    if row is not None and row[0]:
+        raise FatalError(
+            "Postgres is a standby here: it may be behind, and the cache would seem to differ",
+            "give --postgres-url of the primary (target_session_attrs=read-write)",
+        )

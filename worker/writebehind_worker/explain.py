@@ -1,0 +1,302 @@
+"""Where the writes of one row are now, followed in the way that they go: cache, queue, batches, Postgres."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import msgspec
+import psycopg
+import redis
+from psycopg import errors as pg
+from redis import Redis
+
+from writebehind.identity import canonical
+from writebehind.keys import QueueKeys
+
+from .cache_names import CacheNames
+from .cached_entry import CachedEntry, read_entries
+from .catalog import load_catalog
+from .config import Config, one_line
+from .connections import reading_postgres, redis_error
+from .errors import FatalError, LedgerMissing
+from .history import committed
+from .key_reader import KeyReader
+from .known_tables import KnownTables, read_published
+from .obstacles import obstacles
+from .postgres import Connection
+from .redis_server import RedisLink
+from .resolve import Key, key_text
+from .row_comparison import CachedRow, RowComparison
+from .row_search import Found, RowMatcher, search
+from .status import read_status
+from .table import Table
+from .verify import Difference, difference_of
+
+_MOST_TRIES = 5
+_MOST_LETTERS = 20
+_ASK_TIMEOUT_S = 30.0
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Which row is meant; ``key`` is column → canonical text. ``is_known``: Postgres has such a table."""
+
+    table: str
+    key: dict[str, str]
+    cache_key: str
+    is_known: bool
+
+
+class LedgerView(msgspec.Struct, frozen=True):
+    """What Postgres has committed of the queue; all zero before its first owner."""
+
+    applied_seq: int = 0
+    recent_batches: tuple[int, ...] = ()
+
+
+class LetterView(msgspec.Struct, frozen=True):
+    """A dead letter of the row."""
+
+    id: int
+    kind: str
+    seq: int | None
+    sqlstate: str | None
+    reason: str
+    is_superseded: bool
+
+
+class Explanation(msgspec.Struct):
+    """All that is known; ``None`` where a server could not be asked, and the error says why.
+
+    ``agrees``: ``None`` where there is nothing to compare: no entry, or one that shows a pending write.
+    ``values``: of the row in Postgres, column → JSON text, if they were asked for. ``row_error``: why the row
+    alone could not be read.
+    """
+
+    identity: Identity
+    entry: CachedEntry | None = None
+    now_ms: int = 0
+    found: Found | None = None
+    ledger: LedgerView | None = None
+    letters: list[LetterView] | None = None
+    exists: bool | None = None
+    difference: Difference | None = None
+    values: dict[str, bytes] | None = None
+    obstacles: list[str] = msgspec.field(default_factory=list)
+    row_error: str | None = None
+    redis_error: str | None = None
+    postgres_error: str | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Writes that are not in Postgres."""
+        return sum(not write.is_committed for write in self.found.writes) if self.found else 0
+
+    @property
+    def open_letters(self) -> list[LetterView]:
+        """Those that no later write of the row has superseded."""
+        return [letter for letter in self.letters or () if not letter.is_superseded]
+
+
+class Explainer:
+    """Explains one row; ``id`` is a scalar's text, or a JSON object of the key's columns.
+
+    ``cache_key`` names the entry where producers of another language choose their own.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        table: str,
+        id: str,
+        names: CacheNames,
+        *,
+        cache_key: str | None = None,
+        limit: int | None = None,
+        with_values: bool = False,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        self._config, self._name, self._id, self._names = config, table, id, names
+        self._cache_key, self._limit, self._with_values = cache_key, limit, with_values
+        self._keys, self._progress = QueueKeys(config.queue), progress
+
+    def explain(self) -> Explanation:
+        """Asks both servers; either may be down.
+
+        Raises:
+            FatalError: the table or the id cannot be what is meant, or a right is missing.
+        """
+        try:
+            with reading_postgres(self._config) as conn:
+                return self._explain(conn, None)
+        except FatalError as error:
+            if not isinstance(error.__cause__, psycopg.OperationalError):
+                raise
+            return self._explain(None, str(error))
+
+    def _explain(self, conn: Connection | None, postgres_error: str | None) -> Explanation:
+        link = RedisLink(self._config.redis_url)
+        with link:
+            try:
+                made = self._steady(conn, link.client)
+            except (redis.RedisError, OSError) as error:
+                made = self._without_redis(conn, redis_error(self._config, error))
+        made.postgres_error = postgres_error
+        if made.waiting or made.redis_error or made.postgres_error:
+            made.obstacles = obstacles(read_status(self._config))
+        return made
+
+    def _steady(self, conn: Connection | None, client: Redis) -> Explanation:
+        """Looks again where the entry was changed while we looked: by a write, say, that is under way."""
+        tables = KnownTables(load_catalog(conn) if conn else None, read_published(client, self._keys))
+        for _ in range(_MOST_TRIES):
+            made = self._look(conn, client, tables)
+            assert made.entry is not None
+            if made.found and made.found.writes:
+                break
+            (again,) = read_entries(client, self._keys, [made.entry.name])
+            if again.is_still(made.entry):
+                break
+        return made
+
+    def _look(self, conn: Connection | None, client: Redis, tables: KnownTables) -> Explanation:
+        row = self._row(conn, tables)
+        identity, table, matcher = row
+        name = identity.cache_key.encode(errors="surrogateescape")
+        seconds, micros = client.time()
+        (entry,) = read_entries(client, self._keys, [name])
+        made = Explanation(identity, entry, now_ms=seconds * 1000 + micros // 1000)
+        made.found = search(client, self._keys, matcher, self._limit, self._progress)
+        if conn is not None:
+            self._ask_postgres(conn, made, table)
+        return made
+
+    def _without_redis(self, conn: Connection | None, error: str) -> Explanation:
+        tables = KnownTables(load_catalog(conn) if conn else None, {})
+        identity, table, _ = self._row(conn, tables)
+        made = Explanation(identity, redis_error=error)
+        if conn is not None:
+            self._ask_postgres(conn, made, table)
+        return made
+
+    def _row(self, conn: Connection | None, tables: KnownTables) -> tuple[Identity, Table | None, RowMatcher]:
+        table, known = tables.find(self._name), tables.identity(self._name)
+        if table is not None and not table.key:
+            raise FatalError(
+                f"{table.full_name} has no primary key: its rows cannot be told apart",
+                "writes to it become dead letters (42P10): see `writebehind dead list`",
+            )
+        columns: list[tuple[str, Callable[[str], str | None]]]
+        if table is not None:
+            columns = [(column.name, column.canonical) for column in table.key]
+        else:
+            columns = [(name, partial(canonical, kind)) for name, kind in known.columns]
+        key = read_id(self._id, [name for name, _ in columns], self._name)
+        if not columns:  # nobody has told us of the table: names and values are taken as they are
+            columns = [(name, str) for name in sorted(key)]
+        ask = None
+        if conn is not None and table is not None:
+            reader = KeyReader(conn, _ASK_TIMEOUT_S)
+            ask = partial(_ask, reader, table)
+        matcher = RowMatcher(partial(tables.means_the_same, self._name), columns, key, ask)
+        names = [name for name, _ in columns]
+        identity = Identity(
+            table.full_name if table else self._name,
+            dict(zip(names, matcher.canonical_key, strict=True)),
+            self._cache_key or self._names.name(known, key if len(key) > 1 else next(iter(key.values()))),
+            table is not None,
+        )
+        return identity, table, matcher
+
+    def _ask_postgres(self, conn: Connection, made: Explanation, table: Table | None) -> None:
+        """The ledger first: what is committed while we ask is pending to us, not lost."""
+        try:
+            made.ledger = _read_ledger(conn, self._config.queue)
+            made.letters = _read_letters(conn, self._config.queue, self._name, made.identity)
+        except (pg.UndefinedTable, pg.InvalidSchemaName) as error:
+            raise LedgerMissing(conn.info.dbname) from error
+        if made.found:
+            done = set(committed(made.ledger.recent_batches, made.found.batches))
+            for write in made.found.writes:
+                write.is_committed = write.batch in done
+        if table is None:
+            return
+        try:
+            self._compare(RowComparison(conn), made, table)
+        except (pg.LockNotAvailable, pg.QueryCanceled) as error:
+            made.row_error = f"{table.full_name} cannot be read now: {one_line(error)}"
+
+    def _compare(self, comparison: RowComparison, made: Explanation, table: Table) -> None:
+        entry = made.entry
+        columns = entry.entry.columns if entry and entry.standing in ("row", "stuck") else {}
+        (compared,) = comparison(table, [CachedRow(made.identity.key, columns)])
+        made.exists = compared.exists
+        if entry and entry.standing in ("row", "gone"):
+            made.difference = difference_of(entry, table, compared)
+        elif entry and entry.standing == "stuck":
+            made.difference = Difference(entry, table.full_name, "stuck")
+        if self._with_values:
+            made.values = comparison.values(table, made.identity.key)
+
+
+def read_id(id: str, columns: Sequence[str], table: str) -> dict[str, str]:
+    """Column → text. ``columns`` of the key are empty where they are not known.
+
+    Raises:
+        FatalError: a key of several columns needs an object that has just these.
+    """
+    given = _object(id)
+    if given is not None and (not columns or given.keys() == set(columns)):
+        return given
+    if len(columns) > 1:
+        example = msgspec.json.encode(dict.fromkeys(columns, 1)).decode()
+        raise FatalError(
+            f"{table}: {id!r} is no id of it: its key has the columns {', '.join(columns)}",
+            f"give an object that has each of them, such as '{example}'",
+        )
+    if not id or "\0" in id:
+        raise FatalError("the id is empty, or has a NUL", "give that of a row")
+    return {columns[0] if columns else "id": id}
+
+
+def _object(text: str) -> dict[str, str] | None:
+    """The members of a JSON object of scalars, as texts."""
+    try:
+        found = msgspec.json.decode(text.encode(), type=dict[str, msgspec.Raw])
+    except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError):
+        return None
+    texts: dict[str, str] = {}
+    for name, raw in found.items():
+        first = bytes(raw)[:1]
+        if first in (b"{", b"[", b"n"):
+            return None
+        texts[name] = msgspec.json.decode(raw, type=str) if first == b'"' else bytes(raw).decode()
+    return texts or None
+
+
+def _ask(reader: KeyReader, table: Table, keys: Sequence[Mapping[str, bytes]]) -> Sequence[Key | None]:
+    return reader(table, keys)
+
+
+def _read_ledger(conn: Connection, queue: str) -> LedgerView:
+    row = conn.execute(
+        "SELECT applied_seq, recent_batches FROM writebehind.ledger WHERE queue = $1", [queue]
+    ).fetchone()
+    return LedgerView(row[0], tuple(row[1])) if row else LedgerView()
+
+
+def _read_letters(conn: Connection, queue: str, name: str, identity: Identity) -> list[LetterView]:
+    """The newest of the row: by its key, or by the cache entry where the worker could not tell the key."""
+    key = key_text(tuple(identity.key.values()))
+    rows: list[Any] = conn.execute(
+        "SELECT id, kind, seq, sqlstate, reason, superseded_at IS NOT NULL FROM writebehind.dead_letters "
+        "WHERE queue = $1 AND (table_name = ANY ($2::text[]) AND key = $3 OR key IS NULL AND cache_key = $4) "
+        f"ORDER BY superseded_at IS NOT NULL, id DESC LIMIT {_MOST_LETTERS}",
+        [queue, [name, identity.table], _without_nul(key), _without_nul(identity.cache_key)],
+    ).fetchall()
+    return [LetterView(*row) for row in rows]
+
+
+def _without_nul(text: str) -> str:
+    return text.replace("\0", "\\0")
