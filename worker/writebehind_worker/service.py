@@ -114,7 +114,7 @@ class Service:
         return endpoint
 
     def _move_endpoint(self, config: Config) -> None:
-        """To another address or queue. Raises `FatalError` if it cannot listen there; it stays as it was then."""
+        """To another address or queue. Raises `FatalError`, and it stays, if it cannot listen there."""
         if _served(config) == _served(self._config):
             return
         if self._endpoint is not None:
