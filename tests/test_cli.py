@@ -196,10 +196,10 @@ def test_without_the_extra_it_says_how_to_install_it() -> None:
 
 SERVE = """
 import sys
-from writebehind_worker.cli import _stop_on_signals
-with _stop_on_signals() as stop:
+from writebehind_worker.signals import Signals
+with Signals() as signals:
     print("ready", flush=True)
-    stop.wait()
+    signals.stop.wait()
     print("stopping", flush=True)
     if "linger" in sys.argv:
         sys.stdin.read()

@@ -111,6 +111,13 @@ class WorkerProcess:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
         self._process: subprocess.Popen[bytes] | None = None
 
+    @classmethod
+    def told(cls, *arguments: str) -> Self:
+        """``writebehind run`` with just these arguments."""
+        worker = cls()
+        worker._command = [sys.executable, "-m", "writebehind_worker", "run", *arguments]
+        return worker
+
     def start(self) -> None:
         environment = {n: v for n, v in os.environ.items() if not n.startswith(("WRITEBEHIND_", "PG"))}
         self._process = subprocess.Popen(

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from queue import SimpleQueue
-from types import FrameType
 from typing import Any
 
 import click
@@ -23,15 +20,15 @@ from .config import SETTINGS, Config, one_line, redacted
 from .dead_cli import dead
 from .doctor_cli import doctor_command
 from .drain_cli import drain_command
-from .endpoint import Endpoint
 from .errors import ConfigError, FatalError
 from .explain_cli import explain_command
+from .healthcheck import healthcheck
 from .ledger_schema import apply_schema
-from .log import configure_logging, get_logger
-from .metrics import Metrics
-from .options import OWN_SERVERS, config_options
+from .log import configure_logging
+from .notify import ServiceManager
+from .options import OWN_SERVERS, config_options, config_reader
 from .pause_cli import pause_command, resume_command
-from .state import WorkerState, stall_after_s
+from .signals import Signals
 from .status import read_status, render
 from .top_cli import top
 from .verify_cli import verify_command
@@ -62,19 +59,28 @@ def cli() -> None:
     """Brings the writes of a Redis queue to Postgres: exactly once, in order.
 
     Each option can also be given by the environment variable shown beside it, or in a TOML file
-    (--config). A flag wins over the environment, the environment over the file.
+    (--config); the two URLs also as files in $CREDENTIALS_DIRECTORY, redis_url and postgres_url. A flag wins
+    over the environment, the environment over such a file, and all of them over the TOML file.
     """
 
 
 @cli.command()
 @config_options(*OWN_SERVERS, *SETTINGS)
 def run(config: Config, embedded: bool, data_dir: str) -> None:
-    """Run the worker until SIGTERM or SIGINT; a second signal ends it at once."""
+    """Run the worker until SIGTERM or SIGINT; a second signal ends it at once.
+
+    SIGHUP reads the configuration again, and the worker goes on by it; a wrong one is refused, and the one in
+    force stays. On a terminal, and with --embedded, it stops the worker.
+    """
     _check_embedded(embedded)
     configure_logging(config.log_level, config.log_format)
+    faulthandler.enable()  # a watchdog ends a process that hangs by SIGABRT: the log then shows where
+    manager = ServiceManager.of(os.environ)
+    is_on_terminal = sys.stdin is not None and sys.stdin.isatty()
+    read = None if embedded or is_on_terminal else config_reader()
     servers = _embedded(config, data_dir) if embedded else nullcontext(config)
-    with _stop_on_signals() as stop, servers as chosen:
-        _run_worker(chosen, stop)
+    with Signals() as signals, servers as chosen:
+        _serve(chosen, manager, signals, read)
 
 
 @cli.command()
@@ -110,6 +116,7 @@ for command in (
     doctor_command,
     drain_command,
     explain_command,
+    healthcheck,
     pause_command,
     resume_command,
     top,
@@ -118,21 +125,27 @@ for command in (
     cli.add_command(command)
 
 
-def _run_worker(config: Config, stop: threading.Event) -> None:
-    from .worker import Worker  # noqa: PLC0415 - no other command needs it
+def _serve(
+    config: Config, manager: ServiceManager, signals: Signals, read: Callable[[], Config] | None
+) -> None:
+    """Until it is told to stop; ``read`` reads the configuration again, ``None``: SIGHUP stops, too."""
+    from .service import Service  # noqa: PLC0415 - no other command needs it
 
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    log, metrics = get_logger(queue=config.queue), Metrics(config.queue)
-    state = WorkerState(stall_after_s(config.statement_timeout_s))
-    endpoint = None
-    if config.metrics_port:
-        endpoint = Endpoint(config.metrics_host, config.metrics_port, metrics, state)
-        endpoint.start()
-    try:
-        Worker(config, state, metrics, log).run(stop)
-    finally:
-        if endpoint:
-            endpoint.stop()
+    service = Service(config, manager)
+
+    def reload() -> None:
+        if read is None:
+            service.stop()
+            return
+        service.reloading()
+        try:
+            service.reload(read())
+        except FatalError as error:
+            service.refuse(error)
+
+    signals.call(service.stop, reload)
+    service.run()
 
 
 def _init(config: Config) -> str:
@@ -193,35 +206,3 @@ def _embedded(config: Config, data_dir: str) -> Iterator[Config]:
         yield own
     finally:
         servers.stop()
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[threading.Event]:
-    """An event that the first SIGTERM or SIGINT sets; the second ends the process at once.
-
-    The handler must not set it itself: it runs on the main thread, which may be inside the event's own
-    lock just then. A SimpleQueue is made for that.
-    """
-    stop = threading.Event()
-    received: SimpleQueue[int | None] = SimpleQueue()
-    asked = False
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            os._exit(128 + number)  # what a shell reports for this signal
-        asked = True
-        received.put(number)
-
-    def relay() -> None:
-        if received.get() is not None:
-            stop.set()
-
-    threading.Thread(target=relay, name="signals", daemon=True).start()
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        received.put(None)

@@ -58,6 +58,7 @@ class Setting:
     low: float | None
     high: float | None
     choices: tuple[str, ...]
+    secret: bool = False
 
     @property
     def key(self) -> str:
@@ -74,9 +75,10 @@ class Setting:
 
     def wrong(self, message: str) -> ConfigError:
         """The error to raise; it names every place that the value may have come from."""
+        credential = f", the credential {self.key}" if self.secret else ""
         return ConfigError(
             f"{self.flag} {message}",
-            f"correct {self.flag}, {self.variable} or {self.key!r} in the configuration file, "
+            f"correct {self.flag}, {self.variable}{credential} or {self.key!r} in the configuration file, "
             "wherever you set it",
         )
 
@@ -90,7 +92,7 @@ def _option(
     choices: tuple[str, ...] = (),
     secret: bool = False,
 ) -> _T:
-    metadata = {"help": help, "low": low, "high": high, "choices": choices}
+    metadata = {"help": help, "low": low, "high": high, "choices": choices, "secret": secret}
     return field(default=default, repr=not secret, metadata=metadata)
 
 

@@ -1,9 +1,10 @@
-"""`Config` from flags, environment and a TOML file, in this order of precedence."""
+"""`Config` from flags, environment, credentials and a TOML file, in this order of precedence."""
 
 from __future__ import annotations
 
 import difflib
 import functools
+import os
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import click
 from click.core import ParameterSource
 
 from .config import SETTINGS, Config, Setting, checked_type
+from .credentials import read_credentials
 from .errors import ConfigError
 
 Command = Callable[..., None]
@@ -28,6 +30,8 @@ OWN_SERVERS = {
 
 OPTIONS = SETTINGS | OWN_SERVERS
 
+_READER = f"{__name__}.reader"
+
 
 def config_options(*names: str) -> Callable[[Command], Command]:
     """Gives a command these options (none named: all of `Config`) and calls it with a `Config`.
@@ -42,9 +46,11 @@ def config_options(*names: str) -> Callable[[Command], Command]:
         @functools.wraps(command)
         def with_config(config_file: Path | None, **params: Any) -> None:
             given = {setting.field: params.pop(setting.field) for setting in settings}
-            values = _merged(given, config_file)
+            fixed = _fixed(given)
+            values = _merged(fixed, given, config_file)
             own = {name: values.pop(name, OWN_SERVERS[name].default) for name in OWN_SERVERS}
             params |= {name: value for name, value in own.items() if name in given}
+            click.get_current_context().meta[_READER] = functools.partial(_read, fixed, config_file)
             command(Config(**values), **params)
 
         decorated: Command = _FILE_OPTION(with_config)
@@ -53,6 +59,16 @@ def config_options(*names: str) -> Callable[[Command], Command]:
         return decorated
 
     return decorate
+
+
+def config_reader() -> Callable[[], Config]:
+    """For the command that is being run: reads its configuration again.
+
+    The file and the credentials may have changed since; the flags and the environment of a process do not.
+    It raises `ConfigError`.
+    """
+    reader: Callable[[], Config] = click.get_current_context().meta[_READER]
+    return reader
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -109,17 +125,28 @@ def _click_option(setting: Setting) -> Callable[[Command], Command]:
     )
 
 
-def _merged(given: dict[str, Any], config_file: Path | None) -> dict[str, Any]:
-    """What the file, the environment and the flags set."""
+def _fixed(given: dict[str, Any]) -> dict[str, Any]:
+    """What the flags and the environment set."""
+    source = click.get_current_context().get_parameter_source
+    return {name: value for name, value in given.items() if source(name) is not ParameterSource.DEFAULT}
+
+
+def _merged(fixed: dict[str, Any], given: dict[str, Any], config_file: Path | None) -> dict[str, Any]:
+    """What the file, the credentials, the environment and the flags set."""
     # Not click's default_map: with it, `--help` would show the file's values, passwords included.
-    values = read_file(config_file) if config_file else {}
-    context = click.get_current_context()
-    for name, value in given.items():
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
-            values[name] = value
-        elif name in values:
-            context.set_parameter_source(name, ParameterSource.DEFAULT_MAP)
-    return values
+    values = _changeable(config_file)
+    for name in given.keys() & values.keys() - fixed.keys():
+        click.get_current_context().set_parameter_source(name, ParameterSource.DEFAULT_MAP)
+    return values | fixed
+
+
+def _changeable(config_file: Path | None) -> dict[str, Any]:
+    return (read_file(config_file) if config_file else {}) | read_credentials(os.environ)
+
+
+def _read(fixed: dict[str, Any], config_file: Path | None) -> Config:
+    values = _changeable(config_file) | fixed
+    return Config(**{name: value for name, value in values.items() if name in SETTINGS})
 
 
 def _toml(path: Path) -> dict[str, Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+import os
+from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo, timeout_from_conninfo
 from psycopg.types.array import ListBinaryDumper
 
 from .errors import UnsupportedPostgres
@@ -30,6 +31,7 @@ REPLY_GRACE_S = 5.0
 """Beyond its ``statement_timeout`` a server that lives has answered by then, if only with an error."""
 
 _TICK_S = 0.1
+_ADDRESSES = 2  # of one host: IPv6 and IPv4
 
 
 class NoReply(psycopg.OperationalError):
@@ -43,18 +45,22 @@ class Connection(psycopg.Connection[Any]):
     """
 
     reply_timeout_s: float = 30.0 + REPLY_GRACE_S
+    heard: Callable[[], None] = staticmethod(lambda: None)
+    """Called whenever bytes have come or gone."""
 
     def wait(self, gen: Generator[Any, Any, _T], *args: Any, **options: Any) -> _T:
         """Consumes a generator that operates on the connection. Raises :class:`NoReply`."""
         options["interval"] = _TICK_S
         try:
-            return super().wait(_bounded(gen, self.reply_timeout_s), **options)
+            return super().wait(_bounded(gen, self.reply_timeout_s, self.heard), **options)
         except NoReply:
             self.close()
             raise
 
 
-def _bounded(gen: Generator[Any, Any, _T], timeout_s: float) -> Generator[Any, Any, _T]:
+def _bounded(
+    gen: Generator[Any, Any, _T], timeout_s: float, heard: Callable[[], None] = lambda: None
+) -> Generator[Any, Any, _T]:
     """Passes ``gen`` on, and counts how often psycopg has waited ``_TICK_S`` without a byte coming or going.
 
     Ticks, not a clock: a process that was paused itself must not take its pause for the server's.
@@ -65,6 +71,8 @@ def _bounded(gen: Generator[Any, Any, _T], timeout_s: float) -> Generator[Any, A
         while True:
             ready = yield wanted
             silent = 0 if ready else silent + 1
+            if ready:
+                heard()
             if silent * _TICK_S > timeout_s:
                 raise NoReply(f"Postgres holds the connection but has not answered for {timeout_s:g} s")
             wanted = gen.send(ready)
@@ -73,14 +81,18 @@ def _bounded(gen: Generator[Any, Any, _T], timeout_s: float) -> Generator[Any, A
         return result
 
 
-def connect(url: str, reply_timeout_s: float = Connection.reply_timeout_s) -> Connection:
+def connect(
+    url: str,
+    reply_timeout_s: float = Connection.reply_timeout_s,
+    heard: Callable[[], None] = Connection.heard,
+) -> Connection:
     """Connects in autocommit, with parameters written ``$1``; what the URL says wins over our defaults.
 
     ``synchronous_commit`` is raised where it is off: a batch leaves Redis when its commit is durable.
     """
-    conninfo = make_conninfo(**{**DEFAULTS, **conninfo_to_dict(url)})
+    conninfo = make_conninfo(**_parameters(url))
     conn = Connection.connect(conninfo, autocommit=True, cursor_factory=psycopg.RawCursor)
-    conn.reply_timeout_s = reply_timeout_s
+    conn.reply_timeout_s, conn.heard = reply_timeout_s, heard
     conn.adapters.register_dumper(list, ListBinaryDumper)  # dead letters: as text they take far longer
     conn.execute(
         "SELECT set_config('client_encoding', 'UTF8', false), set_config('synchronous_commit', "
@@ -88,6 +100,17 @@ def connect(url: str, reply_timeout_s: float = Connection.reply_timeout_s) -> Co
         "ELSE current_setting('synchronous_commit') END, false)"
     )
     return conn
+
+
+def longest_connect_s(url: str) -> float:
+    """Seconds that `connect` may take while nobody answers: it tries host after host."""
+    parameters = _parameters(url)
+    hosts = str(parameters.get("hostaddr") or parameters.get("host") or os.environ.get("PGHOST") or "")
+    return (hosts.count(",") + 1) * _ADDRESSES * timeout_from_conninfo(parameters)
+
+
+def _parameters(url: str) -> dict[str, Any]:
+    return {**DEFAULTS, **conninfo_to_dict(url)}
 
 
 def check_version(conn: psycopg.Connection[Any], where: str) -> None:

@@ -10,15 +10,6 @@ from typing import Any, Literal
 Role = Literal["starting", "standby", "owner", "stopping"]
 
 _READY_ROLES = ("owner", "standby")  # those that know who holds the lease
-_STALL_AFTER_S, _STALL_MARGIN_S = 60.0, 30.0
-
-
-def stall_after_s(statement_timeout_s: float) -> float:
-    """After how many seconds without progress a worker is taken as stalled.
-
-    The loop can wait for one answer of Postgres: as long as it may, that is no reason for a restart.
-    """
-    return max(_STALL_AFTER_S, statement_timeout_s + _STALL_MARGIN_S)
 
 
 class WorkerState:
@@ -28,26 +19,29 @@ class WorkerState:
     once and not on every retry.
     """
 
-    def __init__(
-        self, stall_after_s: float = _STALL_AFTER_S, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, stall_after_s: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._lock = threading.Lock()
         self._clock = clock
-        self._stall_after_s = stall_after_s
-        self._last_progress = clock()
-        self._facts: dict[str, Any] = {
-            "role": "starting",
-            "epoch": None,
-            "owner": None,
-            "redis_up": None,
-            "redis_reason": None,
-            "postgres_up": None,
-            "postgres_reason": None,
-            "held": None,
-            "breaker": None,
-            "paused": None,
-        }
-        self._since = dict.fromkeys(self._facts, self._last_progress)
+        self.begin(stall_after_s)
+
+    def begin(self, stall_after_s: float) -> None:
+        """A worker starts, the first one or another one in this process: nothing is known yet."""
+        with self._lock:
+            self._stall_after_s = stall_after_s
+            self._progress = {"loop": self._clock()}
+            self._facts: dict[str, Any] = {
+                "role": "starting",
+                "epoch": None,
+                "owner": None,
+                "redis_up": None,
+                "redis_reason": None,
+                "postgres_up": None,
+                "postgres_reason": None,
+                "held": None,
+                "breaker": None,
+                "paused": None,
+            }
+            self._since = dict.fromkeys(self._facts, self._clock())
 
     def redis_is(self, up: bool, reason: str | None = None) -> bool:
         """Redis answers, or does not and why. A new reason alone is no change."""
@@ -79,10 +73,19 @@ class WorkerState:
         """Why an operator has paused the queue; None: it goes on. A paused worker is ready."""
         return self._set("paused", paused=reason)
 
-    def progress(self) -> None:
-        """The loop has come round: it is alive, whether or not there was work."""
+    def progress(self, part: str = "loop") -> None:
+        """A part of the worker has come round: it is alive, whether or not there was work.
+
+        From then on it has to, again and again, until it has `ended`: one that lives does not speak for the
+        others.
+        """
         with self._lock:
-            self._last_progress = self._clock()
+            self._progress[part] = self._clock()
+
+    def ended(self, part: str) -> None:
+        """Nothing more will come from there."""
+        with self._lock:
+            self._progress.pop(part, None)
 
     def facts(self) -> dict[str, Any]:
         """A copy of all there is to know."""
@@ -95,11 +98,14 @@ class WorkerState:
             return self._clock() - self._since[fact]
 
     def health(self) -> tuple[bool, dict[str, Any]]:
-        """False if the loop has not come round for ``stall_after_s``: only a restart can help then."""
+        """False if a part has not come round for ``stall_after_s``: only a restart can help then."""
         with self._lock:
-            idle_s = self._clock() - self._last_progress
-        alive = idle_s <= self._stall_after_s
-        return alive, {"ok": alive, "since_progress_s": round(idle_s, 3)}
+            part, since = min(self._progress.items(), key=lambda item: item[1])
+            idle_s = self._clock() - since
+            alive = idle_s <= self._stall_after_s
+        return alive, {"ok": alive, "since_progress_s": round(idle_s, 3)} | (
+            {} if alive else {"stalled": part}
+        )
 
     def readiness(self) -> tuple[bool, dict[str, Any]]:
         """Both servers answer, who holds the lease is known, and no breaker pauses the queue.

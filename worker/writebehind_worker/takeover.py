@@ -41,7 +41,10 @@ def take_over(
     holdings = queue.own(row.epoch, row.applied_seq)
     history = compare(row, holdings, run_id)
     done = committed(row.recent_batches, holdings.inflight)
-    frozen = [queue.read_frozen(batch, holdings.clock_seq) for batch in holdings.inflight]
+    frozen = []
+    for batch in holdings.inflight:
+        frozen.append(queue.read_frozen(batch, holdings.clock_seq))
+        progress()
     if history.is_plain and row.redis_run_id == run_id:
         return Takeover(row, holdings, history, frozen, done)
     left = frozen[len(done) :]

@@ -44,7 +44,7 @@ from .unit import Unit
 BLOCK_S = 1.0  # an idle owner looks at its lease, and at the stop signal, so often
 _POLL_PAUSED_S = 0.2
 _POLL_FULL_S = 0.1  # a full Redis refuses to block
-_IDLE_S = 1.0
+_IDLE_S = 1.0  # a thread that waits for another one says so often that it lives
 TOUCH_EVERY_S = 5.0  # a server's `timeout` closes connections that are silent for longer
 _MOST_CLAIMED = 2  # batches: one is read while the next one comes
 _UNITS = 3  # one grows while one is in Postgres and one is settled
@@ -88,16 +88,23 @@ class Tenure:
         """Returns when ``stop`` is set and what was frozen is acknowledged; raises what ended the tenure."""
         sides = (("claim", self._claim, stop, lost), ("read", self._read), ("finish", self._finish))
         threads = [
-            threading.Thread(target=self._guarded, args=(side, *given), name=name, daemon=True)
+            threading.Thread(target=self._side, args=(name, side, *given), name=name, daemon=True)
             for name, side, *given in sides
         ]
         for thread in threads:
             thread.start()
         self._guarded(self._flush, stop)
         for thread in threads:
-            thread.join()
+            while thread.is_alive():
+                thread.join(_IDLE_S)
+                self._state.progress()
         if self._failure is not None:
             raise self._failure
+
+    def _side(self, name: str, side: Callable[..., None], *given: Stop) -> None:
+        self._state.progress(name)
+        self._guarded(side, *given)
+        self._state.ended(name)
 
     def _guarded(self, side: Callable[..., None], *given: Stop) -> None:
         try:
@@ -128,6 +135,7 @@ class Tenure:
 
     def _next_unit(self) -> Unit | None:
         while True:
+            self._state.progress()
             with self._turn:
                 if self._reads and not self._is_ready() and self._failure is None:
                     is_empty = not (self._waiting or self._claimed)
@@ -179,7 +187,9 @@ class Tenure:
     def _next_batch(self) -> FrozenBatch | None:
         with self._turn:
             while self._failure is None and self._claims and not self._claimed:
-                self._turn.wait()
+                self._turn.wait(_IDLE_S)
+                self._state.progress("read")
+            self._state.progress("read")
             return self._claimed[0] if self._claimed and self._failure is None else None
 
     # The Redis sides.
@@ -204,14 +214,16 @@ class Tenure:
         """All that is in Postgres and that Redis does not know yet; empty at the end."""
         with self._turn:
             while self._failure is None and self._flushes and not self._flushed:
-                self._turn.wait()
+                self._turn.wait(_IDLE_S)
+                self._state.progress("finish")
+            self._state.progress("finish")
             return [] if self._failure is not None else list(self._flushed)
 
     def _claim(self, stop: Stop, lost: Stop) -> None:
         while self._failure is None and not stop.is_set():
             if lost.is_set():
                 raise OwnershipLost("the lease was not renewed in time")
-            self._state.progress()
+            self._state.progress("claim")
             if self._may_claim():
                 self._claim_one(stop)
         with self._turn:

@@ -36,6 +36,18 @@ from .tenure import Tenure
 _STANDBY_POLL_S = 0.2
 _STANDBY_PING_S = 5.0
 _STABLE_S = 10.0  # a tenure that lasted so long was no failed attempt
+_STALL_MARGIN_S = 25.0  # for its own computing on a busy machine, for Redis, and to resolve a name
+_JOIN_S = 0.1
+
+
+def stall_after_s(config: Config) -> float:
+    """Seconds after which a worker that does not come round hangs: longer than it may wait for Postgres.
+
+    The longest silence that is none of its faults is one answer, or one attempt to connect. Whatever comes
+    from Postgres counts as progress, so that a statement may be one of many.
+    """
+    reply_s = config.statement_timeout_s + postgres.REPLY_GRACE_S
+    return max(reply_s, postgres.longest_connect_s(config.postgres_url)) + _STALL_MARGIN_S
 
 
 class Worker:
@@ -54,8 +66,11 @@ class Worker:
         self._reasons: set[str] = set()  # for which Postgres is away, as far as they have been logged
         self._fatal: BaseException | None = None
 
-    def run(self, stop: threading.Event) -> None:
-        """Works until ``stop`` is set, then finishes what is frozen, within ``stop_timeout_s``.
+    def run(self, stop: threading.Event, hurry: threading.Event | None = None) -> None:
+        """Works until ``stop`` is set, then finishes what is frozen.
+
+        Within ``stop_timeout_s`` of ``hurry``, which is ``stop`` unless another event is given: the process
+        goes on then, and what is frozen may take as long as Postgres may.
 
         Raises:
             FatalError: the operator must act.
@@ -64,6 +79,8 @@ class Worker:
         thread.start()
         stop.wait()
         self._state.role_is("stopping")
+        while thread.is_alive() and not (hurry or stop).is_set():
+            thread.join(_JOIN_S)
         thread.join(self._config.stop_timeout_s)
         if thread.is_alive():
             self._log.warning(
@@ -122,7 +139,8 @@ class Worker:
 
     def _connect(self) -> postgres.Connection:
         c = self._config
-        return postgres.connect(c.postgres_url, c.statement_timeout_s + postgres.REPLY_GRACE_S)
+        reply_timeout_s = c.statement_timeout_s + postgres.REPLY_GRACE_S
+        return postgres.connect(c.postgres_url, reply_timeout_s, self._state.progress)
 
     def _lease(self, client: redis.Redis) -> Lease:
         return Lease(client, self._keys, self._token, self._owner, self._config.lease_ttl_s)
