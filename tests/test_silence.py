@@ -260,6 +260,12 @@ def test_while_the_postgres_process_is_stopped_workers_wait_and_can_be_stopped(
             load.check()
 
 
+def others(client: Redis) -> set[str]:
+    """The connections that are not the client's own."""
+    own = str(client.client_id())
+    return {connection["id"] for connection in client.client_list()} - {own}
+
+
 @pytest.mark.parametrize("is_paused", [False, True], ids=["idle", "paused"])
 def test_an_idle_owner_stays_the_owner_where_redis_closes_silent_connections(
     own_servers: EmbeddedServers, queue: str, monkeypatch: pytest.MonkeyPatch, is_paused: bool
@@ -279,8 +285,11 @@ def test_an_idle_owner_stays_the_owner_where_redis_closes_silent_connections(
         epoch = worker.wait_for_role("owner")["epoch"]
         if is_paused:
             pause(client, QueueKeys(queue), "a test")
-        client.config_set("timeout", 2)
-        time.sleep(5.5)
+        client.config_set("timeout", 3)
+        wait_until(lambda: len(others(client)) == 3)  # two, and the heartbeat's
+        before = others(client)
+        time.sleep(6.5)
+        assert others(client) == before
         if is_paused:
             resume(client, QueueKeys(queue))
         client.lpush(queue, *[b'{"table":"none","id":1,"data":{}}'] * 100)  # both connections are needed
