@@ -57,4 +57,4 @@ CREATE INDEX IF NOT EXISTS dead_letters_open ON writebehind.dead_letters (queue,
 
 -- Last: whatever came before is there.
 INSERT INTO writebehind.schema_version (version) VALUES (1)
-    ON CONFLICT (only_row) DO UPDATE SET version = excluded.version;
+    ON CONFLICT (only_row) DO UPDATE SET version = greatest(schema_version.version, excluded.version);

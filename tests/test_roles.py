@@ -294,6 +294,11 @@ def test_a_raw_producer_needs_all_of_its_rights(guarded: EmbeddedServers, admin:
     assert needless_rights(admin, "raw", job) == []
 
 
+def lmoves(admin: redis.Redis) -> int:
+    """How many items have been moved, large ones, since the server was started."""
+    return int(admin.info("commandstats").get("cmdstat_lmove", {}).get("calls", 0))
+
+
 def work(url: str, admin: redis.Redis) -> None:
     """Everything that a worker does in Redis, each time from an empty one."""
     with WriteBehind(admin, prefix=CACHE) as wb:
@@ -320,6 +325,12 @@ def work(url: str, admin: redis.Redis) -> None:
         queue.settle(settlements(batch.messages, {1}))
         assert admin.ttl(f"{CACHE}users:1") > 0, "not settled"
         queue.acknowledge([batch.id], batch.applied_seq, batch.id, [Rejection(rejected, "reason")])
+        admin.lpush(KEYS.queue, "x" * 2000)
+        moved = lmoves(admin)
+        batch = queue.claim(10, 1 << 20, 0.0)
+        assert isinstance(batch, FrozenBatch)
+        assert lmoves(admin) > moved, "copied"
+        queue.acknowledge([batch.id], 0, batch.id, [])
         client.hset(KEYS.tables, "users", "{}")
         assert reap_sessions(client, KEYS, -10.0) == 1
         assert lease.release()

@@ -76,6 +76,15 @@ def test_batches_before_a_later_message_are_in(
     assert names(rows) == list(range(1, 11))
 
 
+@pytest.mark.parametrize("text", [b'{"v":2}', b'{"v":2,"table":"users"}', b'{"v":2,"id":1}', b'[{"v":2}]'])
+def test_what_no_version_could_have_written_is_a_bad_message(
+    rows: psycopg.Connection[Any], redis_client: redis.Redis, queue: str, options: dict[str, Any], text: bytes
+) -> None:
+    redis_client.lpush(queue, text, item(2))
+    with RunningWorker(**options):
+        wait_until(lambda: names(rows) == [2])
+
+
 @pytest.mark.parametrize("version", [0, -1, 1001, 1.5, "2", True, 10**30])
 def test_what_is_no_version_is_a_bad_message(
     rows: psycopg.Connection[Any],

@@ -183,6 +183,13 @@ def _key_text(raw: bytes) -> str:
     return text
 
 
+def _is_newer(read: Any) -> bool:
+    """Whether it is as a later version could have written it; else it is a mistake like any other."""
+    version, table = read.get("v"), read.get("table")
+    is_version = type(version) is int and WIRE_VERSION < version <= _MOST_VERSION
+    return is_version and isinstance(table, str) and table != "" and "id" in read
+
+
 def _faulty(position: int, body: bytes, reason: str, clock: int) -> Message:
     """The fault, with what of the envelope can still be read: its cache entry must not stay pending."""
     fault = make_fault("22P02", f"not a message of the wire format: {reason}")
@@ -202,5 +209,5 @@ def _faulty(position: int, body: bytes, reason: str, clock: int) -> Message:
         retry=retry if _is_letter(retry) else None,
         force=read.get("force") is True,
         fault=fault,
-        newer_version=v if type(v) is int and WIRE_VERSION < v <= _MOST_VERSION else None,
+        newer_version=v if _is_newer(read) else None,
     )

@@ -42,9 +42,7 @@ if delay > 0 and length < most then
 end
 
 -- A script that fails half-way keeps what it has done: items could be nowhere.
-for _, command in ipairs({
-  {'RPUSH', KEYS[7], ''}, {'LTRIM', KEYS[1], 0, 0}, {'LMOVE', KEYS[1], KEYS[7], 'RIGHT', 'RIGHT'}, {'RPUSH', KEYS[2], ''},
-}) do
+for _, command in ipairs({{'RPUSH', KEYS[7], ''}, {'LTRIM', KEYS[1], 0, 0}, {'RPUSH', KEYS[2], ''}}) do
   if not redis.acl_check_cmd(unpack(command)) then
     return redis.error_reply('NOPERM the user may not run ' .. command[1] .. ' on ' .. command[2])
   end
@@ -52,7 +50,9 @@ end
 
 local clock = redis.call('HGET', KEYS[6], 'seq') or '0'
 local taken, bytes = 0, 0
-if #redis.call('LINDEX', KEYS[1], -1) > LARGE then
+local is_large = #redis.call('LINDEX', KEYS[1], -1) > LARGE
+-- A user that was set up for an earlier version may lack LMOVE.
+if is_large and redis.acl_check_cmd('LMOVE', KEYS[1], KEYS[7], 'RIGHT', 'RIGHT') then
   -- One by one: copied, they would be written to the append-only file once more (8 kB: 0.6 of the time).
   while taken < math.min(most, length) do
     bytes = bytes + #redis.call('LMOVE', KEYS[1], KEYS[7], 'RIGHT', 'RIGHT')
