@@ -86,7 +86,7 @@ def run(config: Config, embedded: bool, data_dir: str) -> None:
 @cli.command()
 @config_options("postgres_url")
 def init(config: Config) -> None:
-    """Create the ledger's tables (schema.sql) in Postgres. Harmless if they are there."""
+    """Create the ledger's tables (schema.sql) in Postgres, or bring them to this version."""
     click.echo(_init(config))
 
 

@@ -115,7 +115,7 @@ class BacklogSampler:
         if seq is not None:
             age_s = max(0.0, seconds + micros / 1e6 - seq / 1e6)
         else:  # a raw item does not tell its age: since we first saw such a one as the oldest
-            age_s = time.monotonic() - (self._ageless_since or time.monotonic())
+            age_s = 0.0 if self._ageless_since is None else time.monotonic() - self._ageless_since
         self._metrics.queue_is(length, sum(frozen), len(batches), age_s)
 
 
