@@ -81,11 +81,11 @@ def test_it_runs_read_only_and_stops_in_seconds(image: str) -> None:
         stack.callback(docker, "network", "rm", network, check=False)
         within = ("--network", network)
         redis = stack.enter_context(running(REDIS_IMAGE, options=(*within, "--network-alias", "redis")))
-        options = (*within, "--network-alias", "postgres", "--env", "POSTGRES_PASSWORD=test")
-        postgres = stack.enter_context(running(POSTGRES_IMAGE, options=options))
         often = ("--health-interval", "1s", "--health-start-period", "1s")
         worker = stack.enter_context(running(image, options=(*within, *SAFE, *urls, *often)))
-        wait_until(lambda: health(worker) == "healthy", 60, 0.2, "it is healthy while Postgres is starting")
+        wait_until(lambda: health(worker) == "healthy", 60, 0.2, "it is healthy while there is no Postgres")
+        options = (*within, "--network-alias", "postgres", "--env", "POSTGRES_PASSWORD=test")
+        postgres = stack.enter_context(running(POSTGRES_IMAGE, options=options))
 
         def init() -> bool:
             made = docker("run", "--rm", *within, *SAFE, *urls, image, "init", check=False)
