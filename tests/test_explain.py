@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.support.rows import Rows
 from tests.support.wait import wait_until
 
-from writebehind import WriteRejected
+from writebehind import WriteBehind, WriteRejected
 from writebehind.identity import canonical
 from writebehind_worker.explain import read_id
 from writebehind_worker.pause import pause
@@ -452,6 +452,80 @@ def test_no_item_is_missed_while_others_are_pushed_and_taken(rows: Rows, redis_c
     assert [write.op for write in found.writes] == ["put", "put"]
     assert found.writes[0].batch == 1
     assert (found.moved, found.is_whole) == (True, True)
+
+
+def test_a_message_with_an_old_seq_hides_no_write(rows: Rows) -> None:
+    """Anybody may push what looks as if it were ours."""
+    for i in range(1, 301):
+        rows.wb.put("users", i, {"name": "x"})
+    forged = {"seq": 1, "table": "users", "id": 301, "data": {"name": "x"}, "key": "zz"}
+    raw(rows, json.dumps(forged, separators=(",", ":")).encode())
+    for row in (5, 299):
+        found = rows.explain("users", str(row))
+        assert (len(found["pending"]["writes"]), found["pending"]["looked"]) == (1, 301)
+    (write,) = rows.explain("users", "301")["pending"]["writes"]
+    assert write["seq"] == 1
+
+
+@pytest.mark.parametrize("pushed", [0, 5, 70, 400])
+@pytest.mark.parametrize("taken", [0, 40, 400])
+def test_what_moves_on_while_we_look_is_met_once(
+    rows: Rows, redis_client: redis.Redis, pushed: int, taken: int
+) -> None:
+    """Among writes with a seq each raw message can be told from its likes."""
+    forged = b'{"seq":1,"table":"users","id":7,"data":{},"key":"zz"}'
+    for i in range(600):
+        rows.wb.put("users", 1 if i % 100 == 0 else 2, {"name": f"{i}"})
+        if i % 10 == 0:
+            raw(rows, {"table": "users", "id": 1, "data": {}})
+        if i % 50 == 0:
+            raw(rows, forged)
+    there = rows.client.llen(rows.queue)
+    matcher = RowMatcher(lambda name: name == "users", [("id", lambda t: canonical("int", t))], {"id": "1"})
+    batches = itertools.count(1)
+    seen: list[int] = []
+
+    def disturb(done: int, total: int) -> None:
+        """After the first look and the third."""
+        seen.append(done)
+        if len(seen) not in (1, 3):
+            return
+        if taken:
+            batch = next(batches)
+            items = redis_client.rpop(rows.queue, taken) or []
+            redis_client.rpush(rows.keys.processing(batch), *items)
+            redis_client.rpush(rows.keys.inflight, batch)
+        with rows.wb.batch() as more:
+            for i in range(pushed):
+                more.put("users", 3, {"name": f"{i}"})
+
+    found = search(rows.client, rows.keys, matcher, None, disturb)
+    raws = len([write for write in found.writes if write.seq is None])
+    # Those that are frozen after we have looked at them are met once more.
+    assert raws == 60 if taken < 400 else 60 <= raws < 120
+    assert len(found.writes) - raws == 6
+    assert found.is_whole
+    assert found.looked <= there
+
+
+# Two queues in one Redis.
+
+
+def test_a_write_that_another_queue_has_is_pending(rows: Rows, redis_url: str) -> None:
+    other = f"{rows.queue}:other"
+    with WriteBehind.from_url(redis_url, queue=other, prefix=rows.prefix) as wb:
+        wb.put("pages", "home", {"views": 1})
+        for applied_beyond in (False, True):
+            if applied_beyond:
+                rows.wb.put("users", 1, {"name": "x"})
+                rows.flush()
+            found = rows.explain("pages", "home")
+            assert found["cache"]["standing"] == "pending"
+            assert (outcome(found), found["difference"]) == (("pending", 0), None)
+            assert "another queue of this Redis has it" in found["verdict"]
+            text = rows.run("explain", "pages", "home", "--prefix", rows.prefix).output
+            assert "committed" not in text
+        assert len(rows.explain("pages", "home", queue=other)["pending"]["writes"]) == 1
 
 
 # Pure parts.

@@ -391,6 +391,31 @@ def repair_rows(guarded: EmbeddedServers, admin: redis.Redis) -> None:
     assert (repaired.exit_code, "1 removed" in repaired.output) == (0, True), repaired.output
 
 
+@pytest.mark.usefixtures("owner")
+def test_an_entry_may_be_of_another_queue_that_may_not_be_read(
+    guarded: EmbeddedServers, wb: WriteBehind, admin: redis.Redis
+) -> None:
+    with WriteBehind.from_url(guarded.redis_url, queue="other", prefix=CACHE) as other:
+        other.put("users", 1, {"name": "x"})
+    for keys in (KEYS, QueueKeys("other")):
+        admin.set(keys.applied, 2**62)
+    for user in ("operator", "mender"):
+        urls = ["--redis-url", redis_as(guarded, user), "--postgres-url", postgres_as(guarded, user)]
+        looked = ["verify", "--all", "--json", "--prefix", CACHE, *urls]
+        for arguments in (looked, [*looked, "--repair"]):
+            found = CliRunner().invoke(cli, arguments)
+            assert found.exit_code == 0, found.output
+            assert (json.loads(found.stdout)["pending"], json.loads(found.stdout)["differ"]) == (1, 0)
+    urls = ["--redis-url", redis_as(guarded, "operator"), "--postgres-url", postgres_as(guarded, "operator")]
+    explain = ["explain", "--json", "--prefix", CACHE, "users", "1"]
+    found = CliRunner().invoke(cli, [*explain, *urls])
+    assert json.loads(found.stdout)["outcome"] == "pending", found.output
+    assert admin.exists(f"{CACHE}users:1")
+    urls = ["--redis-url", guarded.redis_url, "--postgres-url", guarded.postgres_url]
+    found = CliRunner().invoke(cli, [*explain, *urls])  # who may read all of them can tell
+    assert json.loads(found.stdout)["difference"]["fault"] == "stuck", found.output
+
+
 def test_an_operator_repairs_nothing(
     guarded: EmbeddedServers, owner: psycopg.Connection[Any], admin: redis.Redis
 ) -> None:

@@ -19,10 +19,12 @@ from hypothesis import strategies as st
 from tests.support.replica import PostgresPair
 from tests.support.rows import Rows
 from tests.support.wait import wait_until
+from tests.support.workers import RunningWorker
 from tests.test_types import EXACT, UNICODE
 
 from writebehind import WriteBehind
 from writebehind.identity import TableKey
+from writebehind.keys import QueueKeys
 from writebehind_worker.cache_names import CacheNames
 from writebehind_worker.cached_entry import read_entries
 from writebehind_worker.catalog import load_catalog
@@ -514,6 +516,83 @@ def test_a_standby_may_be_behind_and_is_refused(redis_url: str, queue: str) -> N
 
 def test_sample_and_all_contradict_each_other(rows: Rows) -> None:
     assert rows.run("verify", "--all", "--sample", "5").exit_code == 2
+
+
+# Two queues in one Redis.
+
+
+@pytest.mark.parametrize("other", ["other", "{other}"])
+def test_a_write_that_another_queue_has_is_pending(rows: Rows, redis_url: str, other: str) -> None:
+    """Its seq may be smaller than those that this queue has settled."""
+    other = f"{rows.queue}:{other}"
+    with WriteBehind.from_url(redis_url, queue=other, prefix=rows.prefix) as wb:
+        wb.put("users", 1, {"name": "x"})
+        rows.wb.put("users", 2, {"name": "x"})
+        rows.wb.put("users", 3, {"name": "x"})
+        rows.flush()
+        rows.client.persist(rows.name("users:3"))  # the other queue has given no such seq
+        for arguments in ((), ("--repair",)):
+            found = rows.verify(*arguments)
+            assert faults(found) == {"users:3": ("stuck", ())}
+            assert (found["agree"], found["pending"], found["entries"]) == (1, 1, 3)
+        assert rows.client.exists(rows.name("users:1"))
+        with RunningWorker(**{**rows.options, "queue": other}):
+            wait_until(lambda: rows.client.ttl(rows.name("users:1")) > 0)
+        found = rows.verify()
+        assert (found["agree"], found["entries"]) == (2, 2)
+        rows.client.persist(rows.name("users:1"))
+        assert faults(rows.verify("--repair")) == {"users:1": ("stuck", ())}
+        assert not rows.client.exists(rows.name("users:1"))
+
+
+@pytest.mark.parametrize("change", ["type", "seq"])
+def test_another_queue_that_cannot_be_read_may_have_any_write(rows: Rows, change: str) -> None:
+    rows.wb.put("users", 1, {"name": "x"})
+    rows.flush()
+    rows.client.persist(rows.name("users:1"))
+    other = QueueKeys(f"{rows.queue}:other")
+    rows.client.hset(other.clock, "seq", "1" if change == "type" else "many")
+    if change == "type":
+        rows.client.hset(other.applied, "a", "b")
+    assert counts(rows.verify("--repair")) == {"entries": 1, "pending": 1}
+    rows.client.delete(other.clock)
+    assert counts(rows.verify("--repair")) == {"entries": 1, "differ": 1, "repaired": 1}
+
+
+def test_keys_that_only_look_like_a_queues_clock_do_not_matter(rows: Rows) -> None:
+    rows.wb.put("users", 1, {"name": "x"})
+    rows.flush()
+    rows.client.persist(rows.name("users:1"))
+    rows.client.set(QueueKeys(f"{rows.queue}:other").clock, "a string")
+    rows.client.hset(rows.name("alarm:clock"), "seq", "many")
+    assert rows.verify()["differ"] == 1
+
+
+# Tables that inherit.
+
+
+def test_a_table_and_those_that_inherit_from_it_may_have_the_same_key(rows: Rows) -> None:
+    rows.pg.execute("CREATE TABLE guests (room int) INHERITS (users)")
+    rows.wb.put("users", 1, {"name": "x", "logins": 1})
+    rows.wb.put("users", 2, {"name": "x"})
+    rows.flush()
+    rows.pg.execute("INSERT INTO guests VALUES (1, 'other'), (1, 'another'), (3, 'x')")
+    rows.pg.execute("UPDATE ONLY users SET name = 'Eve' WHERE id = 2")
+    rows.wb.patch("users", 3, {"email": "e"})  # a child's row is updated as well
+    rows.wb.put("lines", {"order": 1, "line": "x"}, {"n": 1})
+    rows.flush()
+    rows.wb.get("users", 3, lambda _: {"name": "x", "email": "e"})
+    found = rows.verify()
+    assert faults(found) == {"users:2": ("columns", ("name",))}
+    assert counts(found) == {"entries": 4, "agree": 3, "differ": 1, "exit_code": 1}
+    shown = rows.explain("users", "1", "--values")
+    assert (shown["difference"], shown["row"]["name"]) == (None, '"x"')
+    rows.wb.patch("users", 1, {"name": "y"})
+    rows.flush()
+    assert rows.verify("--repair")["agree"] == 3
+    rows.wb.delete("users", 1)
+    rows.flush()
+    assert rows.explain("users", "1")["difference"] is None
 
 
 # Pure parts.

@@ -15,8 +15,9 @@ from writebehind.keys import QueueKeys
 from .errors import FatalError
 
 Standing = Literal["absent", "foreign", "filling", "pending", "stuck", "row", "gone"]
-"""``pending``: it shows a write that may not be in Postgres yet. ``stuck``: that write is settled, and yet
-the entry has no time to live. ``gone``: a tombstone or a negative entry. ``foreign``: not one of ours."""
+"""``pending``: it shows a write that may not be in Postgres yet. ``stuck``: that write is known to be
+settled, whichever queue has it, and yet the entry has no time to live. ``gone``: a tombstone or a
+negative entry. ``foreign``: not one of ours."""
 
 NO_TTL = -1
 _AT_ONCE = 200
@@ -27,6 +28,7 @@ class Moment(msgspec.Struct, frozen=True):
     """What the queue was when entries were read; ``is_idle``: nothing waited, and nothing was frozen."""
 
     applied: int = 0
+    clock: int = 0
     generation: int = 0
     is_idle: bool = True
 
@@ -37,14 +39,22 @@ class Moment(msgspec.Struct, frozen=True):
         """
         return seq == 0 or (seq <= self.applied and (seq >= self.generation or self.is_idle))
 
+    def has_passed(self, seq: int) -> bool:
+        """Whether no write of this queue with that seq can be pending: it is settled, or never was given."""
+        return self.clock < seq or self.has_settled(seq)
+
 
 class CachedEntry(msgspec.Struct, frozen=True):
-    """``fields`` of the hash, ``None`` where the key holds something else; ``expires_ms``: Unix time."""
+    """``fields`` of the hash, ``None`` where the key holds something else; ``expires_ms``: Unix time.
+
+    ``is_no_others``: its write is known not to be pending in another queue, as `OtherQueues` finds out.
+    """
 
     name: bytes
     fields: dict[bytes, bytes] | None
     expires_ms: int
     moment: Moment
+    is_no_others: bool = False
 
     @property
     def entry(self) -> Entry:
@@ -62,9 +72,14 @@ class CachedEntry(msgspec.Struct, frozen=True):
         entry = self.entry
         if entry.state in ("absent", "foreign", "filling"):
             return entry.state
-        if self.expires_ms == NO_TTL and b"@seq" in (self.fields or {}):
-            return "stuck" if self.moment.has_settled(entry.seq) else "pending"
+        if self.has_no_ttl:
+            return "stuck" if self.is_no_others and self.moment.has_settled(entry.seq) else "pending"
         return "pending" if entry.state == "marker" else entry.state
+
+    @property
+    def has_no_ttl(self) -> bool:
+        """Whether a write of some queue has taken the time to live away."""
+        return self.expires_ms == NO_TTL and b"@seq" in (self.fields or {})
 
     @property
     def kind(self) -> str:
@@ -95,18 +110,28 @@ def _read(client: Redis, keys: QueueKeys, names: Sequence[bytes]) -> list[Cached
     pipe: Any = client.pipeline()
     for name in names:
         pipe.hgetall(name).pexpiretime(name)
-    pipe.get(keys.applied).hmget(keys.clock, "generation").llen(keys.queue).llen(keys.inflight)
-    *replies, applied, clock, waiting, frozen = pipe.execute(raise_on_error=False)
-    for reply in (applied, clock, waiting, frozen):
-        if isinstance(reply, Exception):
-            raise reply
-    moment = Moment(
-        as_number(applied, keys.applied), as_number(clock[0], keys.clock), waiting == 0 and frozen == 0
-    )
+    replies, moment = _execute(pipe, keys)
     return [
         CachedEntry(name, _fields(fields), expires, moment)
         for name, fields, expires in zip(names, replies[::2], replies[1::2], strict=True)
     ]
+
+
+def read_moment(client: Redis, keys: QueueKeys) -> Moment:
+    """What the queue is now. Raises as :func:`read_entries` does."""
+    return _execute(client.pipeline(), keys)[1]
+
+
+def _execute(pipe: Any, keys: QueueKeys) -> tuple[list[Any], Moment]:
+    """The replies to what is in the pipe, and the queue at that instant."""
+    pipe.get(keys.applied).hmget(keys.clock, "seq", "generation").llen(keys.queue).llen(keys.inflight)
+    *replies, applied, clock, waiting, frozen = pipe.execute(raise_on_error=False)
+    for reply in (applied, clock, waiting, frozen):
+        if isinstance(reply, Exception):
+            raise reply
+    seq, generation = (as_number(value, keys.clock) for value in clock)
+    is_idle = waiting == 0 and frozen == 0
+    return replies, Moment(as_number(applied, keys.applied), seq, generation, is_idle)
 
 
 def _fields(reply: Any) -> dict[bytes, bytes] | None:

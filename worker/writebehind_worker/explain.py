@@ -25,6 +25,7 @@ from .history import committed
 from .key_reader import KeyReader
 from .known_tables import KnownTables, read_published
 from .obstacles import obstacles
+from .other_queues import OtherQueues
 from .postgres import Connection
 from .redis_server import RedisLink
 from .resolve import Key, key_text
@@ -168,6 +169,8 @@ class Explainer:
         (entry,) = read_entries(client, self._keys, [name])
         made = Explanation(identity, entry, now_ms=seconds * 1000 + micros // 1000)
         made.found = search(client, self._keys, matcher, self._limit, self._progress)
+        if entry.has_no_ttl and not made.found.writes:
+            (made.entry,) = OtherQueues(client, self._keys).exclude([entry])
         if conn is not None:
             self._ask_postgres(conn, made, table)
         return made

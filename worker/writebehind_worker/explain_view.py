@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from .cached_entry import CachedEntry
 from .dead_view import code, printable
 from .explain import Explanation, LetterView
 from .row_search import FoundWrite
@@ -97,6 +98,11 @@ def _settled(found: Explanation) -> tuple[Outcome, str]:
             return "pending", (
                 f"The write {seq} waits, further back than was looked: among the oldest "
                 f"{search.length - search.looked:,} of {search.length:,} in the queue. --scan 0 looks at all."
+            )
+        if entry.has_no_ttl and not entry.is_no_others:
+            return "pending", (
+                f"The write {seq}, which the cache shows, is not in this queue: another queue of this Redis "
+                "has it, or may have it. Ask again with its --queue; if no queue has it, in a moment."
             )
         if seq <= applied or search.moved:
             return "pending", (
@@ -223,9 +229,17 @@ def _ledger_lines(found: Explanation) -> Iterator[tuple[str, str]]:
         return
     recent, applied = found.ledger.recent_batches, found.ledger.applied_seq
     text = f"applied up to seq {applied}, last batch {recent[-1]}" if recent else "no batch was applied yet"
-    if found.entry is not None and (seq := found.entry.entry.seq):
+    if found.entry is not None and (seq := found.entry.entry.seq) and _is_of_this_queue(found.entry, found):
         text += f"; the entry's write is {'committed' if seq <= applied else 'not committed'}"
     yield "ledger", text
+
+
+def _is_of_this_queue(entry: CachedEntry, found: Explanation) -> bool:
+    """As far as is known; an entry with a time to live shows no write that is not committed."""
+    applied = found.ledger.applied_seq if found.ledger else 0
+    if not entry.has_no_ttl:
+        return entry.entry.seq <= applied
+    return entry.is_no_others or bool(found.found and found.found.writes)
 
 
 def _letter_lines(found: Explanation) -> Iterator[tuple[str, str]]:

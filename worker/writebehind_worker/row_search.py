@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -162,6 +163,7 @@ class _Part(msgspec.Struct):
     items: list[bytes]
     length: int
     inflight: list[int]
+    acked: int
     clock: int
     now_us: int
 
@@ -184,38 +186,41 @@ def search(
     found: dict[object, FoundWrite] = {}
     index = looked = 0
     part_size, moved, is_whole = _PART, False, False
-    oldest_seq: int | None = None
+    last: list[bytes] = []  # the part that was looked at last, just before ``index``
+    is_doubtful = False  # it may have moved on further than we know
     first = part = _read_part(client, keys, 0, 0)
     while limit is None or looked < limit:
-        want = part_size if limit is None else min(part_size, limit - looked)
-        before, part = part, _read_part(client, keys, index, want)
+        before, part = part, _read_part(client, keys, index, part_size)
+        moved = moved or part.length != before.length or _were_taken(before, part)
         # What was pushed since is in front, and what we have seen has moved on by as much.
-        pushed = max(0, part.length - before.length)
-        moved = moved or part.length != before.length or part.inflight != before.inflight
-        items = part.items[_seen_before(part.items, pushed if looked else 0, oldest_seq) :]
-        start = index + len(part.items) - len(items)
+        is_doubtful = bool(last) and (is_doubtful or _were_taken(before, part))
+        grown = max(0, part.length - before.length) if last else 0
+        start = index + max(grown, _moved_by(part.items, last) if is_doubtful else 0)
+        items = part.items[start - index :]
+        if limit is not None:
+            items = items[: limit - looked]
         for place in matcher(items):
             write = _write(items[place], part)
             write.ahead = part.length - 1 - (start + place)
-            found[write.seq or ("raw", looked + place)] = write
-        seqs = [seq for item in items if (seq := stamped_seq(item)) is not None and seq <= part.clock]
-        oldest_seq = min([*seqs, *([] if oldest_seq is None else [oldest_seq])], default=None)
-        index += len(part.items)
+            found[_identity(write) or ("raw", looked + place)] = write
+        index = start + len(items)
+        if items:
+            last, is_doubtful = items, False
         looked += len(items)
         progress(looked, part.length)
         if index >= part.length or not part.items:
             is_whole = True
             break
-        size = sum(map(len, part.items))
-        part_size = min(_MOST_IN_PART, part_size * 2) if size < _PART_BYTES else max(1, part_size // 2)
+        part_size = _next_size(part_size, part.items)
     end = _read_part(client, keys, 0, 0)
     frozen = 0
     for batch in end.inflight:
         writes, size = _search_batch(client, keys, matcher, batch, end)
         for write in writes:
             write.ahead += frozen
-            found.pop(write.seq, None)
-            found[write.seq or (batch, write.position)] = write
+            identity = _identity(write) or (batch, write.position)
+            found.pop(identity, None)
+            found[identity] = write
         frozen += size
     for write in found.values():
         if write.batch is None:
@@ -240,8 +245,7 @@ def _search_batch(
         start += len(items)
         if len(items) < part_size:
             break
-        size = sum(map(len, items))
-        part_size = min(_MOST_IN_PART, part_size * 2) if size < _PART_BYTES else max(1, part_size // 2)
+        part_size = _next_size(part_size, items)
     for write in found:
         write.size = start
     return found, start
@@ -249,27 +253,48 @@ def _search_batch(
 
 def _read_part(client: Redis, keys: QueueKeys, start: int, size: int) -> _Part:
     pipe: Any = client.pipeline()
-    pipe.llen(keys.queue).lrange(keys.inflight, 0, -1).hmget(keys.clock, "seq").time()
+    pipe.llen(keys.queue).lrange(keys.inflight, 0, -1).get(keys.acked).hmget(keys.clock, "seq").time()
     if size:
         pipe.lrange(keys.queue, start, start + size - 1)
-    length, inflight, (clock,), (seconds, micros), *items = pipe.execute()
-    batches = [as_number(batch, keys.inflight) for batch in inflight]
+    length, inflight, acked, (clock,), (seconds, micros), *items = pipe.execute()
     return _Part(
-        items[0] if items else [], length, batches, as_number(clock, keys.clock), seconds * 1_000_000 + micros
+        items[0] if items else [],
+        length,
+        [as_number(batch, keys.inflight) for batch in inflight],
+        as_number(acked, keys.acked),
+        as_number(clock, keys.clock),
+        seconds * 1_000_000 + micros,
     )
 
 
-def _seen_before(items: Sequence[bytes], pushed: int, oldest_seq: int | None) -> int:
-    """How many of these, the newest of a part, have been in the part before it."""
-    seen = min(pushed, len(items))
-    if oldest_seq is not None:
-        for place, item in enumerate(items):
-            seq = stamped_seq(item)
-            if seq is not None and seq >= oldest_seq:
-                seen = max(seen, place + 1)
-            elif seq is not None:
-                break
-    return seen
+def _next_size(size: int, items: Sequence[bytes]) -> int:
+    is_small = sum(map(len, items)) < _PART_BYTES
+    return min(_MOST_IN_PART, size * 2) if is_small else max(1, size // 2)
+
+
+def _were_taken(before: _Part, part: _Part) -> bool:
+    """Whether a batch was frozen in between."""
+    return part.inflight != before.inflight or part.acked != before.acked
+
+
+def _moved_by(items: Sequence[bytes], last: Sequence[bytes]) -> int:
+    """By how much ``last``, which stood just before these, has moved on; 0 if it cannot be told.
+
+    The length tells it, unless some were taken at the other end. Then those that are met again do: only
+    stamped ones can be told from their likes, and all between must agree, for anybody may push one twice.
+    """
+    places = {item: place for place, item in enumerate(last) if stamped_seq(item) is not None}
+    moves = Counter(place + len(last) - places[item] for place, item in enumerate(items) if item in places)
+    for moved, _ in moves.most_common(1):
+        newer = max(0, moved - len(last))  # pushed since we began, in front of what we have seen
+        if items[newer:moved] == last[newer + len(last) - moved :][: len(items) - newer]:
+            return moved
+    return 0
+
+
+def _identity(write: FoundWrite) -> object:
+    """What it is known by if it is met again; ``None`` for a raw message, which may have its likes."""
+    return (write.seq, write.body) if write.seq else None
 
 
 def _write(item: bytes, part: _Part) -> FoundWrite:

@@ -3,6 +3,7 @@
 An entry that a write has touched is left alone until that write is settled, and a difference is believed only
 where the entry was the same before and after Postgres was asked, twice: each write changes the entry's seq in
 the moment in which it is accepted, and an entry with a time to live shows no write that is not committed.
+One without is taken for pending until every queue of the database is known to have settled its write.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from writebehind.script import Argument, Script
 from .cache_names import CacheNames, key_texts
 from .cached_entry import NO_TTL, CachedEntry, read_entries
 from .known_tables import KnownTables
+from .other_queues import OtherQueues
 from .row_comparison import CachedRow, Compared, RowComparison
 from .table import Table
 
@@ -91,6 +93,7 @@ class Verification:
     ) -> None:
         self._client, self._keys, self._names, self._tables = client, keys, names, tables
         self._compare, self._only = compare, {table.oid for table in only}
+        self._others = OtherQueues(client, keys)
         self.tally = Tally()
 
     def all_names(self) -> Iterator[list[bytes]]:
@@ -145,14 +148,14 @@ class Verification:
         return not self._only or table.oid in self._only
 
     def _check(self, names: Sequence[bytes]) -> Iterator[Difference]:
-        entries = read_entries(self._client, self._keys, names)
+        entries = self._read(names)
         self.tally.entries += len(entries)
         seen: dict[bytes, CachedEntry] = {}
         for _ in range(_MOST_LOOKS):
             differences = self._look(entries)
             if not differences:
                 return
-            again = read_entries(self._client, self._keys, [d.entry.name for d in differences])
+            again = self._read([d.entry.name for d in differences])
             entries = []
             for difference, entry in zip(differences, again, strict=True):
                 if not entry.is_still(difference.entry):
@@ -165,6 +168,12 @@ class Verification:
                     self.tally.differ += 1
                     yield difference
         self.tally.pending += len(entries)  # they change all the time: no moment to compare them in
+
+    def _read(self, names: Sequence[bytes]) -> list[CachedEntry]:
+        entries = read_entries(self._client, self._keys, names)
+        doubtful = [e for e in entries if e.has_no_ttl and e.moment.has_settled(e.entry.seq)]
+        marked = {entry.name: entry for entry in self._others.exclude(doubtful)}
+        return [marked.get(entry.name, entry) for entry in entries]
 
     def _look(self, entries: Sequence[CachedEntry]) -> list[Difference]:
         """Those that differ at this look; all others are counted."""

@@ -1,0 +1,67 @@
+"""The other queues of a database: the write that a cache entry shows may have come by any of them.
+
+All queues stamp their writes with microseconds of one clock, and an entry does not say which queue it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import redis
+from redis import Redis
+
+from writebehind.keys import QueueKeys
+
+from .cached_entry import CachedEntry, read_moment
+from .errors import FatalError
+
+_SCANNED_AT_ONCE = 1000
+_CLOCK = ":clock"
+
+
+class OtherQueues:
+    """Those beside the one of ``keys``: looked for once, by SCAN, when it is first asked of them.
+
+    Where one of them may not be read, nothing is known of any entry.
+    """
+
+    def __init__(self, client: Redis, keys: QueueKeys) -> None:
+        self._client, self._keys = client, keys
+        self._found: list[QueueKeys] | None = None
+        self._found_at_us = 0
+        self._are_readable = True
+
+    def exclude(self, entries: Sequence[CachedEntry]) -> list[CachedEntry]:
+        """The entries, marked where no other queue has their write pending; they were read before this."""
+        if not entries or not self._are_readable:
+            return list(entries)
+        try:
+            if self._found is None:
+                self._found = self._find()
+            moments = [read_moment(self._client, keys) for keys in self._found]
+        except (redis.ResponseError, UnicodeDecodeError, FatalError):  # not allowed, or not as a queue's are
+            self._are_readable = False
+            return list(entries)
+        marked = []
+        for entry in entries:
+            seq = entry.entry.seq
+            # A queue that has begun since we looked for queues gives later seqs only.
+            known = seq < self._found_at_us and all(moment.has_passed(seq) for moment in moments)
+            marked.append(msgspec.structs.replace(entry, is_no_others=known))
+        return marked
+
+    def _find(self) -> list[QueueKeys]:
+        seconds, micros = self._client.time()
+        self._found_at_us = seconds * 1_000_000 + micros
+        names: Any = self._client.scan_iter(match=f"*{_CLOCK}", count=_SCANNED_AT_ONCE, _type="hash")
+        queues = {queue for name in names if (queue := _queue_of(name.decode())) is not None}
+        return [QueueKeys(queue) for queue in sorted(queues - {self._keys.queue})]
+
+
+def _queue_of(clock: str) -> str | None:
+    """The queue whose clock this key is; ``None`` if it is none."""
+    stem = clock.removesuffix(_CLOCK)
+    candidates = (stem.removesuffix(":of"), stem[1:-1])
+    return next((queue for queue in candidates if QueueKeys(queue).clock == clock), None)
