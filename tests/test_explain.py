@@ -184,7 +184,7 @@ def test_the_row_was_changed_behind_the_cache(rows: Rows) -> None:
     assert outcome(found) == ("differs", 1)
     assert found["difference"] == {"fault": "columns", "columns": ["name"]}
     assert "somebody changed the row behind the cache" in found["verdict"]
-    assert "`writebehind verify --repair` deletes it" in found["verdict"]
+    assert "`writebehind verify --all --repair` deletes it" in found["verdict"]
     rows.pg.execute("DELETE FROM users")
     assert rows.explain("users", "1")["difference"]["fault"] == "missing"
 

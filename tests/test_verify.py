@@ -106,7 +106,7 @@ def test_each_kind_of_difference(rows: Rows) -> None:
     assert text.exit_code == 1
     assert "users:2: column logins differs in public.users; it expires in" in text.output
     assert "users:8: it has no time to live, though its write is settled; it never expires" in text.output
-    assert "--repair" in text.output
+    assert "`writebehind verify --all --repair`" in text.output
     assert "secret" not in text.output
 
 

@@ -137,13 +137,13 @@ def _differs(found: Explanation, part: str) -> str:
     if found.difference.fault == "stuck":
         return (
             "The write that the cache shows is settled, but the entry has no time to live: it would never "
-            "expire. `writebehind verify --repair` deletes it."
+            "expire. `writebehind verify --all --repair` deletes it."
         )
     left_s = expires_in_s(found.entry.expires_ms, found.now_ms)
     expires = "never expires" if left_s is None else f"expires in {left_s:.0f} s"
     return (
         f"Postgres differs from the cache, and nothing is pending{part}: somebody changed the row behind the "
-        f"cache, or a raw LPUSH did; the entry {expires}; `writebehind verify --repair` deletes it."
+        f"cache, or a raw LPUSH did; the entry {expires}; `writebehind verify --all --repair` deletes it."
     )
 
 

@@ -67,7 +67,11 @@ def summary(tally: Tally, *, is_sample: bool, repair: bool, start: str) -> Itera
             + (f" {left:,} had just changed, and were left alone." if left else "")
         )
     elif tally.differ:
-        yield "`writebehind verify --repair` removes what differs from the cache; Postgres is never changed."
+        yield (
+            "`writebehind verify --all --repair`, with the same options otherwise, removes what differs from "
+            "the cache; Postgres is never changed."
+            + (" Another sample draws other entries." if is_sample else "")
+        )
 
 
 def as_json(
