@@ -319,6 +319,13 @@ def test_a_socket_timeout_shorter_than_the_block(urls: dict[str, Any]) -> None:
     assert "500 ms" in found["redis.socket_timeout"][0].what
 
 
+@pytest.mark.parametrize("name", ["socket_timeout", "socket_connect_timeout"])
+def test_a_url_that_would_wait_without_end(urls: dict[str, Any], name: str) -> None:
+    found = doctor(**urls | {"redis_url": f"{urls['redis_url']}?{name}=inf"})
+    assert bad(found) == {("redis.socket_timeout", "warning")}
+    assert f"{name} of --redis-url" in found["redis.socket_timeout"][0].what
+
+
 @contextmanager
 def another_redis(options: dict[str, str] | None = None) -> Iterator[EmbeddedRedis]:
     folder = temporary_data_dir()
@@ -367,7 +374,7 @@ def test_what_cannot_be_had_here_is_read_from_what_such_a_server_tells(redis_cli
     assert severity("redis.memory", maxmemory=0, used_memory=80, total_system_memory=100) == "warning"
     assert severity("redis.memory", maxmemory=0, used_memory=70, total_system_memory=100) == "note"
     assert severity("redis.write_errors", aof_last_write_status="err") == "warning"
-    little = RedisFacts({"redis_version": "7.2.4"}, {}, None, None)
+    little = RedisFacts({"redis_version": "7.2.4"}, {}, None, 5.0)
     assert {*worst_of(little).values()} == {"ok", "note"}
 
 

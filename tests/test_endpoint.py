@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
+import time
 from collections.abc import Iterator
 
 import pytest
 
+from writebehind_worker.course import Course
 from writebehind_worker.endpoint import Endpoint
 from writebehind_worker.errors import FatalError
 from writebehind_worker.metrics import Metrics
@@ -178,3 +181,22 @@ def test_a_port_in_use_says_what_to_do(endpoint: Endpoint, state: WorkerState) -
     with pytest.raises(FatalError, match=rf"cannot listen on 127.0.0.1:{endpoint.port}") as caught:
         second.start()
     assert "--metrics-port" in caught.value.hint
+
+
+def test_it_moves_only_where_it_can_and_stays_otherwise(endpoint: Endpoint, state: WorkerState) -> None:
+    before, metrics, course = endpoint.port, Metrics("other"), Course()
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(FatalError, match="cannot listen"):
+        endpoint.move("127.0.0.1", taken.getsockname()[1], metrics, course)
+    assert endpoint.port == before, "it was not bound anew"
+    assert b'queue="q"' in request(endpoint, "/metrics")[2]
+    with pytest.raises(FatalError, match="cannot listen"):
+        endpoint.move("a" * 70 + ".example", 1, metrics, course)
+    assert endpoint.port == before
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    endpoint.move("127.0.0.1", port, metrics, course)
+    assert endpoint.port == port
+    assert b'queue="other"' in request(endpoint, "/metrics")[2]
+    assert course.silent_s(time.monotonic()) is not None
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", before))

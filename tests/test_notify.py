@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from tests.support.service_manager import Listener, listening
 from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker, Workload
 
-from writebehind_worker import postgres
+from writebehind_worker import postgres, redis_server
 from writebehind_worker.config import Config
 from writebehind_worker.digest import digest
 from writebehind_worker.flush import Flusher
 from writebehind_worker.notify import Reporter, ServiceManager, status_line
 from writebehind_worker.owned_queue import OwnedQueue
+from writebehind_worker.redis_server import RedisLink
 from writebehind_worker.state import WorkerState
 from writebehind_worker.worker import stall_after_s
 
@@ -160,6 +162,39 @@ def test_the_status_is_sent_when_it_changes_and_the_last_words_stay(listener: Li
     ]
 
 
+def test_a_status_that_cannot_be_told_ends_no_signs_of_life(
+    listener: Listener, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state, goes_wrong = WorkerState(), True
+    state.redis_is(True)
+    state.postgres_is(True)
+    state.role_is("owner")
+
+    def waiting() -> int:
+        if goes_wrong:
+            raise KeyError("no such queue")
+        return 3
+
+    reporter = Reporter(ServiceManager.of(listener.environment(watchdog_s=0.1)), state, waiting)
+    reporter.start()
+    try:
+        wait_until(lambda: len(listener.said("WATCHDOG")) >= 5)
+        goes_wrong = False
+        listener.wait_for_status("owner, 3 waiting")
+        state.held_is("users \ud800")
+        assert (
+            listener.wait_for_status("waiting for a lock") == "owner, 3 waiting; waiting for a lock: users ?"
+        )
+        state.held_is("x" * 1_000_000)
+        fed = len(listener.said("WATCHDOG"))
+        wait_until(lambda: len(listener.said("WATCHDOG")) > fed + 2)
+    finally:
+        reporter.stop("the end \ud800")
+    assert listener.said("STATUS")[-1] == "the end ?"
+    logged = "".join(capsys.readouterr())
+    assert logged.count("the status for systemd could not be told") == 1, "once"
+
+
 # Of a real worker.
 
 
@@ -233,6 +268,49 @@ def test_a_worker_that_waits_within_its_own_bounds_does_not_stall() -> None:
     assert postgres.longest_connect_s(two) == 2 * 2 * 100
     assert stall_after_s(Config(postgres_url=two)) > 400
     assert stall_after_s(Config(postgres_url="host=a connect_timeout=0")) > 130, "psycopg's own bound"
+
+
+@pytest.mark.parametrize(
+    ("query", "least_s"),
+    [
+        ("socket_timeout=120", 120.0),
+        ("socket_connect_timeout=100", 200.0),  # of two addresses
+        ("socket_timeout=120&socket_connect_timeout=100", 320.0),
+    ],
+)
+@pytest.mark.parametrize("url", ["redis://a/0", "rediss://a/0"])
+def test_what_the_url_of_redis_says_is_waited_for(url: str, query: str, least_s: float) -> None:
+    assert stall_after_s(Config(redis_url=f"{url}?{query}")) >= least_s + 20
+
+
+@pytest.mark.parametrize("name", ["socket_timeout", "socket_connect_timeout"])
+@pytest.mark.parametrize("value", ["inf", "1e12", "0", "-1", "nan"])
+def test_redis_is_waited_for_without_end_nowhere(name: str, value: str) -> None:
+    url = f"redis://a/0?{name}={value}"
+    assert stall_after_s(Config(redis_url=url)) == 60
+    with RedisLink(url) as link:
+        assert link.client.connection_pool.connection_kwargs[name] == 5
+
+
+@pytest.mark.parametrize("role", ["owner", "standby", "starting"])
+def test_a_redis_that_holds_its_connections_and_never_answers_is_waited_for(
+    role: str, options: dict[str, Any], load: Workload
+) -> None:
+    with Proxy.to(options["redis_url"]) as proxy, ExitStack() as stack:
+        url = proxied_url(options["redis_url"], proxy.port) + "?socket_timeout=1.5&socket_connect_timeout=0.3"
+        if role == "standby":
+            stack.enter_context(RunningWorker(**options)).wait_for_role("owner")
+        if role == "starting":
+            proxy.pause()
+        worker = stack.enter_context(RunningWorker(**{**options, "redis_url": url}))
+        worker.wait_for_role(role)
+        proxy.pause()
+        silence = longest_silence(worker, 4)
+        assert 1 < silence <= redis_server.longest_silence_s(url) + 1
+        assert silence < stall_after_s(worker.config) - 20
+        proxy.resume()
+        load.add(10)
+        load.check()
 
 
 def test_a_postgres_that_takes_connections_and_never_answers_is_waited_for(

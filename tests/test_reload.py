@@ -6,9 +6,11 @@ import json
 import re
 import signal
 import socket
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from tests.support.service_manager import Listener, listening
 from tests.support.wait import wait_until
 from tests.support.workers import WorkerProcess, Workload
 
+from writebehind import WriteBehind
 from writebehind.keys import QueueKeys
 
 
@@ -61,9 +64,9 @@ def configure(
     return write
 
 
-def get(port: int, path: str) -> str:
+def get(port: int, path: str, host: str = "127.0.0.1") -> str:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as response:
+        with urllib.request.urlopen(f"http://{host}:{port}{path}", timeout=5) as response:
             return str(response.read().decode())
     except urllib.error.HTTPError as error:
         return str(error.read().decode())
@@ -116,6 +119,7 @@ def test_another_batch_size_is_taken_and_no_counter_goes_back(
         ("batchsize = 10", "unknown key 'batchsize'"),
         ("batch_size =", "not a TOML file"),
         (None, "cannot be read"),
+        pytest.param("table = " + "[" * 5000 + "]" * 5000, "RecursionError", id="an error that is not ours"),
     ],
 )
 def test_a_wrong_configuration_is_refused_and_the_old_one_stays(
@@ -159,10 +163,12 @@ def test_the_endpoint_moves_if_it_is_told_to_and_stays_if_it_cannot(
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         configure(metrics_port=taken.getsockname()[1])
-        worker.terminate(signal.SIGHUP)
-        event = worker.wait_for_event("reload refused: the configuration in force stays")
-        assert "cannot listen" in event["reason"]
-        worker.wait_for_event("owner", count=2)
+        with looking_all_the_time(port) as failures:
+            worker.terminate(signal.SIGHUP)
+            event = worker.wait_for_event("reload refused: the configuration in force stays")
+            assert "cannot listen" in event["reason"]
+            worker.wait_for_event("owner", count=2)
+        assert failures == []
         assert counted(port) == 10
         other = free_port()
         configure(metrics_port=other)
@@ -173,6 +179,131 @@ def test_the_endpoint_moves_if_it_is_told_to_and_stays_if_it_cannot(
             get(port, "/metrics")
         load.add(10)
         load.check()
+
+
+@contextmanager
+def looking_all_the_time(port: int) -> Iterator[list[str]]:
+    """What kept the endpoint from answering meanwhile."""
+    failures: list[str] = []
+    end = threading.Event()
+
+    def look() -> None:
+        while not end.is_set():
+            try:
+                get(port, "/healthz")
+            except OSError as error:
+                failures.append(str(error))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield failures
+    finally:
+        end.set()
+        thread.join()
+
+
+def test_the_host_changes_and_the_port_stays(configure: Callable[..., Path], port: int) -> None:
+    with WorkerProcess.told("--config", str(configure())) as worker:
+        for count, host in enumerate(("0.0.0.0", "127.0.0.1", "127.0.0.2"), start=1):
+            worker.wait_for_event("owner", count=count)
+            configure(metrics_host=host)
+            worker.terminate(signal.SIGHUP)
+            worker.wait_for_event("reloaded", count=count)
+            get(port, "/healthz", "127.0.0.2" if host == "127.0.0.2" else "127.0.0.1")
+
+
+@pytest.mark.parametrize("is_served", [False, True])
+def test_another_queue_is_taken_up_with_figures_of_its_own(
+    is_served: bool,
+    configure: Callable[..., Path],
+    load: Workload,
+    redis_url: str,
+    queue: str,
+    port: int,
+    listener: Listener,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in listener.environment().items():
+        monkeypatch.setenv(name, value)
+    other, given = f"{queue}:other", {"metrics_port": port if is_served else 0}
+    with (
+        WriteBehind.from_url(redis_url, queue=other, prefix=f"{other}:") as wb,
+        WorkerProcess.told("--config", str(configure(**given))) as worker,
+    ):
+        worker.wait_for_event("owner")
+        load.add(10)
+        load.wait_until_done()
+        configure(queue=other, **given)
+        worker.terminate(signal.SIGHUP)
+        assert worker.wait_for_event("reloaded")["changed"] == ["queue"]
+        worker.wait_for_event("owner", count=2)
+        wb.put("users", 1_000_001, {"name": "of the other queue"})
+        wait_until(lambda: load.pg.execute("SELECT FROM users WHERE id = 1000001").fetchone() is not None)
+        listener.wait_for_status("owner, 0 waiting")
+        if not is_served:  # then it is from the next time
+            configure(queue=other)
+            worker.terminate(signal.SIGHUP)
+            worker.wait_for_event("owner", count=3)
+        wait_until(lambda: counted(port) == 1)
+        assert f'queue="{other}"' in get(port, "/metrics")
+        assert f'queue="{queue}"' not in get(port, "/metrics")
+        page = json.loads(get(port, "/status.json"))
+        assert page["queue"] == other
+        configure()
+        worker.terminate(signal.SIGHUP)
+        worker.wait_for_event("owner", count=3 if is_served else 4)
+        assert counted(port) == 10, "what the first one had counted is still there"
+        assert worker.process.poll() is None
+
+
+def test_what_only_using_it_shows_to_be_wrong_is_refused_too(
+    configure: Callable[..., Path], load: Workload, postgres_url: str
+) -> None:
+    with WorkerProcess.told("--config", str(configure())) as worker:
+        worker.wait_for_event("owner")
+        configure(postgres_url=f"{postgres_url}?connect_timeout=soon")
+        worker.terminate(signal.SIGHUP)
+        event = worker.wait_for_event("reload refused: the configuration in force stays")
+        assert "connect_timeout" in event["reason"]
+        worker.wait_for_event("owner", count=2)
+        load.add(10)
+        load.check()
+
+
+def test_ready_is_said_of_the_last_reload_and_a_refusal_is_told_until_a_later_one_succeeds(
+    configure: Callable[..., Path],
+    load: Workload,
+    postgres_url: str,
+    port: int,
+    listener: Listener,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in listener.environment().items():
+        monkeypatch.setenv(name, value)
+    with (
+        psycopg.connect(postgres_url) as other,
+        WorkerProcess.told("--config", str(configure())) as worker,
+    ):
+        worker.wait_for_event("owner")
+        other.execute("LOCK TABLE users")
+        load.add(10)
+        wait_until(lambda: load.redis.llen(QueueKeys(load.keys.queue).inflight))
+        configure(batch_size=7)
+        worker.terminate(signal.SIGHUP)
+        wait_until(lambda: "stopping" in get(port, "/readyz"))
+        configure("batch_size = 0")
+        worker.terminate(signal.SIGHUP)
+        worker.wait_for_event("reload refused: the configuration in force stays")
+        assert listener.states() == ["READY", "RELOADING", "RELOADING"], "the first one is not done"
+        other.rollback()
+        worker.wait_for_event("owner", count=2)
+        wait_until(lambda: listener.states() == ["READY", "RELOADING", "RELOADING", "READY"])
+        assert "--batch-size is 0" in listener.wait_for_status("owner, 0 waiting; reload refused")
+        configure()
+        worker.terminate(signal.SIGHUP)
+        worker.wait_for_event("owner", count=3)
+        wait_until(lambda: "refused" not in listener.said("STATUS")[-1])
 
 
 def test_what_is_frozen_is_finished_first_and_a_stop_does_not_wait_for_it(

@@ -141,7 +141,7 @@ def _serve(
         service.reloading()
         try:
             service.reload(read())
-        except FatalError as error:
+        except Exception as error:  # systemd waits for an answer, whatever it is
             service.refuse(error)
 
     signals.call(service.stop, reload)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
@@ -18,7 +18,15 @@ from .config import Config, one_line, redacted
 from .doctor import ClockReading, Finding, duration, names, size
 from .errors import FatalError
 from .redis_rights import missing
-from .redis_server import RedisLink, cluster_error, eviction_error, is_replica, redis_risks, version_error
+from .redis_server import (
+    RedisLink,
+    cluster_error,
+    endless_timeouts,
+    eviction_error,
+    is_replica,
+    redis_risks,
+    version_error,
+)
 from .tenure import BLOCK_S, TOUCH_EVERY_S
 
 _ASKED = ("appendfsync", "save", "timeout", "min-replicas-to-write")
@@ -33,13 +41,13 @@ class RedisFacts:
     """What a server tells. ``told`` is its configuration as far as CONFIG GET may be asked for it.
 
     ``missing`` are the commands that the user may not run; None: it could not be found out.
-    ``socket_timeout_s`` is our own, None where the URL says that there is none.
+    ``socket_timeout_s`` is our own.
     """
 
     info: Mapping[str, Any]
     told: Mapping[str, str]
     missing: list[str] | None
-    socket_timeout_s: float | None
+    socket_timeout_s: float
     clock: ClockReading | None = None
 
 
@@ -80,7 +88,7 @@ def redis_findings(facts: RedisFacts, config: Config) -> Iterator[Finding]:
     yield _replicas(info, facts.told)
     yield _clients(info)
     yield _timeout(facts.told)
-    yield _socket_timeout(facts.socket_timeout_s)
+    yield _socket_timeout(facts.socket_timeout_s, endless_timeouts(config.redis_url))
 
 
 def _read(client: Redis, keys: QueueKeys, clock: Callable[[], float]) -> RedisFacts:
@@ -335,13 +343,19 @@ def _timeout(told: Mapping[str, str]) -> Finding:
     )
 
 
-def _socket_timeout(timeout_s: float | None) -> Finding:
-    if timeout_s is None or timeout_s > BLOCK_S:
-        shown = "without end" if timeout_s is None else duration(timeout_s)
+def _socket_timeout(timeout_s: float, endless: Sequence[str]) -> Finding:
+    if endless:
+        return Finding(
+            "redis.socket_timeout",
+            "warning",
+            f"{names(endless)} of --redis-url would wait without end; the worker waits 5 s",
+            "leave it out of --redis-url, or set it to some seconds",
+        )
+    if timeout_s > BLOCK_S:
         return Finding(
             "redis.socket_timeout",
             "ok",
-            f"answers are waited for {shown}; the worker blocks for {BLOCK_S:g} s",
+            f"answers are waited for {duration(timeout_s)}; the worker blocks for {BLOCK_S:g} s",
         )
     return Finding(
         "redis.socket_timeout",

@@ -7,7 +7,7 @@ import socket
 import socketserver
 import threading
 from collections.abc import Callable, Mapping
-from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import msgspec
@@ -35,18 +35,10 @@ class Endpoint:
     def __init__(
         self, host: str, port: int, metrics: Metrics, state: WorkerState, course: Course | None = None
     ) -> None:
-        course = Course() if course is None else course
-        self._recorder = Recorder(metrics, course)
         self._address = (host, port)
-        self._pages: dict[str, Callable[[], _Page]] = {
-            "/": lambda: (200, "text/html; charset=utf-8", status_page(), page_headers()),
-            "/status.json": lambda: _as_json(overview(metrics, state, course)),
-            "/metrics": lambda: (200, CONTENT_TYPE_LATEST, metrics.text(), {}),
-            "/healthz": lambda: _verdict(*state.health()),
-            "/readyz": lambda: _verdict(*state.readiness()),
-        }
-        self._server: HTTPServer | None = None
-        self._thread: threading.Thread | None = None
+        self._state = state
+        self._server: _Server | None = None
+        self._show(metrics, Course() if course is None else course)
 
     @property
     def port(self) -> int:
@@ -55,33 +47,75 @@ class Endpoint:
 
     def start(self) -> None:
         """Raises `FatalError` if the address cannot be served on."""
-        if self._server is not None:
-            return
-        host, port = self._address
-        try:
-            self._server = _Server(self._address, _handler(self._pages))
-        except OSError as error:
-            raise FatalError(
-                f"the metrics endpoint cannot listen on {host}:{port}: {error.strerror or error}",
-                "choose another --metrics-port or --metrics-host, or --metrics-port 0 for none",
-            ) from error
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.1,), name="endpoint", daemon=True
-        )
-        self._thread.start()
+        if self._server is None:
+            self._server = self._listen(self._address)
+        self._recorder.start()
+
+    def move(self, host: str, port: int, metrics: Metrics, course: Course) -> None:
+        """Serves these from now on, and at this address; one that is the same is not bound anew.
+
+        Raises `FatalError` if it cannot listen there; it stays where it was.
+        """
+        if self._server is None or (host, port) != self._address:
+            self._bind_anew((host, port))
+        self._recorder.stop()
+        self._show(metrics, course)
         self._recorder.start()
 
     def stop(self) -> None:
         self._recorder.stop()
-        server, thread = self._server, self._thread
-        self._server = self._thread = None
-        if server is not None and thread is not None:
-            server.shutdown()
-            server.server_close()
-            thread.join()
+        server, self._server = self._server, None
+        if server is not None:
+            server.end()
+
+    def _show(self, metrics: Metrics, course: Course) -> None:
+        state = self._state
+        self._recorder = Recorder(metrics, course)
+        self._pages: dict[str, Callable[[], _Page]] = {
+            "/": lambda: (200, "text/html; charset=utf-8", status_page(), page_headers()),
+            "/status.json": lambda: _as_json(overview(metrics, state, course)),
+            "/metrics": lambda: (200, CONTENT_TYPE_LATEST, metrics.text(), {}),
+            "/healthz": lambda: _verdict(*state.health()),
+            "/readyz": lambda: _verdict(*state.readiness()),
+        }
+
+    def _page_at(self, path: str) -> Callable[[], _Page] | None:
+        return self._pages.get(path)
+
+    def _bind_anew(self, address: tuple[str, int]) -> None:
+        """The new address first, so that the old one is held until it can be left."""
+        try:
+            before, self._server = self._server, self._listen(address)
+        except FatalError:
+            if self._server is None or address[1] != self._address[1]:
+                raise
+            # One of the two hosts may stand for all addresses: then they exclude each other.
+            self.stop()
+            try:
+                self._server = self._listen(address)
+            except FatalError:
+                self.start()
+                raise
+        else:
+            if before is not None:
+                before.end()
+        self._address = address
+
+    def _listen(self, address: tuple[str, int]) -> _Server:
+        host, port = address
+        try:
+            return _Server(address, _handler(self._page_at))
+        except (OSError, UnicodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise FatalError(
+                f"the metrics endpoint cannot listen on {host}:{port}: {reason}",
+                "choose another --metrics-port or --metrics-host, or --metrics-port 0 for none",
+            ) from error
 
 
 class _Server(ThreadingHTTPServer):
+    """Serves from the beginning, on a thread of its own, until `end`."""
+
     daemon_threads = True
     block_on_close = False  # a client that hangs must not hold up the stop
     allow_reuse_port = False  # a second worker on this port has to be told
@@ -89,6 +123,13 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, handler)
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.1,), name="endpoint", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        self.shutdown()
+        self.server_close()
+        self._thread.join()
 
     def server_bind(self) -> None:
         # HTTPServer would look up its own name, which takes seconds where DNS does not answer.
@@ -107,7 +148,7 @@ def _as_json(found: Overview) -> _Page:
     return 200, _JSON, msgspec.json.encode(found) + b"\n", COMMON_HEADERS
 
 
-def _handler(pages: dict[str, Callable[[], _Page]]) -> type[BaseHTTPRequestHandler]:
+def _handler(page_at: Callable[[str], Callable[[], _Page] | None]) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         server_version = "writebehind"
         sys_version = ""
@@ -121,7 +162,7 @@ def _handler(pages: dict[str, Callable[[], _Page]]) -> type[BaseHTTPRequestHandl
             return valid
 
         def do_GET(self) -> None:
-            page = pages.get(self.path.partition("?")[0])
+            page = page_at(self.path.partition("?")[0])
             self._answer(*(page() if page else (404, "text/plain", b"not found\n", {})))
 
         def do_HEAD(self) -> None:

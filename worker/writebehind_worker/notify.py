@@ -17,9 +17,11 @@ import time
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
+from .log import get_logger
 from .state import WorkerState
 
 _LOOK_EVERY_S = 1.0
+_LONGEST_STATUS = 4096  # characters: a datagram has a limit
 
 
 class ServiceManager:
@@ -52,7 +54,7 @@ class ServiceManager:
         address = "\0" + self._path[1:] if self._path.startswith("@") else self._path
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.settimeout(1.0)
-            sock.sendto("\n".join(lines).encode(), address)
+            sock.sendto("\n".join(lines).encode(errors="replace"), address)
 
     def ready(self) -> None:
         self.send("READY=1")
@@ -75,6 +77,7 @@ class Reporter:
         self._manager, self._state, self._waiting = manager, state, waiting
         self._period_s = min(_LOOK_EVERY_S, (manager.watchdog_s or _LOOK_EVERY_S) / 2)
         self._said = ""
+        self._has_failed = False
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="notify", daemon=True)
         self.remark = ""
@@ -100,13 +103,20 @@ class Reporter:
 
     def _report(self) -> None:
         alive, health = self._state.health()
+        if alive and self._manager.watchdog_s is not None:
+            self._manager.send("WATCHDOG=1")  # by itself: whatever becomes of the status
+        try:
+            self._tell(alive, health)
+        except Exception:  # a worker that is well must not end for want of words
+            if not self._has_failed:
+                self._has_failed = True
+                get_logger().exception("the status for systemd could not be told")
+
+    def _tell(self, alive: bool, health: Mapping[str, Any]) -> None:
         said = status_line(self._state.facts(), self._waiting()) if alive else _stalled(health)
         said = " ".join("; ".join(filter(None, (said, self.remark))).split())
-        lines = [f"STATUS={said}"] if said != self._said else []
-        if alive and self._manager.watchdog_s is not None:
-            lines.append("WATCHDOG=1")
-        if lines:
-            self._manager.send(*lines)
+        if said != self._said:
+            self._manager.send(f"STATUS={said[:_LONGEST_STATUS]}")
         self._said = said
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from redis import Redis
+from redis import ConnectionPool, Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import ReadOnlyError
 from redis.retry import Retry
@@ -14,7 +14,10 @@ from .config import Config, redacted
 from .errors import ClusteredRedis, FatalError, UnsafeRedis, UnsupportedRedis
 from .metrics import RedisRisk
 
+_TIMEOUTS = ("socket_timeout", "socket_connect_timeout")
 _TIMEOUT_S = 5.0  # longer than we ever block
+_LONGEST_TIMEOUT_S = 86_400.0
+_ADDRESSES = 2  # of one host: IPv6 and IPv4
 _MEMORY_SHARE = 0.9  # of maxmemory
 
 
@@ -34,6 +37,10 @@ class RedisLink:
             retry=Retry(NoBackoff(), 0),
             redis_connect_func=self._connected,
         )
+        # redis-py keeps each of them twice, the second time as what to go back to ("orig_...").
+        given = self.client.connection_pool.connection_kwargs
+        bounded = timeouts(url)
+        given.update({name: bounded[n] for n in _TIMEOUTS for name in (n, f"orig_{n}") if name in given})
 
     def open(self, connections: int) -> None:
         """Has so many at hand: one more later would count as renewed."""
@@ -63,6 +70,35 @@ class RedisLink:
 
     def __exit__(self, *_: object) -> None:
         self.client.close()
+
+
+def timeouts(url: str) -> dict[str, float]:
+    """Seconds that `RedisLink` waits, by redis-py's names: what the URL says, or else our default.
+
+    What would be no bound is replaced by the default, see `endless_timeouts`: nobody could tell such a wait
+    from a worker that hangs.
+    """
+    endless = endless_timeouts(url)
+    return {n: _TIMEOUT_S if n in endless else timeout_s for n, timeout_s in _asked(url).items()}
+
+
+def endless_timeouts(url: str) -> list[str]:
+    """Names of the timeouts that the URL sets to 0, to less, or to more than a day."""
+    return [n for n, timeout_s in _asked(url).items() if not 0 < timeout_s <= _LONGEST_TIMEOUT_S]
+
+
+def longest_silence_s(url: str) -> float:
+    """Seconds that a worker may wait for a Redis that does not answer, before it begins again.
+
+    Twice an attempt and a reply: what it is about, and then to let go of the lease.
+    """
+    bounded = timeouts(url)
+    return 2 * (_ADDRESSES * bounded["socket_connect_timeout"] + bounded["socket_timeout"])
+
+
+def _asked(url: str) -> dict[str, float]:
+    asked = ConnectionPool.from_url(url, **dict.fromkeys(_TIMEOUTS, _TIMEOUT_S)).connection_kwargs
+    return {n: asked[n] for n in _TIMEOUTS}
 
 
 def redis_risks(info: Mapping[str, Any]) -> set[RedisRisk]:

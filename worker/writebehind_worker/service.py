@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import NamedTuple
 
 from .config import Config, one_line
 from .course import Course
@@ -17,18 +18,34 @@ from .worker import Worker, stall_after_s
 _STOP_MARGIN_S = 10.0  # beyond stop_timeout: closing connections
 
 
+class _Figures(NamedTuple):
+    """Of one queue. They stay when another one is served, for it may come back."""
+
+    metrics: Metrics
+    course: Course
+
+
+class _Reload(NamedTuple):
+    number: int
+    config: Config
+
+
 class Service:
     """`run` works until `stop`; `reload` gives it another configuration. Both may come from any thread."""
 
     def __init__(self, config: Config, manager: ServiceManager) -> None:
         self._config, self._manager = config, manager
         self._state = WorkerState(stall_after_s(config))
-        self._metrics = {config.queue: Metrics(config.queue)}
-        self._course = Course()
+        self._figures: dict[str, _Figures] = {}
+        self._figures_of(config.queue)
         self._endpoint: Endpoint | None = None
         self._reporter = Reporter(manager, self._state, self._waiting)
-        self._turn = threading.Lock()
-        self._next: Config | None = None
+        self._turn = threading.Lock()  # of what is said of reloads, and of these:
+        self._asked = 0  # reloads so far
+        self._refused = 0  # the last one that was
+        self._reading = False  # `reload` or `refuse` will follow
+        self._next: _Reload | None = None
+        self._at_hand: _Reload | None = None
         self._stop = threading.Event()
         self._end = threading.Event()  # of the worker at hand
 
@@ -63,76 +80,101 @@ class Service:
         Nothing is lost and no counter of the metrics goes back; the endpoint stays, unless it is to move.
         """
         with self._turn:
-            self._next = config
+            self._reading, self._next = False, _Reload(self._asked, config)
             self._end.set()
 
     def reloading(self) -> None:
         """The configuration is being read again: `reload` follows, or `refuse`."""
-        self._manager.reloading()
+        with self._turn:
+            self._asked += 1
+            self._reading = True
+            self._manager.reloading()
 
-    def refuse(self, error: FatalError) -> None:
-        """It was wrong: the one in force stays."""
+    def refuse(self, error: Exception) -> None:
+        """It could not be read, or was wrong: the one in force stays."""
+        self._refuse(self._asked, error)
+        with self._turn:
+            self._reading = False
+            self._say_ready()
+
+    def _refuse(self, number: int, error: Exception) -> None:
+        is_ours = isinstance(error, FatalError)
+        reason = one_line(error) if is_ours else f"{type(error).__name__}: {one_line(error)}"
         get_logger(queue=self._config.queue).error(
-            "reload refused: the configuration in force stays", reason=one_line(error), hint=error.hint
+            "reload refused: the configuration in force stays",
+            reason=reason,
+            hint=error.hint if isinstance(error, FatalError) else "see the traceback",
+            exc_info=None if is_ours else error,
         )
-        self._reporter.remark = f"reload refused: {one_line(error)}"
-        self._manager.ready()
+        if number >= self._refused:
+            self._refused = number
+            self._reporter.remark = f"reload refused: {reason}"
+
+    def _say_ready(self) -> None:
+        """Once nothing is under way: it would be taken for the answer to the last reload. It has the turn."""
+        if not self._reading and self._next is None and self._at_hand is None:
+            self._manager.ready()
 
     def _work(self) -> None:
         config = self._config
-        Worker(config, self._state, self._metrics[config.queue], get_logger()).run(self._end, self._stop)
+        metrics = self._figures_of(config.queue).metrics
+        Worker(config, self._state, metrics, get_logger()).run(self._end, self._stop)
 
     def _take_next(self) -> None:
         with self._turn:
-            config, self._next = self._next, None
-            if config is None or self._stop.is_set():
+            self._at_hand, self._next = self._next, None
+            if self._at_hand is None or self._stop.is_set():
                 return
             self._end.clear()
+        number, config = self._at_hand
         try:
+            stall_after_s(config)  # for its errors
             self._move_endpoint(config)
-        except FatalError as error:
-            self.refuse(error)
+        except Exception as error:  # whatever it is, the worker goes on as before
+            self._refuse(number, error)
         else:
-            self._use(config)
+            self._use(number, config)
         self._state.begin(stall_after_s(self._config))
+        with self._turn:
+            self._at_hand = None
+            self._say_ready()
 
-    def _use(self, config: Config) -> None:
+    def _use(self, number: int, config: Config) -> None:
+        self._figures_of(config.queue)  # before another thread asks for them
         before, self._config = self._config, config
         configure_logging(config.log_level, config.log_format)
         get_logger(queue=config.queue).info("reloaded", changed=changes(before, config))
-        self._reporter.remark = ""
-        self._manager.ready()
+        with self._turn:
+            if number > self._refused:
+                self._reporter.remark = ""
+
+    def _figures_of(self, queue: str) -> _Figures:
+        if queue not in self._figures:
+            self._figures[queue] = _Figures(Metrics(queue), Course())
+        return self._figures[queue]
 
     def _serve(self, config: Config) -> Endpoint | None:
         if not config.metrics_port:
             return None
-        metrics = self._metrics.setdefault(config.queue, Metrics(config.queue))
-        if config.queue != self._config.queue:
-            self._course = Course()
-        endpoint = Endpoint(config.metrics_host, config.metrics_port, metrics, self._state, self._course)
+        metrics, course = self._figures_of(config.queue)
+        endpoint = Endpoint(config.metrics_host, config.metrics_port, metrics, self._state, course)
         endpoint.start()
         return endpoint
 
     def _move_endpoint(self, config: Config) -> None:
         """To another address or queue. Raises `FatalError`, and it stays, if it cannot listen there."""
-        if _served(config) == _served(self._config):
-            return
-        if self._endpoint is not None:
-            self._endpoint.stop()  # first: both may be one port
-        try:
+        if self._endpoint is None:
             self._endpoint = self._serve(config)
-        except FatalError:
-            if self._endpoint is not None:
-                self._endpoint.start()
-            raise
+        elif config.metrics_port:
+            figures = self._figures_of(config.queue)
+            self._endpoint.move(config.metrics_host, config.metrics_port, *figures)
+        else:
+            self._endpoint.stop()
+            self._endpoint = None
 
     def _waiting(self) -> int:
-        value = self._metrics[self._config.queue].registry.get_sample_value("writebehind_queue_length")
-        return int(value or 0)
-
-
-def _served(config: Config) -> tuple[str, int, str]:
-    return config.metrics_host, config.metrics_port, config.queue
+        metrics = self._figures_of(self._config.queue).metrics
+        return int(metrics.registry.get_sample_value("writebehind_queue_length") or 0)
 
 
 def changes(before: Config, after: Config) -> list[str]:

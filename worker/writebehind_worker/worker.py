@@ -36,18 +36,19 @@ from .tenure import Tenure
 _STANDBY_POLL_S = 0.2
 _STANDBY_PING_S = 5.0
 _STABLE_S = 10.0  # a tenure that lasted so long was no failed attempt
-_STALL_MARGIN_S = 25.0  # for its own computing on a busy machine, for Redis, and to resolve a name
+_STALL_MARGIN_S = 25.0  # for its own computing on a busy machine, and to resolve a name
 _JOIN_S = 0.1
 
 
 def stall_after_s(config: Config) -> float:
-    """Seconds after which a worker that does not come round hangs: longer than it may wait for Postgres.
+    """Seconds after which a worker that does not come round hangs: longer than it may wait for a server.
 
-    The longest silence that is none of its faults is one answer, or one attempt to connect. Whatever comes
-    from Postgres counts as progress, so that a statement may be one of many.
+    The longest silence of Postgres that is none of its faults is one answer, or one attempt to connect.
+    Whatever comes from there counts as progress, so that a statement may be one of many.
     """
     reply_s = config.statement_timeout_s + postgres.REPLY_GRACE_S
-    return max(reply_s, postgres.longest_connect_s(config.postgres_url)) + _STALL_MARGIN_S
+    connect_s = postgres.longest_connect_s(config.postgres_url)
+    return max(reply_s, connect_s, redis_server.longest_silence_s(config.redis_url)) + _STALL_MARGIN_S
 
 
 class Worker:
