@@ -19,7 +19,7 @@ def cpu_s(pid: int, *, with_reaped: bool = False) -> float:
 def family_cpu_s(pid: int) -> float:
     """Of the process and all its children, those that have ended too."""
     children = [child for child, parent, _ in processes() if parent == pid]
-    return cpu_s(pid, with_reaped=True) + sum(cpu_s(child) for child in children if _lives(child))
+    return cpu_s(pid, with_reaped=True) + sum(map(_cpu_if_it_lives, children))
 
 
 def peak_mib(pid: int) -> float:
@@ -28,5 +28,8 @@ def peak_mib(pid: int) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
 
-def _lives(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").exists()
+def _cpu_if_it_lives(pid: int) -> float:
+    try:
+        return cpu_s(pid)
+    except (FileNotFoundError, ProcessLookupError):  # it has just ended
+        return 0.0

@@ -195,13 +195,13 @@ def rows(machine: Machine) -> int:
     return int(machine.sql("SELECT count(*) FROM users"))
 
 
-@pytest.mark.slow
+@pytest.mark.container
 def test_installed_nothing_is_wrong_with_it_and_it_may_do_little(machine: Machine) -> None:
     assert machine.run("systemd-analyze", "verify", f"{NAME}.service") == ""
     assert exposure(machine.run("systemd-analyze", "--no-pager", "security", NAME)) <= MOST_EXPOSED
 
 
-@pytest.mark.slow
+@pytest.mark.container
 def test_it_says_that_it_is_ready_and_what_it_does(machine: Machine, rows: int) -> None:
     assert machine.show("ActiveState") == "active"
     machine.put(1, 2, 3)
@@ -213,7 +213,7 @@ def test_it_says_that_it_is_ready_and_what_it_does(machine: Machine, rows: int) 
     assert machine.run("stat", "--format", "%u", f"/proc/{pid}") != "0"
 
 
-@pytest.mark.slow
+@pytest.mark.container
 def test_reloaded_it_takes_another_batch_size_and_refuses_a_wrong_one(machine: Machine, rows: int) -> None:
     pid = machine.show("MainPID")
     machine.configure(batch_size=0)
@@ -230,7 +230,7 @@ def test_reloaded_it_takes_another_batch_size_and_refuses_a_wrong_one(machine: M
     assert machine.show("NRestarts") == "0"
 
 
-@pytest.mark.slow
+@pytest.mark.container
 def test_without_postgres_it_starts_and_waits_and_says_so(machine: Machine, rows: int) -> None:
     machine.run("systemctl", "stop", "postgresql@15-main")
     machine.wait_for("StatusText", "waiting for Postgres: ")
@@ -242,7 +242,7 @@ def test_without_postgres_it_starts_and_waits_and_says_so(machine: Machine, rows
     machine.wait_for_rows(rows + 2)
 
 
-@pytest.mark.slow
+@pytest.mark.container
 @pytest.mark.parametrize("whole", [True, False], ids=["process", "one thread"])
 def test_one_that_hangs_is_ended_by_the_watchdog_and_started_again(
     machine: Machine, rows: int, whole: bool
@@ -277,7 +277,7 @@ def test_one_that_hangs_is_ended_by_the_watchdog_and_started_again(
     assert machine.show("NRestarts") == "0"
 
 
-@pytest.mark.slow
+@pytest.mark.container
 def test_a_stop_finishes_what_is_frozen_and_leaves_nothing_behind(machine: Machine, rows: int) -> None:
     for start in range(10_000, 15_000, 1000):
         machine.put(*range(start, start + 1000))
@@ -292,7 +292,7 @@ def test_a_stop_finishes_what_is_frozen_and_leaves_nothing_behind(machine: Machi
     machine.wait_for_rows(rows + 5000)
 
 
-@pytest.mark.slow
+@pytest.mark.container
 def test_a_wrong_configuration_fails_the_start_and_is_tried_again(machine: Machine, rows: int) -> None:
     machine.configure(batch_size=0)
     machine.change("RestartSec=1", "stop")
