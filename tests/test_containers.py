@@ -40,7 +40,7 @@ RUN apt-get update -q && apt-get install -y -q --no-install-recommends prometheu
 ENTRYPOINT ["prometheus"]
 """
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.container
 
 
 @pytest.fixture(scope="module")
