@@ -26,6 +26,7 @@ UNIT = ROOT / "deploy/systemd/writebehind@.service"
 EXAMPLE = ROOT / "deploy/systemd/example.toml"
 MOST_EXPOSED = 1.5
 NAME = "writebehind@orders"
+REDIS_URL = "redis://127.0.0.1/0?socket_timeout=1.5&socket_connect_timeout=0.5"  # so that a hang shows in 5 s
 QUEUE = "db:write:queue"
 
 
@@ -180,7 +181,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         found.sql("ALTER USER postgres PASSWORD 'hunter2'")
         found.sql("CREATE TABLE users (id bigint PRIMARY KEY, name text)")
         url = "postgresql://postgres:hunter2@127.0.0.1/postgres"
-        found.write("/etc/writebehind/orders.redis_url", "redis://127.0.0.1/0\n")
+        found.write("/etc/writebehind/orders.redis_url", REDIS_URL + "\n")
         found.write("/etc/writebehind/orders.postgres_url", url + "\n")
         found.run("/opt/writebehind/bin/writebehind", "init", "--postgres-url", url)
         found.configure()
