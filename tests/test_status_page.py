@@ -346,4 +346,4 @@ def test_a_standby_tells_who_owns_the_queue_and_an_operator_s_pause_is_said(
         pause(redis_client, QueueKeys(queue), "adding a column")
         wait_until(lambda: owner.facts["paused"] is not None)
         first = overview(owner.metrics, owner.state, course).findings[0]
-        assert (first.level, first.text[:41]) == ("notice", "Paused by an operator: adding a column. N")
+        assert (first.level, first.text[:39]) == ("notice", "Paused by an operator: adding a column.")
