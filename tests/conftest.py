@@ -104,6 +104,19 @@ def queue() -> str:
 
 
 @pytest.fixture
+def options(redis_url: str, postgres_url: str, queue: str) -> dict[str, Any]:
+    """Of a worker for this test, as `Config` names them; a module with other wishes has its own."""
+    return {"redis_url": redis_url, "postgres_url": postgres_url, "queue": queue}
+
+
+@pytest.fixture
+def users(pg: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
+    """A connection to this test's database, which has a table of this name."""
+    pg.execute("CREATE TABLE users (id bigint PRIMARY KEY, name text)")
+    return pg
+
+
+@pytest.fixture
 def connect(redis_url: str, queue: str) -> Iterator[Callable[..., WriteBehind]]:
     """Makes producers of this test's queue, with cache keys of its own."""
     made: list[WriteBehind] = []

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.wait import wait_until
 
-from writebehind_worker.course import RECENT_S, Course, Sample, between, quantile
+from writebehind_worker.course import RECENT_S, Course, Rates, Sample, between, quantile
 from writebehind_worker.figures import Backlog, DeadLetters, Figures
 from writebehind_worker.metrics import LAG_BUCKETS_S, Metrics
 from writebehind_worker.recorder import Recorder
@@ -100,8 +100,8 @@ def test_recent_is_the_mean_of_the_last_seconds() -> None:
 
 def test_an_empty_course() -> None:
     course = Course()
-    assert course.recent() == Sample()
-    assert course.series() == {name: [] for name in Sample._fields}
+    assert course.recent() == Rates()
+    assert course.series() == {name: [] for name in Sample.__struct_fields__}
     assert course.silent_s(1.0) is None
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,27 @@ def run(command: list[str | Path], environment: dict[str, str], folder: Path = E
     return done.stdout
 
 
-def work_off(redis_client: redis.Redis, queue: str, **options: Any) -> None:
+@pytest.fixture
+def work_off(redis_client: redis.Redis, queue: str, options: dict[str, Any]) -> Callable[[], None]:
     """Runs a worker until the queue is empty."""
-    with RunningWorker(queue=queue, **options):
-        wait_until(
-            lambda: redis_client.llen(queue) + redis_client.llen(QueueKeys(queue).inflight) == 0, timeout=20
-        )
+
+    def until_empty() -> None:
+        with RunningWorker(**options):
+            wait_until(
+                lambda: redis_client.llen(queue) + redis_client.llen(QueueKeys(queue).inflight) == 0,
+                timeout=20,
+            )
+
+    return until_empty
+
+
+@pytest.fixture
+def redis_cli() -> str:
+    """Its name; where it is not here the test is skipped."""
+    cli = next((name for name in ("redis-cli", "valkey-cli") if shutil.which(name)), None)
+    if cli is None:
+        missing("redis-cli is not here; on Debian: apt install redis-tools")
+    return str(cli)
 
 
 def rows(pg: psycopg.Connection[Any], table: str) -> list[tuple[Any, ...]]:
@@ -79,17 +95,12 @@ def test_the_library(
 
 
 def test_node(
-    tables: psycopg.Connection[Any],
-    redis_client: redis.Redis,
-    redis_url: str,
-    postgres_url: str,
-    queue: str,
-    environment: dict[str, str],
+    tables: psycopg.Connection[Any], environment: dict[str, str], work_off: Callable[[], None]
 ) -> None:
     folder = node_folder()
     shutil.copy2(EXAMPLES / "produce.mjs", folder)
     assert run(["node", "produce.mjs"], environment, folder) == "accepted\n"
-    work_off(redis_client, queue, redis_url=redis_url, postgres_url=postgres_url)
+    work_off()
     assert rows(tables, "users") == [ADA, (2**53 + 1, "beyond 2^53", None, None)]
     assert rows(tables, "pages") == [("/home", 2)]
     assert dead(tables) == []
@@ -97,27 +108,19 @@ def test_node(
 
 def test_redis_cli(
     tables: psycopg.Connection[Any],
-    redis_client: redis.Redis,
-    redis_url: str,
-    postgres_url: str,
-    queue: str,
     environment: dict[str, str],
+    redis_cli: str,
+    work_off: Callable[[], None],
 ) -> None:
-    cli = next((name for name in ("redis-cli", "valkey-cli") if shutil.which(name)), None)
-    if cli is None:
-        missing("redis-cli is not here; on Debian: apt install redis-tools")
-    assert run(["sh", "produce.sh"], {**environment, "CLI": str(cli)}) == "accepted\n"
-    work_off(redis_client, queue, redis_url=redis_url, postgres_url=postgres_url)
+    assert run(["sh", "produce.sh"], {**environment, "CLI": redis_cli}) == "accepted\n"
+    work_off()
     assert rows(tables, "users") == [ADA]
     assert rows(tables, "pages") == [("/home", 2)]
     assert dead(tables) == []
 
 
-def test_redis_cli_says_when_it_was_refused(environment: dict[str, str]) -> None:
-    cli = next((name for name in ("redis-cli", "valkey-cli") if shutil.which(name)), None)
-    if cli is None:
-        missing("redis-cli is not here; on Debian: apt install redis-tools")
-    wrong = {**environment, "CLI": str(cli), "REDIS_URL": "redis://127.0.0.1:1/0"}
+def test_redis_cli_says_when_it_was_refused(environment: dict[str, str], redis_cli: str) -> None:
+    wrong = {**environment, "CLI": redis_cli, "REDIS_URL": "redis://127.0.0.1:1/0"}
     done = subprocess.run(
         ["sh", EXAMPLES / "produce.sh"], env=wrong, capture_output=True, timeout=60, check=False
     )

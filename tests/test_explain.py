@@ -13,7 +13,7 @@ import pytest
 import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.support.rows import Rows
+from tests.support.rows import DOWN_POSTGRES, DOWN_REDIS, Rows
 from tests.support.wait import wait_until
 
 from writebehind import WriteBehind, WriteRejected
@@ -21,9 +21,6 @@ from writebehind.identity import canonical
 from writebehind_worker.explain import read_id
 from writebehind_worker.pause import pause
 from writebehind_worker.row_search import RowMatcher, search
-
-DOWN_REDIS = "redis://:hunter2@127.0.0.1:1/0"
-DOWN_POSTGRES = "postgresql://ada:hunter2@127.0.0.1:1/app"
 
 
 @pytest.fixture(autouse=True)

@@ -17,17 +17,6 @@ from writebehind_worker.config import SETTINGS
 from writebehind_worker.pause import Pause, pause, read_pause
 
 
-@pytest.fixture
-def options(redis_url: str, postgres_url: str, queue: str) -> dict[str, Any]:
-    return {"redis_url": redis_url, "postgres_url": postgres_url, "queue": queue}
-
-
-@pytest.fixture
-def rows(pg: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
-    pg.execute("CREATE TABLE users (id bigint PRIMARY KEY, name text)")
-    return pg
-
-
 def ask(*arguments: str, **options: Any) -> tuple[int, str]:
     given = [part for name, value in options.items() for part in (SETTINGS[name].flag, value)]
     result = CliRunner().invoke(cli, [*arguments, *given])
@@ -55,12 +44,12 @@ def put(client: redis.Redis, queue: str, id: int) -> None:
 
 
 def test_nothing_is_written_while_it_lasts_and_everything_after(
-    rows: psycopg.Connection[Any], redis_client: redis.Redis, queue: str, options: dict[str, Any]
+    users: psycopg.Connection[Any], redis_client: redis.Redis, queue: str, options: dict[str, Any]
 ) -> None:
     with RunningWorker(**options) as worker:
         worker.wait_for_role("owner")
         put(redis_client, queue, 1)
-        wait_until(lambda: count(rows) == 1)
+        wait_until(lambda: count(users) == 1)
         code, text = ask("pause", "--reason", "adding a column", **redis_options(options))
         assert (code, "until `writebehind resume`" in text) == (0, True)
         for id in range(2, 5):
@@ -71,26 +60,26 @@ def test_nothing_is_written_while_it_lasts_and_everything_after(
         assert worker.state.readiness()[0], "a restart would not help: it is as ready as can be"
         assert redis_client.llen(queue) == 3
         assert "adding a column" in ask("status", **options)[1]
-        rows.execute("ALTER TABLE users ADD COLUMN email text")
-        assert count(rows) == 1
+        users.execute("ALTER TABLE users ADD COLUMN email text")
+        assert count(users) == 1
         assert ask("resume", **redis_options(options)) == (0, f"Resumed: {queue}.\n")
-        wait_until(lambda: count(rows) == 4)
+        wait_until(lambda: count(users) == 4)
         wait_until(lambda: worker.facts["paused"] is None)
         assert worker.metric("held", reason="paused") == 0
 
 
 def test_it_outlives_the_worker(
-    rows: psycopg.Connection[Any], redis_client: redis.Redis, queue: str, options: dict[str, Any]
+    users: psycopg.Connection[Any], redis_client: redis.Redis, queue: str, options: dict[str, Any]
 ) -> None:
     ask("pause", **redis_options(options))
     put(redis_client, queue, 1)
     with RunningWorker(**options) as worker:
         wait_until(lambda: worker.facts["paused"] is not None)
-        assert (count(rows), redis_client.llen(queue)) == (0, 1)
+        assert (count(users), redis_client.llen(queue)) == (0, 1)
 
 
 def test_what_was_frozen_before_is_waited_for(
-    rows: psycopg.Connection[Any], redis_client: redis.Redis, queue: str, options: dict[str, Any]
+    users: psycopg.Connection[Any], redis_client: redis.Redis, queue: str, options: dict[str, Any]
 ) -> None:
     put(redis_client, queue, 1)
     with psycopg.connect(options["postgres_url"]) as other, RunningWorker(**options):
@@ -100,7 +89,7 @@ def test_what_was_frozen_before_is_waited_for(
         assert (code, "1 batches taken before" in text) == (1, True)
         other.rollback()
         assert ask("pause", **redis_options(options))[0] == 0
-        assert count(rows) == 1
+        assert count(users) == 1
 
 
 def test_a_full_redis_can_be_paused(redis_client: redis.Redis, queue: str, options: dict[str, Any]) -> None:

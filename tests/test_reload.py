@@ -36,8 +36,11 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def listener() -> Iterator[Listener]:
+def listener(monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
+    """Told of by the environment, as systemd does it."""
     with listening() as found:
+        for name, value in found.environment().items():
+            monkeypatch.setenv(name, value)
         yield found
 
 
@@ -85,10 +88,7 @@ def test_another_batch_size_is_taken_and_no_counter_goes_back(
     load: Workload,
     port: int,
     listener: Listener,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name, value in listener.environment().items():
-        monkeypatch.setenv(name, value)
     with WorkerProcess.told("--config", str(configure(batch_size=7))) as worker:
         worker.wait_for_event("owner")
         load.add(40)
@@ -128,10 +128,7 @@ def test_a_wrong_configuration_is_refused_and_the_old_one_stays(
     text: str | None,
     said: str,
     listener: Listener,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name, value in listener.environment().items():
-        monkeypatch.setenv(name, value)
     file = configure()
     with WorkerProcess.told("--config", str(file)) as worker:
         worker.wait_for_event("owner")
@@ -222,10 +219,7 @@ def test_another_queue_is_taken_up_with_figures_of_its_own(
     queue: str,
     port: int,
     listener: Listener,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name, value in listener.environment().items():
-        monkeypatch.setenv(name, value)
     other, given = f"{queue}:other", {"metrics_port": port if is_served else 0}
     with (
         WriteBehind.from_url(redis_url, queue=other, prefix=f"{other}:") as wb,
@@ -277,10 +271,7 @@ def test_ready_is_said_of_the_last_reload_and_a_refusal_is_told_until_a_later_on
     postgres_url: str,
     port: int,
     listener: Listener,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name, value in listener.environment().items():
-        monkeypatch.setenv(name, value)
     with (
         psycopg.connect(postgres_url) as other,
         WorkerProcess.told("--config", str(configure())) as worker,

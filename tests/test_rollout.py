@@ -17,13 +17,8 @@ LEASE_TTL_S = 60.0  # far longer than any of these tests
 
 
 @pytest.fixture
-def options(redis_url: str, postgres_url: str, queue: str) -> dict[str, Any]:
-    return {
-        "redis_url": redis_url,
-        "postgres_url": postgres_url,
-        "queue": queue,
-        "lease_ttl_s": LEASE_TTL_S,
-    }
+def options(options: dict[str, Any]) -> dict[str, Any]:
+    return options | {"lease_ttl_s": LEASE_TTL_S}
 
 
 def test_a_rolling_update_does_not_wait_for_the_lease(options: dict[str, Any]) -> None:

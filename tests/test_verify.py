@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.replica import PostgresPair
-from tests.support.rows import Rows
+from tests.support.rows import DOWN_POSTGRES, DOWN_REDIS, Rows
 from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker
 from tests.test_types import EXACT, UNICODE
@@ -33,9 +33,6 @@ from writebehind_worker.known_tables import KnownTables, read_published
 from writebehind_worker.postgres import connect as connect_postgres
 from writebehind_worker.row_comparison import CachedRow, RowComparison
 from writebehind_worker.verify import Verification
-
-DOWN_REDIS = "redis://:hunter2@127.0.0.1:1/0"
-DOWN_POSTGRES = "postgresql://ada:hunter2@127.0.0.1:1/app"
 
 
 @pytest.fixture(autouse=True)

@@ -18,17 +18,6 @@ from writebehind_worker.cli import cli
 from writebehind_worker.errors import LedgerOutdated, NewerVersion
 
 
-@pytest.fixture
-def options(redis_url: str, postgres_url: str, queue: str) -> dict[str, Any]:
-    return {"redis_url": redis_url, "postgres_url": postgres_url, "queue": queue}
-
-
-@pytest.fixture
-def rows(pg: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
-    pg.execute("CREATE TABLE users (id bigint PRIMARY KEY, name text)")
-    return pg
-
-
 def item(id: int, **more: Any) -> bytes:
     return json.dumps({"table": "users", "id": id, "data": {"name": "x"}} | more).encode()
 
@@ -48,7 +37,7 @@ def ended(options: dict[str, Any]) -> BaseException:
 
 
 def test_a_later_message_stops_the_worker_and_is_kept(
-    rows: psycopg.Connection[Any],
+    users: psycopg.Connection[Any],
     redis_client: redis.Redis,
     queue: str,
     options: dict[str, Any],
@@ -59,35 +48,42 @@ def test_a_later_message_stops_the_worker_and_is_kept(
     assert "version 2" in str(error)
     (batch,) = redis_client.lrange(QueueKeys(queue).inflight, 0, -1)
     assert redis_client.llen(QueueKeys(queue).processing(int(batch))) == 3
-    assert names(rows) == []
+    assert names(users) == []
     # Who runs the later version again would go on; who has none says so.
     with RunningWorker(**options, refuse_newer=True):
-        wait_until(lambda: names(rows) == [1, 3])
-    (reason, body) = rows.execute("SELECT reason, body FROM writebehind.dead_letters").fetchone() or ("", b"")
+        wait_until(lambda: names(users) == [1, 3])
+    (reason, body) = users.execute("SELECT reason, body FROM writebehind.dead_letters").fetchone() or (
+        "",
+        b"",
+    )
     assert bytes(body) == item(2, v=2, shard=7)
     assert "wire format" in reason
 
 
 def test_batches_before_a_later_message_are_in(
-    rows: psycopg.Connection[Any], redis_client: redis.Redis, queue: str, options: dict[str, Any]
+    users: psycopg.Connection[Any], redis_client: redis.Redis, queue: str, options: dict[str, Any]
 ) -> None:
     redis_client.lpush(queue, *(item(id) for id in range(1, 11)), item(11, v=2))
     ended(options | {"batch_size": 5})
-    assert names(rows) == list(range(1, 11))
+    assert names(users) == list(range(1, 11))
 
 
 @pytest.mark.parametrize("text", [b'{"v":2}', b'{"v":2,"table":"users"}', b'{"v":2,"id":1}', b'[{"v":2}]'])
 def test_what_no_version_could_have_written_is_a_bad_message(
-    rows: psycopg.Connection[Any], redis_client: redis.Redis, queue: str, options: dict[str, Any], text: bytes
+    users: psycopg.Connection[Any],
+    redis_client: redis.Redis,
+    queue: str,
+    options: dict[str, Any],
+    text: bytes,
 ) -> None:
     redis_client.lpush(queue, text, item(2))
     with RunningWorker(**options):
-        wait_until(lambda: names(rows) == [2])
+        wait_until(lambda: names(users) == [2])
 
 
 @pytest.mark.parametrize("version", [0, -1, 1001, 1.5, "2", True, 10**30])
 def test_what_is_no_version_is_a_bad_message(
-    rows: psycopg.Connection[Any],
+    users: psycopg.Connection[Any],
     redis_client: redis.Redis,
     queue: str,
     options: dict[str, Any],
@@ -95,49 +91,49 @@ def test_what_is_no_version_is_a_bad_message(
 ) -> None:
     redis_client.lpush(queue, item(1, v=version), item(2))
     with RunningWorker(**options):
-        wait_until(lambda: names(rows) == [2])
-    assert rows.execute("SELECT count(*) FROM writebehind.dead_letters").fetchone() == (1,)
+        wait_until(lambda: names(users) == [2])
+    assert users.execute("SELECT count(*) FROM writebehind.dead_letters").fetchone() == (1,)
 
 
 def test_a_message_may_say_today_s_version(
-    rows: psycopg.Connection[Any], redis_client: redis.Redis, queue: str, options: dict[str, Any]
+    users: psycopg.Connection[Any], redis_client: redis.Redis, queue: str, options: dict[str, Any]
 ) -> None:
     redis_client.lpush(queue, item(1, v=1), item(2))
     with RunningWorker(**options):
-        wait_until(lambda: names(rows) == [1, 2])
+        wait_until(lambda: names(users) == [1, 2])
 
 
 def test_a_later_ledger_stops_the_worker_and_init(
-    rows: psycopg.Connection[Any], connect: Any, options: dict[str, Any]
+    users: psycopg.Connection[Any], connect: Any, options: dict[str, Any]
 ) -> None:
     wb: WriteBehind = connect()
     wb.put("users", 1, {"name": "x"})
-    rows.execute("UPDATE writebehind.schema_version SET version = 2")
+    users.execute("UPDATE writebehind.schema_version SET version = 2")
     assert "ledger's tables" in str(ended(options))
     result = CliRunner().invoke(cli, ["init", "--postgres-url", options["postgres_url"]])
     assert (result.exit_code, "knows 1 at most" in result.output) == (2, True)
-    assert rows.execute("SELECT version FROM writebehind.schema_version").fetchone() == (2,)
-    rows.execute("UPDATE writebehind.schema_version SET version = 1")
+    assert users.execute("SELECT version FROM writebehind.schema_version").fetchone() == (2,)
+    users.execute("UPDATE writebehind.schema_version SET version = 1")
     with RunningWorker(**options):
-        wait_until(lambda: names(rows) == [1])
+        wait_until(lambda: names(users) == [1])
 
 
 def test_init_brings_an_earlier_ledger_forwards(
-    rows: psycopg.Connection[Any], options: dict[str, Any]
+    users: psycopg.Connection[Any], options: dict[str, Any]
 ) -> None:
-    rows.execute("INSERT INTO writebehind.ledger (queue, epoch) VALUES ('kept', 7)")
-    rows.execute("DROP TABLE writebehind.schema_version")
-    rows.execute("ALTER TABLE writebehind.dead_letters DROP COLUMN history, DROP COLUMN retried_at")
+    users.execute("INSERT INTO writebehind.ledger (queue, epoch) VALUES ('kept', 7)")
+    users.execute("DROP TABLE writebehind.schema_version")
+    users.execute("ALTER TABLE writebehind.dead_letters DROP COLUMN history, DROP COLUMN retried_at")
     assert isinstance(ended(options), LedgerOutdated)
     result = CliRunner().invoke(cli, ["init", "--postgres-url", options["postgres_url"]])
     assert result.exit_code == 0
-    assert rows.execute("SELECT epoch FROM writebehind.ledger WHERE queue = 'kept'").fetchone() == (7,)
+    assert users.execute("SELECT epoch FROM writebehind.ledger WHERE queue = 'kept'").fetchone() == (7,)
     with RunningWorker(**options) as worker:
         worker.wait_for_role("owner")
 
 
 def test_later_keys_in_redis_stop_the_worker(
-    rows: psycopg.Connection[Any], redis_client: redis.Redis, queue: str, options: dict[str, Any]
+    users: psycopg.Connection[Any], redis_client: redis.Redis, queue: str, options: dict[str, Any]
 ) -> None:
     redis_client.hset(QueueKeys(queue).clock, "version", 2)
     redis_client.lpush(queue, item(1))
@@ -145,5 +141,5 @@ def test_later_keys_in_redis_stop_the_worker(
     assert redis_client.llen(queue) == 1
     redis_client.hset(QueueKeys(queue).clock, "version", 1)
     with RunningWorker(**options):
-        wait_until(lambda: names(rows) == [1])
+        wait_until(lambda: names(users) == [1])
     assert redis_client.hget(QueueKeys(queue).clock, "version") == b"1"

@@ -18,6 +18,9 @@ from writebehind.keys import QueueKeys
 from writebehind_worker.cli import cli
 from writebehind_worker.config import SETTINGS
 
+DOWN_REDIS = "redis://:hunter2@127.0.0.1:1/0"
+DOWN_POSTGRES = "postgresql://ada:hunter2@127.0.0.1:1/app"
+
 
 @dataclass
 class Rows:

@@ -1,4 +1,4 @@
-"""Connections of the commands that look at rows, with their errors as an operator needs them."""
+"""Connections of the commands, with their errors as an operator needs them."""
 
 from __future__ import annotations
 
@@ -13,20 +13,18 @@ from .errors import FatalError
 from .postgres import Connection, connect
 from .redis_server import RedisLink
 
+_REDIS_HINT = "check --redis-url, --queue, and the user's rights (deploy/redis-acl.conf)"
 _STATEMENT_TIMEOUT_S, _LOCK_TIMEOUT_S = 30, 1  # a migration may have locked a table
 
 
 @contextmanager
-def reading_redis(config: Config) -> Iterator[redis.Redis]:
+def reading_redis(config: Config, hint: str = _REDIS_HINT) -> Iterator[redis.Redis]:
     """A client. Raises `FatalError` for whatever Redis answers with inside the block."""
     try:
         with RedisLink(config.redis_url) as link:
             yield link.client
     except (redis.RedisError, OSError) as error:
-        raise FatalError(
-            redis_error(config, error),
-            "check --redis-url, --queue, and the user's rights (deploy/redis-acl.conf)",
-        ) from error
+        raise FatalError(redis_error(config, error), hint) from error
 
 
 @contextmanager

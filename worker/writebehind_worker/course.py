@@ -7,7 +7,9 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
-from typing import NamedTuple
+
+import msgspec
+from msgspec.structs import asdict, astuple
 
 from .figures import Figures, Reason
 from .metrics import LAG_BUCKETS_S
@@ -20,16 +22,13 @@ _MOST_LATE = 3  # seconds: after a longer silence there is a gap
 _STALE_S = 15.0  # without Postgres the queue is looked at every ten seconds or so
 
 
-class Sample(NamedTuple):
-    """One interval's rates and the figures at its end, to three digits; None: not known, or of nothing.
+class Rates(msgspec.Struct, frozen=True):
+    """Of an interval, to three digits; None: of nothing, or not known.
 
     ``coalescing`` is writes per row. ``flush_s`` is the mean of the flushes in the interval, ``lag_…`` the
     quantiles of the writes that were committed in it.
     """
 
-    waiting: float | None = None
-    frozen: float | None = None
-    oldest_age_s: float | None = None
     writes_per_s: float | None = None
     rows_per_s: float | None = None
     coalescing: float | None = None
@@ -37,6 +36,14 @@ class Sample(NamedTuple):
     lag_p50_s: float | None = None
     lag_p99_s: float | None = None
     retries_per_s: float | None = None
+
+
+class Sample(Rates, frozen=True):
+    """One interval's rates and the figures at its end."""
+
+    waiting: float | None = None
+    frozen: float | None = None
+    oldest_age_s: float | None = None
     dead_letters: float | None = None
 
 
@@ -73,19 +80,21 @@ class Course:
                 self._append(sample, figures, passed)
             self._seen.append((at_s, figures))
 
-    def recent(self) -> Sample:
+    def recent(self) -> Rates:
         """Of the last `RECENT_S` seconds."""
         with self._lock:
             if not self._seen:
-                return Sample()
+                return Rates()
             (first_s, first), (last_s, last) = self._seen[0], self._seen[-1]
-        return between(first if last_s > first_s else None, last, last_s - first_s, last_s)
+        return rates(first, last, last_s - first_s)
 
     def series(self) -> dict[str, list[float | None]]:
         """Name of a field of `Sample` → its values, the oldest first, one a second."""
         with self._lock:
-            columns = list(zip(*self._samples, strict=True)) or [()] * len(Sample._fields)
-        return {name: list(values) for name, values in zip(Sample._fields, columns, strict=True)}
+            samples = list(self._samples)
+        names = Sample.__struct_fields__
+        columns = zip(*map(astuple, samples), strict=True) if samples else [()] * len(names)
+        return {name: list(values) for name, values in zip(names, columns, strict=True)}
 
     def series_of(self, reason: Reason) -> list[float | None]:
         """How many of its dead letters were open, one a second; 0 also while others were more frequent."""
@@ -109,22 +118,28 @@ class Course:
 
 
 def between(before: Figures | None, now: Figures, seconds: float, at_s: float) -> Sample:
-    """What happened between two looks, so many seconds apart, the later one at ``at_s``."""
+    """Two looks, so many seconds apart, the later one at ``at_s``."""
     backlog = now.backlog
     if backlog is not None and at_s - backlog.seen_at_s > _STALE_S:
         backlog = None
-    found = Sample(
+    passed = Rates() if before is None else rates(before, now, seconds)
+    return Sample(
+        **asdict(passed),
         waiting=None if backlog is None else _short(backlog.waiting),
         frozen=None if backlog is None else _short(backlog.frozen_items),
         oldest_age_s=None if backlog is None else _short(backlog.oldest_age_s),
         dead_letters=None if now.dead_letters is None else _short(now.dead_letters.total),
     )
-    if before is None or seconds <= 0:
-        return found
+
+
+def rates(before: Figures, now: Figures, seconds: float) -> Rates:
+    """What happened between two looks, so many seconds apart."""
+    if seconds <= 0:
+        return Rates()
     writes, rows = now.applied - before.applied, now.rows - before.rows
     flushes = now.flushes - before.flushes
     lag = _lag(before, now)
-    return found._replace(
+    return Rates(
         writes_per_s=_short(writes / seconds),
         rows_per_s=_short(rows / seconds),
         coalescing=_short(writes / rows) if rows > 0 else None,

@@ -11,7 +11,8 @@ from psycopg import errors as pg
 
 from writebehind import QueueFull, WriteBehindError
 
-from .config import Config, one_line, redacted
+from .config import Config
+from .connections import postgres_error, redis_error
 from .dead import DeadLetters
 from .errors import FatalError, LedgerMissing, LedgerOutdated
 from .postgres import connect
@@ -20,7 +21,6 @@ from .postgres import connect
 @contextmanager
 def dead_letters(config: Config) -> Iterator[DeadLetters]:
     """Over a connection of its own."""
-    where = redacted(config.postgres_url)
     try:
         with connect(config.postgres_url) as conn:
             try:
@@ -31,10 +31,10 @@ def dead_letters(config: Config) -> Iterator[DeadLetters]:
                 raise LedgerOutdated(conn.info.dbname) from error
     except pg.InsufficientPrivilege as error:
         hint = "grant USAGE of the schema writebehind and SELECT on its dead_letters; for drop, DELETE"
-        raise FatalError(f"Postgres at {where}: {one_line(error)}", hint) from error
+        raise FatalError(postgres_error(config, error), hint) from error
     except psycopg.Error as error:
         hint = "check --postgres-url, and that the server runs"
-        raise FatalError(f"Postgres at {where}: {one_line(error)}", hint) from error
+        raise FatalError(postgres_error(config, error), hint) from error
 
 
 @contextmanager
@@ -46,6 +46,5 @@ def connected_redis(config: Config) -> Iterator[redis.Redis]:
         hint = "what was sent stays sent; once the worker has caught up, run the same command again"
         raise FatalError(str(error), hint) from error
     except (redis.RedisError, WriteBehindError) as error:
-        where = redacted(config.redis_url)
         hint = "check --redis-url and the user's rights; what was sent stays sent: run the same command again"
-        raise FatalError(f"Redis at {where}: {one_line(error)}", hint) from error
+        raise FatalError(redis_error(config, error), hint) from error

@@ -13,9 +13,9 @@ from typing import Any
 import psycopg
 from psycopg import errors as pg_errors
 
-from .errors import LedgerMissing, LedgerOutdated, LedgerRefused, NewerVersion, OwnershipLost
+from .errors import LedgerMissing, LedgerOutdated, LedgerRefused, OwnershipLost
 from .history import LedgerRow
-from .ledger_schema import SCHEMA_VERSION
+from .ledger_schema import SCHEMA_VERSION, check_not_newer
 from .resolve import Refusal
 from .sqlstate import Verdict, judge
 from .table import quoted
@@ -95,17 +95,11 @@ class Ledger:
 
     def _check_version(self) -> None:
         try:
-            row = self._conn.execute("SELECT version FROM writebehind.schema_version").fetchone()
+            version = check_not_newer(self._conn)
         except pg_errors.UndefinedTable:
-            row = None
-        version = row[0] if row is not None else 0
-        database = self._conn.info.dbname
+            version = 0
         if version < SCHEMA_VERSION:
-            raise LedgerOutdated(database)
-        if version > SCHEMA_VERSION:
-            raise NewerVersion(
-                f"the ledger's tables in the database {database!r} have", version, SCHEMA_VERSION
-            )
+            raise LedgerOutdated(self._conn.info.dbname)
 
     def take(self, owner: str, epoch_floor: int) -> LedgerRow:
         """Makes us the owner under a new epoch, higher than any before and than ``epoch_floor``.

@@ -57,10 +57,16 @@ def apply_schema(conn: psycopg.Connection[Any]) -> bool:
 
 def _refuse_newer(conn: psycopg.Connection[Any]) -> None:
     exists = conn.execute("SELECT to_regclass('writebehind.schema_version') IS NOT NULL").fetchone()
-    if exists is None or not exists[0]:
-        return
+    if exists is not None and exists[0]:
+        check_not_newer(conn)
+
+
+def check_not_newer(conn: psycopg.Connection[Any]) -> int:
+    """The version of the tables that are there, 0 if none is noted. Raises `NewerVersion`."""
     found = conn.execute("SELECT version FROM writebehind.schema_version").fetchone()
-    if found is not None and found[0] > SCHEMA_VERSION:
+    version = 0 if found is None else int(found[0])
+    if version > SCHEMA_VERSION:
         raise NewerVersion(
-            f"the ledger's tables in the database {conn.info.dbname!r} have", found[0], SCHEMA_VERSION
+            f"the ledger's tables in the database {conn.info.dbname!r} have", version, SCHEMA_VERSION
         )
+    return version

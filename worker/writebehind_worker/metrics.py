@@ -12,7 +12,6 @@ import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -20,6 +19,7 @@ from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from .figures import MOST_REASONS, Backlog, DeadLetters, Figures
+from .version import installed_version
 
 Outcome = Literal["applied", "rejected", "rollback", "passed_over"]
 Server = Literal["redis", "postgres"]
@@ -134,7 +134,7 @@ class Metrics:
         build = Gauge(
             "writebehind_build_info", "1, with the version that runs.", ["version"], registry=self.registry
         )
-        build.labels(_version()).set(1)
+        build.labels(installed_version()).set(1)
 
     def text(self) -> bytes:
         """All of it in Prometheus' text format, each sample with the label ``queue``."""
@@ -254,13 +254,6 @@ class Metrics:
         with self._lock:
             sums = {name: getattr(self._figures, name) + value for name, value in more.items()}
             self._figures = replace(self._figures, **sums)
-
-
-def _version() -> str:
-    try:
-        return version("writebehind")
-    except PackageNotFoundError:  # run from its source, not installed
-        return "unknown"
 
 
 class _Labelled(CollectorRegistry):

@@ -5,21 +5,20 @@ Only tables, SQLSTATEs and numbers: no value of a row, no key, no password.
 
 from __future__ import annotations
 
-import functools
-import importlib.metadata
 import time
 from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
-from .course import Course, Sample
+from .course import Course, Rates
 from .figures import Reason
 from .findings import Finding, Situation, findings
 from .lease import own_name
 from .metrics import Metrics
 from .sqlstate import condition
 from .state import WorkerState
+from .version import installed_version
 
 _DRAWN = 8  # reasons of dead letters that come with their course
 _LONGEST = 500  # characters; a producer may name a table as it likes
@@ -35,23 +34,12 @@ class ReasonCount(msgspec.Struct, frozen=True):
     course: list[float | None] | None = None
 
 
-class Recent(msgspec.Struct, frozen=True):
-    """Means of the last ten seconds, as in `Sample`."""
-
-    writes_per_s: float | None = None
-    rows_per_s: float | None = None
-    coalescing: float | None = None
-    flush_s: float | None = None
-    lag_p50_s: float | None = None
-    lag_p99_s: float | None = None
-    retries_per_s: float | None = None
-
-
 class Overview(msgspec.Struct, frozen=True):
     """What one worker knows. None: it does not know, for it is not the owner, or a server is away.
 
     ``findings`` says it in sentences, the most important first. ``role`` is that of `WorkerState`.
-    ``course`` has a value for each of the last seconds, the oldest first, by the fields of `Sample`.
+    ``course`` has a value for each of the last seconds, the oldest first, by the fields of `Sample`;
+    ``recent`` are the rates of the last ten.
     """
 
     version: str
@@ -77,7 +65,7 @@ class Overview(msgspec.Struct, frozen=True):
     applied: int
     rejected: int
     rows: int
-    recent: Recent
+    recent: Rates
     dead_letters: int | None
     dead_letter_reasons: int | None
     dead_letters_by_reason: list[ReasonCount]
@@ -119,7 +107,7 @@ def overview(metrics: Metrics, state: WorkerState, course: Course) -> Overview:
         reasons=reasons,
     )
     return Overview(
-        version=_version(),
+        version=installed_version(),
         queue=metrics.queue,
         process=own_name(),
         role=facts["role"],
@@ -142,16 +130,12 @@ def overview(metrics: Metrics, state: WorkerState, course: Course) -> Overview:
         applied=figures.applied,
         rejected=figures.rejected,
         rows=figures.rows,
-        recent=_recent(recent),
+        recent=recent,
         dead_letters=None if dead is None else dead.total,
         dead_letter_reasons=None if dead is None else dead.reasons,
         dead_letters_by_reason=[] if dead is None else _reasons(dead.largest.items(), course),
         course=course.series(),
     )
-
-
-def _recent(sample: Sample) -> Recent:
-    return Recent(**{name: getattr(sample, name) for name in Recent.__struct_fields__})
 
 
 def _reasons(counts: Iterable[tuple[Reason, int]], course: Course) -> list[ReasonCount]:
@@ -169,8 +153,3 @@ def _reasons(counts: Iterable[tuple[Reason, int]], course: Course) -> list[Reaso
 
 def _cut(value: Any) -> Any:
     return value[:_LONGEST] if isinstance(value, str) else value
-
-
-@functools.cache
-def _version() -> str:
-    return importlib.metadata.version("writebehind")

@@ -5,15 +5,15 @@ from __future__ import annotations
 import sys
 
 import click
-import redis
 
 from writebehind.keys import QueueKeys
 
-from .config import Config, one_line, redacted
-from .errors import FatalError
+from .config import Config
+from .connections import reading_redis
 from .options import config_options
 from .pause import pause, resume, wait_until_settled
-from .redis_server import RedisLink
+
+_HINT = "check --redis-url and the user's rights; a pause that was begun goes on until `writebehind resume`"
 
 
 @click.command("pause")
@@ -35,7 +35,10 @@ def pause_command(config: Config, reason: str, timeout_s: float) -> None:
     Returns when no batch is being written any more. Exit code 1: the queue is paused, but batches that were
     taken before are not in Postgres yet. `writebehind resume` ends it; no restart does.
     """
-    frozen = _pause(config, " ".join(reason.split()), timeout_s)
+    keys = QueueKeys(config.queue)
+    with reading_redis(config, _HINT) as client:
+        pause(client, keys, " ".join(reason.split()))
+        frozen = wait_until_settled(client, keys, timeout_s)
     if frozen:
         click.echo(
             f"Paused: nothing more is taken from {config.queue}. But {frozen} batches taken before are not "
@@ -54,26 +57,6 @@ def pause_command(config: Config, reason: str, timeout_s: float) -> None:
 @config_options("redis_url", "queue")
 def resume_command(config: Config) -> None:
     """End `writebehind pause`. Harmless where there is none."""
-    try:
-        with RedisLink(config.redis_url) as link:
-            was_paused = resume(link.client, QueueKeys(config.queue))
-    except (redis.RedisError, OSError) as error:
-        raise _no_redis(config, error) from error
+    with reading_redis(config, _HINT) as client:
+        was_paused = resume(client, QueueKeys(config.queue))
     click.echo(f"Resumed: {config.queue}." if was_paused else f"{config.queue} was not paused.")
-
-
-def _pause(config: Config, reason: str, timeout_s: float) -> int:
-    keys = QueueKeys(config.queue)
-    try:
-        with RedisLink(config.redis_url) as link:
-            pause(link.client, keys, reason)
-            return wait_until_settled(link.client, keys, timeout_s)
-    except (redis.RedisError, OSError) as error:
-        raise _no_redis(config, error) from error
-
-
-def _no_redis(config: Config, error: Exception) -> FatalError:
-    return FatalError(
-        f"Redis at {redacted(config.redis_url)}: {one_line(error)}",
-        "check --redis-url and the user's rights; a pause that was begun goes on until `writebehind resume`",
-    )

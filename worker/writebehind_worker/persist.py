@@ -153,13 +153,13 @@ class Persister:
                 self._log.warning("postgres refuses", reason=reason, sqlstate=error.sqlstate)
         elif isinstance(error, HeldByLock):
             waiting.hold(error.rows, self._config.hold_timeout_s)
-            self._metrics.held_is("lock", True)
             if self._state.held_is(error.write):
+                self._metrics.held_is("lock", True)
                 self._log.warning("waiting for a lock", write=error.write, reason=reason)
                 self._flusher.say_waiting(reason)
         elif isinstance(error, BreakerTripped):
-            self._metrics.held_is("breaker", True)
             if self._state.breaker_is(reason):
+                self._metrics.held_is("breaker", True)
                 self._log.error("queue paused", reason=reason)
                 self._flusher.say_waiting(reason)
         elif self._state.postgres_is(False, reason):
@@ -175,9 +175,9 @@ class Persister:
     def _went_through(self, unit: Unit, flushed: Flushed, seconds: float) -> None:
         if self._state.postgres_is(True):
             self._log.info("postgres answers")
-        self._metrics.held_is("lock", False)
-        self._metrics.held_is("breaker", False)
         if self._state.held_is(None) | self._state.breaker_is(None):
+            self._metrics.held_is("lock", False)
+            self._metrics.held_is("breaker", False)
             self._log.info("queue goes on")
             self._flusher.say_waiting(None)
         self._state.progress()

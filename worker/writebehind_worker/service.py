@@ -173,8 +173,8 @@ class Service:
             self._endpoint = None
 
     def _waiting(self) -> int:
-        metrics = self._figures_of(self._config.queue).metrics
-        return int(metrics.registry.get_sample_value("writebehind_queue_length") or 0)
+        backlog = self._figures_of(self._config.queue).metrics.figures().backlog
+        return 0 if backlog is None else backlog.length
 
 
 def changes(before: Config, after: Config) -> list[str]:

@@ -12,7 +12,8 @@ from psycopg import errors as pg
 
 from writebehind.keys import QueueKeys
 
-from .config import Config, one_line, redacted
+from . import connections
+from .config import Config
 from .frozen import stamped_seq
 from .pause import read_pause
 from .pending import read_frozen
@@ -102,15 +103,14 @@ def read_status(config: Config) -> Status:
     try:
         queue = _read_redis(config)
     except (redis.RedisError, OSError) as error:
-        redis_error = f"Redis at {redacted(config.redis_url)}: {one_line(error)}"
+        redis_error = connections.redis_error(config, error)
     ledger, dead_letters, postgres_error = None, None, None
     try:
         ledger, dead_letters = _read_postgres(config)
     except (pg.UndefinedTable, pg.InvalidSchemaName):
         postgres_error = "the ledger's tables are missing: run `writebehind init`"
     except psycopg.Error as error:
-        where = redacted(config.postgres_url)
-        postgres_error = f"Postgres at {where}: {one_line(error)}"
+        postgres_error = connections.postgres_error(config, error)
     return Status(config.queue, queue, redis_error, ledger, dead_letters, postgres_error)
 
 

@@ -292,8 +292,8 @@ class Tenure:
             self._touch_at = time.monotonic() + TOUCH_EVERY_S
 
     def _pause_is(self, pause: Pause | None) -> None:
-        self._metrics.held_is("paused", pause is not None)
         if self._state.paused_is(None if pause is None else str(pause)):
+            self._metrics.held_is("paused", pause is not None)
             if pause is not None:
                 self._log.warning("queue paused by an operator", reason=pause.reason)
             else:
