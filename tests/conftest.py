@@ -6,7 +6,7 @@ import signal
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import psycopg
@@ -18,7 +18,7 @@ from tests.support.rows import Rows
 from tests.support.servers import Servers, private_servers, session_servers
 from tests.support.workers import Workload
 
-from writebehind import WriteBehind
+from writebehind import Options, WriteBehind
 from writebehind_worker.embedded import EmbeddedServers
 
 ROOT = Path(__file__).parents[1]
@@ -121,9 +121,12 @@ def connect(redis_url: str, queue: str) -> Iterator[Callable[..., WriteBehind]]:
     """Makes producers of this test's queue, with cache keys of its own."""
     made: list[WriteBehind] = []
 
-    def connect(url: str = redis_url, **options: Any) -> WriteBehind:
-        options.setdefault("prefix", f"{queue}:")
-        made.append(WriteBehind.from_url(url, queue=queue, **options))
+    def connect(url: str = redis_url, **given: Any) -> WriteBehind:
+        given = {"prefix": f"{queue}:", "queue": queue, **given}
+        options = cast(
+            Options, {name: given.pop(name) for name in list(given) if name in Options.__annotations__}
+        )
+        made.append(WriteBehind.from_url(url, redis_options=given, **options))
         return made[-1]
 
     yield connect

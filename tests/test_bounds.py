@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from writebehind.receipt import pauses
+from writebehind.pauses import pauses
 from writebehind_worker import ledger, persist, postgres, redis_server, tenure, worker
 from writebehind_worker.backoff import Backoff
 from writebehind_worker.config import SETTINGS

@@ -882,7 +882,8 @@ def test_the_bare_push_of_any_language_is_an_item_like_ours(
 
 def test_pooling_timeouts_and_tls_are_passed_through_to_redis_py() -> None:
     with WriteBehind.from_url(
-        "rediss://localhost:6379/3", max_connections=7, socket_timeout=1.5, ssl_ca_certs="/etc/ca.pem"
+        "rediss://localhost:6379/3",
+        redis_options={"max_connections": 7, "socket_timeout": 1.5, "ssl_ca_certs": "/etc/ca.pem"},
     ) as wb:
         pool = wb.redis.connection_pool
         assert pool.connection_class is redis.SSLConnection

@@ -13,6 +13,7 @@ import pytest
 import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.support.reader import begin_fill
 from tests.support.rows import DOWN_POSTGRES, DOWN_REDIS, Rows
 from tests.support.wait import wait_until
 
@@ -225,7 +226,7 @@ def test_states_of_a_reader(rows: Rows) -> None:
     rows.wb.get("users", 1, lambda _: None)
     found = rows.explain("users", "1")
     assert (found["cache"]["kind"], outcome(found)) == ("negative", ("consistent", 0))
-    rows.wb._cache.begin_fill(rows.name("users:2"), "token")
+    begin_fill(rows.wb, rows.name("users:2"), "token")
     assert rows.explain("users", "2")["cache"]["standing"] == "filling"
     rows.client.set(rows.name("users:3"), "SETEX")
     assert rows.explain("users", "3")["cache"]["standing"] == "foreign"

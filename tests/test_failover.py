@@ -275,7 +275,7 @@ def test_cache_entries_of_a_redis_that_went_back(
 
     # Older than Postgres, and known by nothing: until its time to live has passed, or it is removed.
     assert wb.get("latest", 1, load) == {"write": 1}
-    assert 0 < ttl(1) <= wb.ttl
+    assert 0 < ttl(1) <= wb.settings.ttl
     assert wb.invalidate("latest", 1)
     assert wb.get("latest", 1, load) == {"write": 2}
     # Pending in the replica though applied: set aside, and the entry removed.
@@ -285,7 +285,7 @@ def test_cache_entries_of_a_redis_that_went_back(
     assert wb.get("latest", 3, load) is None
     # Of after: as ever.
     assert wb.get("latest", 4) == {"write": 1}
-    assert 0 < ttl(4) <= wb.ttl
+    assert 0 < ttl(4) <= wb.settings.ttl
 
 
 def test_at_a_redis_replica_a_worker_waits_until_it_is_promoted(

@@ -16,6 +16,7 @@ from uuid import UUID
 import psycopg
 import pytest
 import redis
+from tests.support.reader import begin_fill
 from tests.support.servers import Servers
 from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker
@@ -132,7 +133,7 @@ def test_a_crashed_reader_delays_the_others_by_the_fill_timeout_at_most(
 ) -> None:
     wb = connect(fill_timeout=0.3)
     started = time.monotonic()
-    token_of_the_dead = wb._cache.begin_fill(key, "token of the dead")
+    token_of_the_dead = begin_fill(wb, key, "token of the dead")
     assert token_of_the_dead.state == "absent"
     assert 0 < redis_client.pttl(key) <= 300
     assert wb.get("t", 1, lambda _: OLD) == OLD

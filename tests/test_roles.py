@@ -18,6 +18,7 @@ from psycopg import errors as pg_errors
 from psycopg import sql
 from tests.conftest import SCHEMA
 from tests.support.crashing_worker import CrashingWorker
+from tests.support.reader import begin_fill
 from tests.support.servers import private_servers
 from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker, flags
@@ -25,6 +26,7 @@ from tests.support.workers import RunningWorker, flags
 from writebehind import FlushTimeout, RedisRefused, WriteBehind, WriteRejected
 from writebehind.keys import QueueKeys
 from writebehind.receipt import Rejection
+from writebehind.session import ConnectedSessionPool, Session
 from writebehind_worker import postgres, redis_server
 from writebehind_worker.apply import Patience
 from writebehind_worker.breaker import Breaker
@@ -273,15 +275,21 @@ def produce(wb: WriteBehind) -> None:
     assert wb.invalidate("users", 3)
 
 
+def kept_session(wb: WriteBehind) -> Session:
+    sessions = wb._core._enqueue._sessions
+    assert isinstance(sessions, ConnectedSessionPool)
+    return sessions._kept[-1]
+
+
 def test_a_producer_needs_all_of_its_rights(guarded: EmbeddedServers, admin: redis.Redis) -> None:
     def job() -> None:
         with WriteBehind.from_url(redis_as(guarded, "producer"), prefix=CACHE, fill_timeout=0.1) as wb:
             produce(wb)
             # The token of a reader who is under way: another finds it by the script, not by looking.
-            assert wb._cache.begin_fill(f"{CACHE}users:9", "token").state == "absent"
-            assert wb._cache.begin_fill(f"{CACHE}users:9", "token").state == "filling"
-            admin.hset(KEYS.producers, wb._enqueue._sessions._kept[-1].id, "9:1:1")
-            assert wb.redis.hget(KEYS.producers, wb._enqueue._sessions._kept[-1].id) == b"9:1:1"
+            assert begin_fill(wb, f"{CACHE}users:9", "token").state == "absent"
+            assert begin_fill(wb, f"{CACHE}users:9", "token").state == "filling"
+            admin.hset(KEYS.producers, kept_session(wb).id, "9:1:1")
+            assert wb.redis.hget(KEYS.producers, kept_session(wb).id) == b"9:1:1"
 
     assert needless_rights(admin, "producer", job) == []
 
@@ -455,7 +463,7 @@ def mend(url: str, letters: DeadLetters) -> None:
             for _ in sender.send(filter(None, retries)):
                 pass
         # What a call that was sent again asks, if Redis had become full.
-        assert client.hget(KEYS.producers, sender._enqueue._sessions._kept[-1].id)
+        assert client.hget(KEYS.producers, sender._enqueue._sessions._idle[-1].id)
 
 
 def test_a_mender_needs_all_of_its_rights(

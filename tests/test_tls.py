@@ -225,7 +225,7 @@ def test_a_producer_is_told_what_is_wrong_with_tls(
 ) -> None:
     url, _ = spoil(what, "redis", fronts, authority, redis_url, postgres_url)
     with (
-        WriteBehind.from_url(url, queue=queue, retry=NEVER) as wb,
+        WriteBehind.from_url(url, queue=queue, redis_options={"retry": NEVER}) as wb,
         pytest.raises(RedisUnavailable, match=WRONG[what][0]) as caught,
     ):
         wb.put("users", 1, {"name": "Ada"})

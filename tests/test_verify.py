@@ -16,6 +16,7 @@ import redis
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.reader import begin_fill
 from tests.support.replica import PostgresPair
 from tests.support.rows import DOWN_POSTGRES, DOWN_REDIS, Rows
 from tests.support.wait import wait_until
@@ -156,7 +157,7 @@ def test_pending_entries_are_skipped_and_counted(rows: Rows) -> None:
         rows.wb.put("users", i, {"name": "x"})
     rows.wb.increment("users", 5, {"logins": 1})
     rows.wb.delete("users", 6)
-    rows.wb._cache.begin_fill(rows.name("users:7"), "token")
+    begin_fill(rows.wb, rows.name("users:7"), "token")
     found = rows.verify("--repair")
     assert counts(found) == {"entries": 7, "agree": 1, "pending": 5, "filling": 1}
     rows.flush()

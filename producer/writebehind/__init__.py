@@ -1,9 +1,13 @@
 """Write to Redis, return at once; a worker brings every write to Postgres exactly once, in order."""
 
+from .async_batch import AsyncBatch
+from .async_client import AsyncWriteBehind
+from .async_receipt import AsyncReceipt
 from .batch import Batch
 from .client import WriteBehind
 from .errors import (
     FlushTimeout,
+    InvalidLoad,
     InvalidWrite,
     OutcomeUnknown,
     QueueFull,
@@ -14,13 +18,20 @@ from .errors import (
     WriteRejected,
 )
 from .receipt import Receipt
+from .settings import Options, Settings
 
 __all__ = [
     "WriteBehind",
     "Batch",
     "Receipt",
+    "AsyncWriteBehind",
+    "AsyncBatch",
+    "AsyncReceipt",
+    "Options",
+    "Settings",
     "WriteBehindError",
     "InvalidWrite",
+    "InvalidLoad",
     "QueueFull",
     "RedisUnavailable",
     "RedisRefused",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+from .carrier import Carrier
 from .errors import InvalidWrite
 from .message import Id, Op, Write, make_write
 from .receipt import Receipt, wait_durable
@@ -14,18 +15,11 @@ MAX_BATCH = 10_000
 """Writes in one batch: Redis does nothing else while it accepts them."""
 
 
-class Batch:
-    """Collects writes and sends them when the ``with`` block ends well: all are accepted, or none.
+class Writes:
+    """Writes that are collected, to be sent together."""
 
-    A batch whose sending was refused can be entered again, to send the same writes once more.
-
-    ``receipts`` has one receipt a write, in order, once the block has ended.
-    """
-
-    def __init__(self, send: Callable[[Sequence[Write]], list[Receipt]]) -> None:
-        self._send = send
+    def __init__(self) -> None:
         self._writes: list[Write] = []
-        self.receipts: list[Receipt] = []
 
     def __len__(self) -> int:
         return len(self._writes)
@@ -46,17 +40,34 @@ class Batch:
         """See :meth:`WriteBehind.delete`."""
         self._add("delete", table, id, None)
 
-    def wait(self, timeout: float | None = None) -> None:
-        """Waits until all are committed; raises for the first that was not, as :meth:`Receipt.wait`."""
-        if self._writes:
-            raise InvalidWrite("the batch has not been sent: wait after its block has ended well")
-        if self.receipts:
-            wait_durable(self.receipts[0], self.receipts[-1], timeout)
-
     def _add(self, op: Op, table: str, id: Id, data: Mapping[str, Any] | None) -> None:
         if len(self._writes) >= MAX_BATCH:
             raise InvalidWrite(f"a batch holds at most {MAX_BATCH} writes: use several")
         self._writes.append(make_write(op, table, id, data))
+
+    def _check_sent(self) -> None:
+        if self._writes:
+            raise InvalidWrite("the batch has not been sent: wait after its block has ended well")
+
+
+class Batch(Writes):
+    """Collects writes and sends them when the ``with`` block ends well: all are accepted, or none.
+
+    A batch whose sending was refused can be entered again, to send the same writes once more.
+
+    ``receipts`` has one receipt a write, in order, once the block has ended.
+    """
+
+    def __init__(self, send: Callable[[Sequence[Write]], list[Receipt]], carrier: Carrier) -> None:
+        super().__init__()
+        self._send, self._carrier = send, carrier
+        self.receipts: list[Receipt] = []
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Waits until all are committed; raises for the first that was not, as :meth:`Receipt.wait`."""
+        self._check_sent()
+        if self.receipts:
+            self._carrier.run(wait_durable(self.receipts[0], self.receipts[-1], timeout))
 
     def __enter__(self) -> Batch:
         return self

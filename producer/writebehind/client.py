@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Unpack
 
 from redis import Redis
 
 from .batch import Batch
-from .cache import Loader, RowCache
-from .directory import TableDirectory
-from .enqueue import Enqueue, pack_write
-from .errors import InvalidWrite
-from .identity import cache_key
-from .keys import DEFAULT_QUEUE, QueueKeys
-from .message import MAX_TTL_S, Id, Op, Write, make_write
+from .cache import BulkLoader, Loader, Row
+from .carrier import Carrier
+from .core import Core
+from .message import Id, Op, Write
 from .receipt import Receipt
+from .session import ConnectedSessionPool
+from .settings import Options, Settings
+
+CONNECTIONS = {"socket_timeout": 5.0, "socket_connect_timeout": 5.0, "max_connections": 1000}
+"""Of connections that we make, unless told otherwise; redis-py 8 would allow 100, and refuse more threads."""
 
 
 class WriteBehind:
@@ -23,85 +25,31 @@ class WriteBehind:
 
     Args:
         client: a redis-py client that does not decode responses.
-        ttl: how long a row stays cached once it is durable, in seconds.
-        queue: name of the list; the worker's ``--queue`` must be the same.
-        prefix: put before every cache key.
-        version: of the rows' shape; part of every cache key, so that another shape is never read.
-        max_queue_length: writes pending at which :class:`QueueFull` is raised.
-        max_message_bytes: largest message, in bytes of JSON.
-        negative_ttl: how long it is remembered that a row does not exist, in seconds.
-        fill_timeout: how long one reader may take to load a row before another may, in seconds.
-        parse_float: makes a number with a fraction out of its text (``Decimal`` keeps all digits).
+        options: see :class:`writebehind.Settings`: ``ttl``, ``queue``, ``prefix`` and others.
     """
 
-    def __init__(
-        self,
-        client: Redis,
-        *,
-        ttl: int = 3600,
-        queue: str = DEFAULT_QUEUE,
-        prefix: str = "",
-        version: str | int | None = None,
-        max_queue_length: int = 1_000_000,
-        max_message_bytes: int = 1 << 20,
-        negative_ttl: int = 5,
-        fill_timeout: float = 5.0,
-        parse_float: Callable[[str], Any] = float,
-    ) -> None:
-        for name, value in (("ttl", ttl), ("negative_ttl", negative_ttl)):
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_TTL_S:
-                raise ValueError(f"{name} must be whole seconds from 1 to {MAX_TTL_S}, not {value!r}")
-        if not 0.001 <= fill_timeout <= 86_400:
-            raise ValueError(f"fill_timeout must be from a millisecond to a day, not {fill_timeout!r}")
-        if client.get_encoder().decode_responses:
-            raise ValueError("the Redis client must be made with decode_responses=False")
+    def __init__(self, client: Redis, **options: Unpack[Options]) -> None:
+        settings = Settings(**options)
+        refuse_decoding(client)
         self.redis = client
-        self.keys = QueueKeys(queue)
-        self.ttl = ttl
-        self.max_queue_length, self.max_message_bytes = max_queue_length, max_message_bytes
-        self._prefix = prefix + (f"v{version}:" if version is not None else "")
-        self._cache = RowCache(client, self.keys, ttl, negative_ttl, fill_timeout, parse_float)
-        self._directory = TableDirectory(client, self.keys)
-        self._enqueue = Enqueue(client, self.keys)
+        self._core = Core(settings, ConnectedSessionPool(client))
+        self._carrier = Carrier(client)
+        self.keys, self.settings = self._core.keys, settings
 
     @classmethod
     def from_url(
-        cls,
-        url: str,
-        *,
-        ttl: int = 3600,
-        queue: str = DEFAULT_QUEUE,
-        prefix: str = "",
-        version: str | int | None = None,
-        max_queue_length: int = 1_000_000,
-        max_message_bytes: int = 1 << 20,
-        negative_ttl: int = 5,
-        fill_timeout: float = 5.0,
-        parse_float: Callable[[str], Any] = float,
-        **redis_options: Any,
+        cls, url: str, *, redis_options: Mapping[str, Any] | None = None, **options: Unpack[Options]
     ) -> WriteBehind:
         """Connects to ``redis://``, ``rediss://`` or ``unix://``.
 
         ``redis_options`` go to ``redis.Redis.from_url``: pooling, timeouts, TLS, retries. Both timeouts are
-        5 s unless given here or in the URL. The other arguments are those of the class.
+        5 s unless given there or in the URL. The other options are those of the class.
         """
-        options = {"socket_timeout": 5.0, "socket_connect_timeout": 5.0, **redis_options}
-        return cls(
-            Redis.from_url(url, **options),
-            ttl=ttl,
-            queue=queue,
-            prefix=prefix,
-            version=version,
-            max_queue_length=max_queue_length,
-            max_message_bytes=max_message_bytes,
-            negative_ttl=negative_ttl,
-            fill_timeout=fill_timeout,
-            parse_float=parse_float,
-        )
+        return cls(Redis.from_url(url, **{**CONNECTIONS, **(redis_options or {})}), **options)
 
     def close(self) -> None:
         """Closes the Redis connections; those of a pool of the caller's go back to it."""
-        self._enqueue.close()
+        self._core.close()
         self.redis.close()
 
     def __enter__(self) -> WriteBehind:
@@ -133,39 +81,19 @@ class WriteBehind:
 
     def batch(self) -> Batch:
         """``with wb.batch() as batch:`` many writes in one round trip, all accepted or none."""
-        return Batch(self._send)
+        return Batch(self._send, self._carrier)
 
     def _write(self, op: Op, table: str, id: Id, data: Mapping[str, Any] | None) -> Receipt:
-        return self._send([make_write(op, table, id, data)])[0]
+        seq, generation = self._carrier.run(self._core.write(op, table, id, data))
+        return Receipt(self._carrier, self.keys, generation, seq)
 
     def _send(self, writes: Sequence[Write]) -> list[Receipt]:
-        entries: list[str] = []
-        packed: list[bytes] = []
-        for write in writes:
-            entry = self._cache_key(write.table, write.key)
-            message = write.message(entry, self.ttl)
-            if len(message) > self.max_message_bytes:
-                raise InvalidWrite(
-                    f"{write.table}: the message has {len(message)} bytes, at most "
-                    f"{self.max_message_bytes} are allowed (max_message_bytes)"
-                )
-            entries.append(entry)
-            packed.append(pack_write(write.op, message, write.cache_fields()))
-        ops = {write.op for write in writes}
-        seq, generation = self._enqueue(entries, ops, packed, self.max_queue_length)
-        return [Receipt(self.redis, self.keys, generation, seq + i) for i in range(len(writes))]
-
-    def _cache_key(self, table: str, key: str | Mapping[str, str]) -> str:
-        made = cache_key(self._prefix, self._directory.find(table), key)
-        if self.keys.owns(made):
-            raise InvalidWrite(f"{table}: {made!r} is a key of the queue itself; set a prefix for cache keys")
-        return made
+        seq, generation = self._carrier.run(self._core.send(writes))
+        return [Receipt(self._carrier, self.keys, generation, seq + i) for i in range(len(writes))]
 
     # Reading.
 
-    def get(
-        self, table: str, id: Id, load: Loader | None = None, *, timeout: float = 5.0
-    ) -> dict[str, Any] | None:
+    def get(self, table: str, id: Id, load: Loader | None = None, *, timeout: float = 5.0) -> Row | None:
         """The row as last written, or ``None`` if it does not exist.
 
         Args:
@@ -179,7 +107,24 @@ class WriteBehind:
             FlushTimeout: the row has a pending write that the cache cannot show, and it was not committed
                 in time; to answer would be to go back to an older row.
         """
-        return self._cache.get(self._where(table, id), table, id, load, timeout)
+        return self._carrier.run(self._core.get(table, id, load, timeout))
+
+    def get_many(
+        self, table: str, ids: Sequence[Id], load: BulkLoader | None = None, *, timeout: float = 5.0
+    ) -> list[Row | None]:
+        """A row or ``None`` for each id, in their order; what is cached takes one round trip.
+
+        Args:
+            load: called once with a list of the ids that are not cached; returns a mapping id → row (a
+                composite id is then the tuple of its values), or a sequence with a row or ``None`` for each.
+                It is called again only for rows that other readers were loading and did not bring.
+            timeout: as of :meth:`get`.
+
+        Raises:
+            FlushTimeout: as :meth:`get`.
+            InvalidLoad: what the loader returned does not fit the ids.
+        """
+        return self._carrier.run(self._core.get_many(table, ids, load, timeout))
 
     def invalidate(self, table: str, id: Id) -> bool:
         """Removes a row from the cache, so that the next ``get`` loads it.
@@ -187,8 +132,10 @@ class WriteBehind:
         Returns ``False``, and removes nothing, while a write to it is pending: the cache is then newer than
         Postgres.
         """
-        return self._cache.invalidate(self._where(table, id))
+        return self._carrier.run(self._core.invalidate(table, id))
 
-    def _where(self, table: str, id: Id) -> str:
-        """The row's cache key; table and id are validated as a write's are."""
-        return self._cache_key(table, make_write("delete", table, id, None).key)
+
+def refuse_decoding(client: Any) -> None:
+    """Raises ``ValueError`` for a client whose replies are no bytes."""
+    if client.get_encoder().decode_responses:
+        raise ValueError("the Redis client must be made with decode_responses=False")

@@ -6,7 +6,6 @@ from collections.abc import Sequence, Set
 from typing import cast
 
 import msgspec
-from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from .errors import OutcomeUnknown, QueueFull
@@ -14,6 +13,7 @@ from .keys import QueueKeys
 from .message import Op
 from .script import Argument, Script
 from .session import Session, SessionPool
+from .steps import Command, Steps, run_script
 from .translate import as_ours
 
 _ENQUEUE = Script("writebehind", "enqueue")
@@ -30,16 +30,16 @@ def pack_write(op: Op, message: bytes, fields: Sequence[str]) -> bytes:
 
 
 class Enqueue:
-    """The producers' way into a queue. Thread-safe, and safe to fork."""
+    """The producers' way into a queue."""
 
-    def __init__(self, client: Redis, keys: QueueKeys) -> None:
-        self._client, self._queue, self._producers = client, keys.queue, keys.producers
+    def __init__(self, keys: QueueKeys, sessions: SessionPool) -> None:
+        self._queue, self._producers = keys.queue, keys.producers
         self._keys = (keys.queue, keys.clock, keys.producers)
-        self._sessions = SessionPool(client)
+        self._sessions = sessions
 
-    def __call__(
+    def steps(
         self, cache_keys: Sequence[str], ops: Set[Op], writes: Sequence[bytes], max_queue_length: int
-    ) -> tuple[int, int]:
+    ) -> Steps[tuple[int, int]]:
         """Accepts all of the writes or none; returns the first one's seq, and the generation.
 
         ``writes`` are from :func:`pack_write`, and ``ops`` what occurs in them.
@@ -49,9 +49,9 @@ class Enqueue:
             session = self._sessions.borrow()
             head: list[Argument] = [session.id, session.counter, max_queue_length, " ".join(ops)]
             try:
-                reply = _ENQUEUE(session.client, (*self._keys, *cache_keys), [*head, *writes])
+                reply = yield from run_script(_ENQUEUE, (*self._keys, *cache_keys), [*head, *writes], session)
             except ResponseError as error:
-                reply = self._accepted_before(session, error)
+                reply = yield from self._accepted_before(session, error)
         except BaseException as error:
             if session is not None:
                 self._sessions.forget(session)
@@ -70,13 +70,13 @@ class Enqueue:
         """Lets go of the connections that idle sessions keep."""
         self._sessions.close()
 
-    def _accepted_before(self, session: Session, error: ResponseError) -> list[bytes]:
+    def _accepted_before(self, session: Session, error: ResponseError) -> Steps[list[bytes]]:
         """The first answer to a call that was refused when redis-py re-sent it: Redis had become full.
 
         Raises ``error`` if the call has not been accepted.
         """
-        seen = cast(bytes | None, self._client.hget(self._producers, session.id))
+        seen = yield Command(("HGET", self._producers, session.id))
         counter, *answer = (seen or b"0").split(b":")
         if int(counter) != session.counter:
             raise error
-        return answer
+        return cast(list[bytes], answer)

@@ -2,6 +2,7 @@
 
 WriteBehindError
  ├─ InvalidWrite        the call's arguments cannot be written; nothing was sent
+ ├─ InvalidLoad         what a loader returned is not what it was asked for
  ├─ QueueFull           the queue is at its bound; nothing was written
  ├─ RedisUnavailable    no answer from Redis: the write may or may not have been accepted
  ├─ RedisRefused        Redis answered with an error; nothing was written
@@ -20,6 +21,10 @@ class WriteBehindError(Exception):
 
 class InvalidWrite(WriteBehindError, ValueError):
     """The write cannot be expressed: no table, an empty id, a value JSON cannot carry, too large."""
+
+
+class InvalidLoad(WriteBehindError, ValueError):
+    """What a loader returned cannot be told from a mistake: nothing was cached."""
 
 
 class QueueFull(WriteBehindError):

@@ -24,39 +24,66 @@ _LOOK_AFTER_S = 1.0  # unused for so long, a connection is looked at: the server
 class Session:
     """``counter`` grows with every call; the script refuses one that is lower than it has seen.
 
-    ``client`` has a connection of its own where the session keeps one.
+    ``client`` has a connection of its own, where the session keeps one.
     """
 
-    client: Redis
+    client: Redis | None = None
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     counter: int = 0
     used_at: float = 0.0
 
 
 class SessionPool:
-    """Idle sessions of this process. A forked child starts with none: two processes must not share one.
+    """Idle sessions of this process. A forked child starts with none: two processes must not share one."""
 
-    A few sessions keep their connection between calls: redis-py takes 15 µs, a tenth of a call, to take one
-    from its pool and to put it back.
+    def __init__(self) -> None:
+        self._idle: deque[Session] = deque()
+        self._pid = os.getpid()
+
+    def borrow(self) -> Session:
+        """A session with a fresh counter, to be given back once the outcome of its call is known."""
+        if self._pid != os.getpid():
+            self._start_anew()
+        session = self._take() or Session()
+        session.counter += 1
+        return session
+
+    def give_back(self, session: Session) -> None:
+        """Lets the next call have it. One whose call raised is not given back, but only forgotten."""
+        self._idle.append(session)
+
+    def forget(self, session: Session) -> None:
+        """Lets its connection go, if it has one of its own."""
+
+    def close(self) -> None:
+        """Lets go of the connections that are kept; from now on none is."""
+
+    def _take(self) -> Session | None:
+        return _last(self._idle)
+
+    def _start_anew(self) -> None:
+        self._idle, self._pid = deque(), os.getpid()
+
+
+class ConnectedSessionPool(SessionPool):
+    """A few sessions keep their connection between calls.
+
+    redis-py takes 15 µs, a tenth of a call, to take one from its pool and to put it back.
     """
 
     def __init__(self, client: Redis) -> None:
+        super().__init__()
         self._client = client
-        self._kept: deque[Session] = deque()  # idle, with a connection
-        self._idle: deque[Session] = deque()  # and without
-        self._pid = os.getpid()
+        self._kept: deque[Session] = deque()
         pool = client.connection_pool
         has_cache = getattr(pool, "cache", None) is not None  # its connections hear of invalidations
         may_keep = pool.max_connections >= _LARGE and not has_cache
         self._most_kept = pool.max_connections // _SHARE if may_keep else 0
 
     def borrow(self) -> Session:
-        """A session with a fresh counter, to be given back once the outcome of its call is known."""
-        if self._pid != os.getpid():
-            self._kept, self._idle, self._pid = deque(), deque(), os.getpid()
-        session = _last(self._kept) or _last(self._idle) or Session(self._client)
-        session.counter += 1
-        if session.client is self._client:
+        """As of any pool; it may have a connection."""
+        session = super().borrow()
+        if session.client is None:
             if len(self._kept) < self._most_kept:
                 session.client = self._client.client()  # type: ignore[no-untyped-call]
         elif time.monotonic() - session.used_at > _LOOK_AFTER_S:
@@ -64,13 +91,19 @@ class SessionPool:
         return session
 
     def give_back(self, session: Session) -> None:
-        """Lets the next call have it. One whose call raised is not given back, but only forgotten."""
+        """As of any pool; it keeps its connection while few do."""
         session.used_at = time.monotonic()
-        if session.client is not self._client and len(self._kept) < self._most_kept:
+        if session.client is not None and len(self._kept) < self._most_kept:
             self._kept.append(session)
         else:
             self.forget(session)
-            self._idle.append(session)
+            super().give_back(session)
+
+    def forget(self, session: Session) -> None:
+        """Lets its connection go, if it has one of its own."""
+        if session.client is not None:
+            session.client.close()
+            session.client = None
 
     def close(self) -> None:
         """Lets go of the connections that are kept; from now on none is."""
@@ -78,11 +111,12 @@ class SessionPool:
         while session := _last(self._kept):
             self.forget(session)
 
-    def forget(self, session: Session) -> None:
-        """Lets its connection go, if it has one of its own."""
-        if session.client is not self._client:
-            session.client.close()
-            session.client = self._client
+    def _take(self) -> Session | None:
+        return _last(self._kept) or super()._take()
+
+    def _start_anew(self) -> None:
+        super()._start_anew()
+        self._kept = deque()
 
 
 def _last(sessions: deque[Session]) -> Session | None:

@@ -100,9 +100,11 @@ class _LibraryProducer(_Producer):
             prefix=CACHE_PREFIX,
             max_queue_length=_LONGEST_QUEUE,
             fill_timeout=1.0,
-            socket_timeout=_TIMEOUT_S,
-            socket_connect_timeout=_TIMEOUT_S,
-            retry=Retry(ExponentialBackoff(cap=0.3, base=0.02), 6),
+            redis_options={
+                "socket_timeout": _TIMEOUT_S,
+                "socket_connect_timeout": _TIMEOUT_S,
+                "retry": Retry(ExponentialBackoff(cap=0.3, base=0.02), 6),
+            },
         )
         self._tainted: set[str] = set()  # own rows whose cache entry may show a bad write
         self._postgres: psycopg.Connection[Any] | None = None

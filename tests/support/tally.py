@@ -42,7 +42,9 @@ class Tally:
 
     def __init__(self, redis_url: str, queue: str) -> None:
         again = Retry(ConstantBackoff(0.02), 1000, (ConnectionError, TimeoutError, BusyLoadingError))
-        self.wb = WriteBehind.from_url(redis_url, queue=queue, prefix=f"{queue}:cache:", retry=again)
+        self.wb = WriteBehind.from_url(
+            redis_url, queue=queue, prefix=f"{queue}:cache:", redis_options={"retry": again}
+        )
         self.keys = QueueKeys(queue)
         self.ticks: dict[int, Receipt] = {}
         self.count = itertools.count()

@@ -191,7 +191,9 @@ class Workload:
 
     def __init__(self, redis_url: str, queue: str, pg: psycopg.Connection[Any]) -> None:
         again = Retry(ConstantBackoff(0.02), 1000, (ConnectionError, TimeoutError, BusyLoadingError))
-        self.wb = WriteBehind.from_url(redis_url, queue=queue, prefix=f"{queue}:cache:", retry=again)
+        self.wb = WriteBehind.from_url(
+            redis_url, queue=queue, prefix=f"{queue}:cache:", redis_options={"retry": again}
+        )
         self.keys, self.pg = QueueKeys(queue), pg
         self._writes = 0
         self.counters: dict[int, int] = {}

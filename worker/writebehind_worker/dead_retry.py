@@ -13,11 +13,13 @@ import msgspec
 import psycopg
 from redis import Redis
 
+from writebehind.carrier import Carrier
 from writebehind.enqueue import Enqueue, pack_write
 from writebehind.errors import QueueFull
 from writebehind.keys import QueueKeys
 from writebehind.message import MAX_COLUMNS, Op, cache_fields
-from writebehind.receipt import pauses
+from writebehind.pauses import pauses
+from writebehind.session import SessionPool
 from writebehind.translate import redis_errors_as_ours
 
 from .dead import PAGE, Letter
@@ -117,7 +119,8 @@ class Sender:
 
     def __init__(self, client: Redis, keys: QueueKeys, max_queue_length: int) -> None:
         self._client, self._keys, self._limit = client, keys, max_queue_length
-        self._enqueue = Enqueue(client, keys)
+        self._carrier = Carrier(client)
+        self._enqueue = Enqueue(keys, SessionPool())
 
     def send(self, retries: Iterable[Retry]) -> Iterator[Sequence[int]]:
         """Sends them in order; yields the letters of each call once it is done.
@@ -145,7 +148,7 @@ class Sender:
             entries.append(shown.cache_key)
             ops.add(shown.op)
             packed.append(pack_write(shown.op, retry.message, fields))
-        self._enqueue(entries, ops, packed, self._limit)
+        self._carrier.run(self._enqueue.steps(entries, ops, packed, self._limit))
 
     def _push(self, retries: Sequence[Retry]) -> None:
         with redis_errors_as_ours("retry"):

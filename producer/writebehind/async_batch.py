@@ -1,0 +1,45 @@
+"""Many writes, one round trip, on an event loop."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+
+from .async_carrier import AsyncCarrier
+from .async_receipt import AsyncReceipt
+from .batch import Writes
+from .message import Write
+from .receipt import wait_durable
+
+
+class AsyncBatch(Writes):
+    """Collects writes and sends them when the ``async with`` block ends well: all are accepted, or none.
+
+    ``put`` and the like are plain methods: they only collect. See :class:`Batch`.
+    """
+
+    def __init__(
+        self, send: Callable[[Sequence[Write]], Awaitable[list[AsyncReceipt]]], carrier: AsyncCarrier
+    ) -> None:
+        super().__init__()
+        self._send, self._carrier = send, carrier
+        self.receipts: list[AsyncReceipt] = []
+
+    async def wait(self, timeout: float | None = None) -> None:
+        """Waits until all are committed; raises for the first that was not, as :meth:`Receipt.wait`."""
+        self._check_sent()
+        if self.receipts:
+            await self._carrier.run(wait_durable(self.receipts[0], self.receipts[-1], timeout))
+
+    async def __aenter__(self) -> AsyncBatch:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None and self._writes:
+            self.receipts = await self._send(self._writes)
+            self._writes = []

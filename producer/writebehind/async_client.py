@@ -1,0 +1,105 @@
+"""``AsyncWriteBehind``: what an application calls on an event loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Unpack
+
+from redis.asyncio import BlockingConnectionPool, Redis
+
+from .async_batch import AsyncBatch
+from .async_carrier import AsyncCarrier
+from .async_receipt import AsyncReceipt
+from .cache import BulkLoader, Loader, Row
+from .client import CONNECTIONS, refuse_decoding
+from .core import Core
+from .message import Id, Op, Write
+from .session import SessionPool
+from .settings import Options, Settings
+
+
+class AsyncWriteBehind:
+    """:class:`WriteBehind` for asyncio: the same calls, awaited. A loader may be a coroutine function.
+
+    Of one event loop, as redis-py's client is. A call that is cancelled leaves nothing behind but, perhaps,
+    its effect: as with a lost reply, Redis may have accepted the write.
+
+    Args:
+        client: a client of ``redis.asyncio`` that does not decode responses.
+        options: see :class:`writebehind.Settings`: ``ttl``, ``queue``, ``prefix`` and others.
+    """
+
+    def __init__(self, client: Redis, **options: Unpack[Options]) -> None:
+        settings = Settings(**options)
+        refuse_decoding(client)
+        self.redis = client
+        self._core = Core(settings, SessionPool())
+        self._carrier = AsyncCarrier(client)
+        self.keys, self.settings = self._core.keys, settings
+
+    @classmethod
+    def from_url(
+        cls, url: str, *, redis_options: Mapping[str, Any] | None = None, **options: Unpack[Options]
+    ) -> AsyncWriteBehind:
+        """See :meth:`WriteBehind.from_url`; ``redis_options`` go to ``redis.asyncio.BlockingConnectionPool``.
+
+        There are 100 connections at most: further calls wait, for as long as a reply may take.
+        """
+        given = {**CONNECTIONS, "max_connections": 100, **(redis_options or {})}
+        pool = BlockingConnectionPool.from_url(url, **{"timeout": given["socket_timeout"], **given})
+        return cls(Redis.from_pool(pool), **options)
+
+    async def close(self) -> None:
+        """Closes the Redis connections."""
+        self._core.close()
+        await self.redis.aclose()
+
+    async def __aenter__(self) -> AsyncWriteBehind:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def put(self, table: str, id: Id, data: Mapping[str, Any]) -> AsyncReceipt:
+        """See :meth:`WriteBehind.put`."""
+        return await self._write("put", table, id, data)
+
+    async def patch(self, table: str, id: Id, data: Mapping[str, Any]) -> AsyncReceipt:
+        """See :meth:`WriteBehind.patch`."""
+        return await self._write("patch", table, id, data)
+
+    async def increment(self, table: str, id: Id, data: Mapping[str, Any]) -> AsyncReceipt:
+        """See :meth:`WriteBehind.increment`."""
+        return await self._write("increment", table, id, data)
+
+    async def delete(self, table: str, id: Id) -> AsyncReceipt:
+        """See :meth:`WriteBehind.delete`."""
+        return await self._write("delete", table, id, None)
+
+    def batch(self) -> AsyncBatch:
+        """``async with wb.batch() as batch:``; see :meth:`WriteBehind.batch`."""
+        return AsyncBatch(self._send, self._carrier)
+
+    async def _write(self, op: Op, table: str, id: Id, data: Mapping[str, Any] | None) -> AsyncReceipt:
+        seq, generation = await self._carrier.run(self._core.write(op, table, id, data))
+        return AsyncReceipt(self._carrier, self.keys, generation, seq)
+
+    async def _send(self, writes: Sequence[Write]) -> list[AsyncReceipt]:
+        seq, generation = await self._carrier.run(self._core.send(writes))
+        return [AsyncReceipt(self._carrier, self.keys, generation, seq + i) for i in range(len(writes))]
+
+    async def get(
+        self, table: str, id: Id, load: Loader | None = None, *, timeout: float = 5.0
+    ) -> Row | None:
+        """See :meth:`WriteBehind.get`."""
+        return await self._carrier.run(self._core.get(table, id, load, timeout))
+
+    async def get_many(
+        self, table: str, ids: Sequence[Id], load: BulkLoader | None = None, *, timeout: float = 5.0
+    ) -> list[Row | None]:
+        """See :meth:`WriteBehind.get_many`."""
+        return await self._carrier.run(self._core.get_many(table, ids, load, timeout))
+
+    async def invalidate(self, table: str, id: Id) -> bool:
+        """See :meth:`WriteBehind.invalidate`."""
+        return await self._carrier.run(self._core.invalidate(table, id))
