@@ -69,6 +69,7 @@ def test_defaults_are_valid_and_frozen() -> None:
         ("redis_url", "http://localhost"),
         ("redis_url", "redis://localhost:port/0"),
         ("postgres_url", "mysql://localhost"),
+        ("postgres_url", "postgresql://localhost/app?connect_timeout=soon"),
         ("allow_eviction", "yes"),
     ],
 )
