@@ -187,6 +187,7 @@ class Desk:
             self._run(words)
         else:
             assert program in PROGRAMS, f"a program that this test does not know: {program}"
+            check_options(program, words[1:])
 
     def _writebehind(self, words: list[str]) -> None:
         name = parse(words)
@@ -228,10 +229,37 @@ class Desk:
         return code.replace("redis://localhost:6379/0", self.redis_url)
 
 
-RUN_HERE = {"psql"}
+RUN_HERE = {"psql", "redis-cli"}
 """Other programs that are run where they are on the PATH."""
 
 VARIABLES = {setting.variable for setting in OPTIONS.values()} | {"WRITEBEHIND_CONFIG"}
+
+
+SUBCOMMANDS = {"docker": 1, "kubectl": 1, "systemctl": 0}
+"""How many words after a program's name and its own options belong to the name of a command."""
+
+
+def check_options(program: str, arguments: list[str]) -> None:
+    """Its long options are in its help, where the program is on the PATH."""
+    used = {word.partition("=")[0] for word in arguments if re.match(r"--[a-z]", word)}
+    if program == "docker" and "run" in arguments:  # what follows the image is for what runs in it
+        used -= {word for word in arguments[arguments.index("writebehind") :] if word.startswith("--")}
+    if not used or not shutil.which(program):
+        return
+    names = [word for word in arguments if word.isalpha()]
+    path = names[: SUBCOMMANDS.get(program, 0)]
+    inner = [[program, *path, "--help"]]
+    if names[:1] == ["compose"]:
+        inner += [["docker", "compose", *names[-1:], "--help"]]
+    if program == "kubectl":
+        inner += [["kubectl", *names[1:4], "--help"], ["kubectl", "options"]]
+    shown = ""
+    for command in inner:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        shown += done.stdout + done.stderr
+    if "is not a docker command" in shown or "unknown command" in shown:
+        return  # a plugin that is not there
+    assert not {option for option in used if not re.search(rf"{option}\b", shown)}, (program, path)
 
 
 def check_make(words: list[str]) -> None:
