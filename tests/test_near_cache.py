@@ -166,7 +166,6 @@ def test_a_row_is_not_used_after_it_has_expired(
     """The server tells of an expiry when it comes by: that may be late."""
     keep(near)
     redis_client.pexpire(key, 300)
-    redis_client.execute_command("CLIENT", "TRACKING", "OFF")
     wait_until(lambda: not is_near(near, redis_client), timeout=0.2)
     started = time.monotonic()
     assert near.get("t", 1) == OLD
@@ -296,7 +295,7 @@ def test_early_refresh_works_with_it(connect: Connect, redis_client: redis.Redis
 def test_readers_and_a_writer_in_threads_never_see_a_row_go_back(
     near: WriteBehind, other: WriteBehind, redis_url: str, key: str
 ) -> None:
-    """Rows grow, written by this client and by another; what this client has seen or written it never unsees."""
+    """A number grows, raised by this client and by another; what this one has seen it never unsees."""
     done, newest = threading.Event(), [0]
     near.get("t", 1, lambda _: {"n": 0})
 
@@ -317,8 +316,8 @@ def test_readers_and_a_writer_in_threads_never_see_a_row_go_back(
         owned = OwnedQueue(link, near.keys, "token")
         readers = [pool.submit(read) for _ in range(4)]
         try:
-            for n in range(1, 400):
-                by = random.choice((near, near, other))  # noqa: S311
+            for n in range(1, 120):
+                by = random.choice((near, near, other))
                 receipt = by.put("t", 1, {"n": n})
                 if by is near:
                     newest[0] = n
@@ -337,7 +336,7 @@ def test_a_user_without_the_right_to_track_is_told_what_lacks(
     rights = ["on", ">secret", "~*", "+@all", "-client|tracking"]
     redis_client.execute_command("ACL", "SETUSER", "untold", *rights)
     try:
-        near = connect(near_cache=10, username="untold", password="secret")  # noqa: S106
+        near = connect(near_cache=10, username="untold", password="secret")
         with pytest.raises(RedisRefused, match="client"):
             near.get("t", 1)
     finally:

@@ -118,8 +118,8 @@ class WriteBehind:
         Args:
             load: called once with a list of the ids that are not cached; returns a mapping id → row (a
                 composite id is then the tuple of its values), or a sequence with a row or ``None`` for each.
-                It is called again only for rows that other readers were loading and did not bring, and for rows
-                that are refreshed before they expire (``refresh_ahead``).
+                It is called again only for rows that other readers were loading and did not bring, and for
+                those that are refreshed before they expire (``refresh_ahead``).
             timeout: as of :meth:`get`.
 
         Raises:

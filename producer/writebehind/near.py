@@ -3,8 +3,8 @@
 All of them come over one connection of our own, which tracks what was read over it. Before a kept row is
 used, what Redis has said on that connection meanwhile is read: another process's write is seen as soon as
 word of it has come, and after ``ttl_s`` at the latest. redis-py's own client-side caching is not used: it
-refuses Valkey, keeps replies for ever while its connection is half-open, does not see pipelines, and reads one
-thread's connection from another.
+refuses Valkey, keeps replies for ever while its connection is half-open, does not see pipelines, and reads
+one thread's connection from another.
 """
 
 from __future__ import annotations
