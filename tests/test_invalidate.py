@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -61,6 +62,13 @@ def test_a_task_that_waits_can_be_cancelled(redis_url: str, queue: str) -> None:
     async def job() -> None:
         async with AsyncWriteBehind.from_url(redis_url, queue=queue, prefix=f"{queue}:") as wb:
             await wb.put("t", 1, {"n": 1})
+            for _ in range(40):  # wherever it is at that moment
+                waiting = asyncio.create_task(wb.invalidate("t", 1, wait=60))
+                for _ in range(random.randrange(100)):
+                    await asyncio.sleep(0)
+                waiting.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await asyncio.wait_for(waiting, 10)
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.1):
                     await wb.invalidate("t", 1, wait=60)
@@ -105,9 +113,7 @@ def test_deploys_of_two_row_shapes_never_read_each_others_rows(
     assert after.get("users", 1, load_after) is None, "a write that is pending in another version is not seen"
     with RunningWorker(**options):
         before.put("users", 1, {"name": "Ada"}).wait(10)
-        assert after.get("users", 1, load_after) is None, (
-            "nor a durable one, while the entry lives"
-        )
+        assert after.get("users", 1, load_after) is None, "nor a durable one, while the entry lives"
         assert after.invalidate("users", 1)
         assert after.get("users", 1, load_after) == {"name": "Ada", "email": None}
         after.put("users", 1, {"name": "Ada L.", "email": "ada@example.com"}).wait(10)
