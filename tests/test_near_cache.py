@@ -17,6 +17,7 @@ from tests.support.servers import Servers
 from tests.support.wait import wait_until
 
 from writebehind import AsyncWriteBehind, RedisRefused, RedisUnavailable, WriteBehind
+from writebehind.near_carrier import NearCarrier
 from writebehind_worker.owned_queue import OwnedQueue
 from writebehind_worker.redis_server import RedisLink
 from writebehind_worker.settle import Settlement
@@ -70,6 +71,11 @@ def keep(wb: WriteBehind, row: dict[str, Any] = OLD, id: int = 1) -> None:
     """The row is cached in Redis and near."""
     assert wb.get("t", id, lambda _: row) == row
     assert wb.get("t", id, unexpected) == row
+
+
+def near_cache(wb: WriteBehind) -> Any:
+    assert isinstance(wb._carrier, NearCarrier)
+    return wb._carrier._near
 
 
 def is_near(wb: WriteBehind, client: redis.Redis, id: int = 1) -> bool:
@@ -169,7 +175,7 @@ def test_a_row_is_not_used_after_it_has_expired(
     wait_until(lambda: not is_near(near, redis_client), timeout=0.2)
     started = time.monotonic()
     assert near.get("t", 1) == OLD
-    near._carrier._near._hear = lambda: None  # type: ignore[attr-defined] - whatever the server tells
+    near_cache(near)._hear = lambda: None  # whatever the server tells
     while near.get("t", 1) is not None:
         assert time.monotonic() - started < 0.32
     assert near.get("t", 1, lambda _: NEW) == NEW
@@ -235,7 +241,7 @@ def test_the_row_that_was_not_used_for_longest_goes_first(
 
 def test_a_read_that_a_write_overtakes_is_not_kept(near: WriteBehind, redis_client: redis.Redis) -> None:
     keep(near)
-    cache: Any = near._carrier._near  # type: ignore[attr-defined]
+    cache = near_cache(near)
     cache.drop([near.settings.cache_prefix + "t:1"])
     reply = cache._reply
 
@@ -252,7 +258,7 @@ def test_a_read_that_a_write_overtakes_is_not_kept(near: WriteBehind, redis_clie
 def test_a_call_that_is_interrupted_leaves_no_reply_to_the_next(near: WriteBehind) -> None:
     keep(near, OLD, 1)
     keep(near, NEW, 2)
-    cache: Any = near._carrier._near  # type: ignore[attr-defined]
+    cache = near_cache(near)
     cache.drop([near.settings.cache_prefix + f"t:{id}" for id in (1, 2)])
     reply = cache._reply
 
@@ -334,13 +340,14 @@ def test_a_user_without_the_right_to_track_is_told_what_lacks(
     if not servers.ours:
         pytest.skip("the server is the user's")
     rights = ["on", ">secret", "~*", "+@all", "-client|tracking"]
-    redis_client.execute_command("ACL", "SETUSER", "untold", *rights)
+    command: Any = redis_client.execute_command
+    command("ACL", "SETUSER", "untold", *rights)
     try:
         near = connect(near_cache=10, username="untold", password="secret")
         with pytest.raises(RedisRefused, match="client"):
             near.get("t", 1)
     finally:
-        redis_client.execute_command("ACL", "DELUSER", "untold")
+        command("ACL", "DELUSER", "untold")
 
 
 def test_it_is_not_for_an_event_loop(redis_url: str) -> None:
