@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from redis import Redis
+from redis._parsers import _RESP3Parser
 from redis.exceptions import ConnectionError, ResponseError, TimeoutError
 
 from .entry import read_entry
@@ -113,7 +114,8 @@ class NearCache:
         if self._is_open and self._wire.acquire(blocking=False):
             try:
                 while self._is_open and self._connection.can_read():
-                    self._connection.read_response(push_request=True)
+                    # Of the parser: redis-py 6's connection does not pass it on where hiredis is installed.
+                    self._connection._parser.read_response(push_request=True)
             except (ConnectionError, TimeoutError, OSError):
                 self._lose()
             except BaseException:
@@ -169,6 +171,8 @@ class NearCache:
         self._is_open, self._not_before = False, 0.0
         options = {**self._pool.connection_kwargs, "protocol": 3}
         self._connection: Any = self._pool.connection_class(**options)
+        if not hasattr(self._connection._parser, "set_invalidation_push_handler"):  # redis-py 6 with hiredis
+            self._connection.set_parser(_RESP3Parser)
         self._connection.register_connect_callback(self._track)
 
     def _track(self, connection: Any) -> None:
