@@ -18,12 +18,12 @@ WRITES = ("put", "patch", "increment", "delete")
 STEPS = 4  # of a reader whom nothing disturbs: look, token, load, fill
 
 
-def sequences() -> Iterator[tuple[tuple[str, ...], tuple[int, ...]]]:
+def sequences(longest: int) -> Iterator[tuple[tuple[str, ...], tuple[int, ...]]]:
     """Events, and the reader's step before which each happens; before the first they make a beginning.
 
     Three events, where a write is among them, between the reader's steps; two also before and behind them.
     """
-    for length, gaps in ((1, range(STEPS + 1)), (2, range(STEPS + 1)), (3, range(1, STEPS))):
+    for length, gaps in ((1, range(STEPS + 1)), (2, range(STEPS + 1)), (3, range(1, STEPS)))[:longest]:
         for events in product(EVENTS, repeat=length):
             if length < 3 or set(events) & set(WRITES):
                 for places in placings(length, gaps):
@@ -44,9 +44,9 @@ def play(world: World, events: tuple[str, ...], places: tuple[int, ...]) -> None
     check(world)
 
 
-def play_all(wb: WriteBehind, client: redis.Redis, due: bool) -> int:
+def play_all(wb: WriteBehind, client: redis.Redis, due: bool, longest: int = 3) -> int:
     played = 0
-    for played, (events, places) in enumerate(sequences(), 1):
+    for played, (events, places) in enumerate(sequences(longest), 1):
         world = World(wb, client, played)
         if due:
             wb.get("t", world.id, world.load)
@@ -68,6 +68,12 @@ def test_one_refreshing_reader_and_up_to_three_events_in_every_order(
     connect: Connect, redis_client: redis.Redis
 ) -> None:
     assert play_all(connect(refresh_ahead=30, ttl=60, ttl_jitter=0), redis_client, due=True) == 3930
+
+
+@pytest.mark.parametrize("due", [False, True], ids=["filling", "refreshing"])
+def test_a_near_cache_changes_nothing_of_it(connect: Connect, redis_client: redis.Redis, due: bool) -> None:
+    wb = connect(refresh_ahead=30, ttl=60, ttl_jitter=0, near_cache=10_000)
+    assert play_all(wb, redis_client, due, longest=2) == 770
 
 
 @pytest.mark.parametrize("due", [False, True], ids=["filling", "refreshing"])

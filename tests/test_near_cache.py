@@ -344,8 +344,9 @@ def test_a_user_without_the_right_to_track_is_told_what_lacks(
     command("ACL", "SETUSER", "untold", *rights)
     try:
         near = connect(near_cache=10, username="untold", password="secret")
-        with pytest.raises(RedisRefused, match="client"):
-            near.get("t", 1)
+        for _ in range(2):
+            with pytest.raises(RedisRefused, match="client"):
+                near.get("t", 1)
     finally:
         command("ACL", "DELUSER", "untold")
 

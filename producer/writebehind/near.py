@@ -76,6 +76,7 @@ class NearCache:
                 return None
             except BaseException:  # an interrupted call leaves replies behind that nobody reads
                 self._lose()
+                self._not_before = 0.0  # who may not track is told so each time
                 raise
             finally:
                 self._wire.release()
