@@ -226,7 +226,8 @@ class Desk:
             )
 
     def _here(self, code: str) -> str:
-        return code.replace("redis://localhost:6379/0", self.redis_url)
+        code = code.replace("redis://localhost:6379/0", self.redis_url)
+        return code.replace("postgresql://localhost/app", self.environment["WRITEBEHIND_POSTGRES_URL"])
 
 
 RUN_HERE = {"psql", "redis-cli"}

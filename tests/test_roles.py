@@ -275,6 +275,26 @@ def produce(wb: WriteBehind) -> None:
     assert wb.invalidate("users", 3)
 
 
+@pytest.mark.usefixtures("owner")
+def test_a_producer_may_refresh_early_and_with_one_right_more_keep_rows_near(
+    guarded: EmbeddedServers, admin: redis.Redis
+) -> None:
+    url, rows = redis_as(guarded, "producer"), iter([{"n": 1}, {"n": 2}])
+    with WriteBehind.from_url(url, prefix=CACHE, refresh_ahead=30, ttl=60) as wb:
+        assert wb.get("users", 1, lambda _: next(rows)) == {"n": 1}
+        admin.expire(f"{CACHE}users:1", 20)
+        assert wb.get("users", 1, lambda _: next(rows)) == {"n": 2}
+        assert wb.invalidate_many("users", [1, 2]) == [True, True]
+    with WriteBehind.from_url(url, prefix=CACHE, near_cache=10) as wb:
+        with pytest.raises(RedisRefused, match="client"):
+            wb.get("users", 1)
+        grant(admin, "producer", [*rules("producer"), "+client|tracking"])
+        try:
+            assert [wb.get("users", 1, lambda _: {"n": 3}) for _ in range(3)] == [{"n": 3}] * 3
+        finally:
+            grant(admin, "producer", rules("producer"))
+
+
 def kept_session(wb: WriteBehind) -> Session:
     sessions = wb._core._enqueue._sessions
     assert isinstance(sessions, ConnectedSessionPool)

@@ -32,6 +32,11 @@ class AsyncWriteBehind:
     def __init__(self, client: Redis, **options: Unpack[Options]) -> None:
         settings = Settings(**options)
         refuse_decoding(client)
+        if settings.near_cache:
+            raise ValueError(
+                "near_cache is for WriteBehind only: the calling thread reads the connection that tells of "
+                "changes, which would hold up an event loop; leave it 0"
+            )
         self.redis = client
         self._core = Core(settings, SessionPool())
         self._carrier = AsyncCarrier(client)
@@ -100,6 +105,10 @@ class AsyncWriteBehind:
         """See :meth:`WriteBehind.get_many`."""
         return await self._carrier.run(self._core.get_many(table, ids, load, timeout))
 
-    async def invalidate(self, table: str, id: Id) -> bool:
+    async def invalidate(self, table: str, id: Id, *, wait: float | None = None) -> bool:
         """See :meth:`WriteBehind.invalidate`."""
-        return await self._carrier.run(self._core.invalidate(table, id))
+        return await self._carrier.run(self._core.invalidate(table, id, wait))
+
+    async def invalidate_many(self, table: str, ids: Sequence[Id]) -> list[bool]:
+        """See :meth:`WriteBehind.invalidate_many`."""
+        return await self._carrier.run(self._core.invalidate_many(table, ids))

@@ -16,6 +16,7 @@ from .keys import QueueKeys
 from .loaded import by_id
 from .message import MAX_COLUMNS, Id, cache_fields, encode_row
 from .pauses import pauses
+from .refresh import ABANDONED, Outcome, Refresh, log_failure
 from .script import Argument, Script
 from .settings import Settings
 from .steps import Command, Load, Pause, Pipeline, Steps, run_script, run_scripts
@@ -32,8 +33,6 @@ _END_FILL = Script("writebehind", "end_fill")
 _INVALIDATE = Script("writebehind", "invalidate")
 
 _FOREIGN = Entry("foreign", {})
-_Outcome = tuple[str, int, list[str]]
-_ABANDONED: _Outcome = ("abandon", 1, [])
 
 
 class Wanted(NamedTuple):
@@ -49,12 +48,23 @@ class RowCache:
     def __init__(self, keys: QueueKeys, settings: Settings) -> None:
         self._keys, self._settings = keys, settings
         self._row = row_decoder(settings.parse_float)
+        ahead = settings.refresh_ahead
+        self._refresh = None if ahead is None else Refresh(ahead, settings.fill_timeout)
+        self.refresh_failed: Callable[[str, Exception], None] = log_failure
 
     def get(self, wanted: Wanted, table: str, load: Loader | None, timeout: float) -> Steps[Row | None]:
         """See :meth:`WriteBehind.get`."""
         where, id = wanted
         deadline = time.monotonic() + timeout
-        entry = yield from self._look(where)
+        if self._refresh is None or load is None:
+            entry = yield from self._look(where)
+        else:
+            (entry,), due = yield from self._look_ahead(self._refresh, [wanted])
+            if due:
+                refreshed = yield from self._load_anew(
+                    self._refresh, due, table, lambda _: _load_one(id, load)
+                )
+                return refreshed[where] if refreshed else self._row(entry.columns)
         if load is None:
             return self._row(entry.columns) if entry.state == "row" else None
         for pause in pauses():
@@ -82,8 +92,17 @@ class RowCache:
         """See :meth:`WriteBehind.get_many`."""
         deadline = time.monotonic() + timeout
         open_ = {where: Wanted(where, id) for where, id in wanted}
-        entries = dict(zip(open_, (yield from self._look_at_all(list(open_))), strict=True))
         found: dict[str, Row | None] = {}
+        if self._refresh is None or load is None:
+            looked = yield from self._look_at_all(list(open_))
+        else:
+            looked, due = yield from self._look_ahead(self._refresh, list(open_.values()))
+            if due:
+                anew = yield from self._load_anew(
+                    self._refresh, due, table, lambda some: _load_all(some, load)
+                )
+                found.update(anew)
+        entries = {w: entry for w, entry in zip(open_, looked, strict=True) if w not in found}
         for pause in pauses():
             absent = [open_[where] for where, entry in entries.items() if entry.state == "absent"]
             if absent and load is not None:
@@ -111,10 +130,29 @@ class RowCache:
                 found[w.where] = self._loaded(table, row)[0]
         return [found.get(where) for where, _ in wanted]
 
-    def invalidate(self, where: str) -> Steps[bool]:
+    def invalidate(self, where: str, table: str, wait: float | None) -> Steps[bool]:
         """Removes the entry unless a write to it is pending; whether nothing is cached any more."""
+        deadline = time.monotonic() + (wait or 0)
+        for pause in pauses():
+            with redis_errors_as_ours("invalidate"):
+                removed = bool((yield from run_script(_INVALIDATE, [where], [])))
+            if removed or wait is None:
+                return removed
+            if time.monotonic() + pause > deadline:
+                raise FlushTimeout(
+                    f"{table}: a write to this row was not committed in {wait} s; it stays cached"
+                )
+            yield Pause(pause)
+        raise AssertionError
+
+    def invalidate_many(self, names: Sequence[str]) -> Steps[list[bool]]:
+        """As :meth:`invalidate`, of many and without waiting."""
         with redis_errors_as_ours("invalidate"):
-            return bool((yield from run_script(_INVALIDATE, [where], [])))
+            replies = yield from run_scripts(_INVALIDATE, [([where], []) for where in names])
+            for reply in replies:
+                if isinstance(reply, Exception):
+                    raise reply
+            return [bool(reply) for reply in replies]
 
     def _look(self, where: str) -> Steps[Entry]:
         with redis_errors_as_ours("get"):
@@ -131,6 +169,53 @@ class RowCache:
                 for reply in replies
             ]
 
+    def _look_ahead(
+        self, refresh: Refresh, wanted: Sequence[Wanted]
+    ) -> Steps[tuple[list[Entry], list[Wanted]]]:
+        """The entries, and which of the rows are to be refreshed."""
+        with redis_errors_as_ours("get"):
+            replies = yield Pipeline(
+                [(command, w.where) for w in wanted for command in ("HGETALL", "PTTL")], keeps_errors=True
+            )
+            entries, due = [], []
+            for w, reply, left_ms in zip(wanted, replies[::2], replies[1::2], strict=True):
+                if isinstance(left_ms, Exception):
+                    raise left_ms
+                entry = _foreign_or_raise(reply) if isinstance(reply, Exception) else read_entry(reply)
+                entries.append(entry)
+                if refresh.is_due(entry, left_ms):
+                    due.append(w)
+            return entries, due
+
+    def _load_anew(
+        self,
+        refresh: Refresh,
+        due: Sequence[Wanted],
+        table: str,
+        loading: Callable[[Sequence[Wanted]], Steps[list[Any]]],
+    ) -> Steps[dict[str, Row | None]]:
+        """The rows that this reader has refreshed, by cache key: the others' cached ones are still valid."""
+        token = secrets.token_hex(8)
+        seqs = yield from refresh.begin([w.where for w in due], token)
+        mine = [(w, seq) for w, seq in zip(due, seqs, strict=True) if seq]
+        if not mine:
+            return {}
+        try:
+            loaded = yield from loading([w for w, _ in mine])
+            rows = [self._loaded(table, row) for row in loaded]
+        except GeneratorExit:
+            raise
+        except Exception as error:
+            # The tokens stay: a loader that fails is not called again before they end.
+            self.refresh_failed(table, error)
+            return {}
+        except BaseException:
+            yield from refresh.abandon([w.where for w, _ in mine], token)
+            raise
+        outcomes = [self._outcome(row, columns) for row, columns in rows]
+        yield from refresh.end([(w.where, seq) for w, seq in mine], token, outcomes)
+        return {w.where: row for (w, _), (row, _) in zip(mine, rows, strict=True)}
+
     def begin_fills(self, names: Sequence[str], token: str) -> Steps[list[Entry]]:
         """Puts a fill token where nothing is (``absent``), or tells what is there by now."""
         args: list[Argument] = [token, int(self._settings.fill_timeout * 1000)]
@@ -141,7 +226,7 @@ class RowCache:
                 raise
             except BaseException as error:
                 if not isinstance(error, Exception):  # cancelled: the tokens may be in place
-                    yield from self._end_fills(names, token, [_ABANDONED] * len(names))
+                    yield from self._end_fills(names, token, [ABANDONED] * len(names))
                 raise
             return [_begun(reply) for reply in replies]
 
@@ -155,19 +240,19 @@ class RowCache:
         except GeneratorExit:
             raise
         except BaseException:
-            yield from self._end_fills(names, token, [_ABANDONED] * len(names))
+            yield from self._end_fills(names, token, [ABANDONED] * len(names))
             raise
         yield from self._end_fills(names, token, [self._outcome(row, columns) for row, columns in rows])
         return [row for row, _ in rows]
 
-    def _outcome(self, row: Row | None, columns: Mapping[str, bytes]) -> _Outcome:
+    def _outcome(self, row: Row | None, columns: Mapping[str, bytes]) -> Outcome:
         if row is None:
             return "negative", self._settings.negative_ttl, []
         if len(columns) > MAX_COLUMNS:
-            return _ABANDONED
-        return "row", self._settings.ttl, cache_fields(columns)
+            return ABANDONED
+        return "row", self._settings.entry_ttl(), cache_fields(columns)
 
-    def _end_fills(self, names: Sequence[str], token: str, outcomes: Iterable[_Outcome]) -> Steps[None]:
+    def _end_fills(self, names: Sequence[str], token: str, outcomes: Iterable[Outcome]) -> Steps[None]:
         calls: list[tuple[Sequence[str], Sequence[Argument]]] = [
             ([where], [token, kind, ttl, *fields])
             for where, (kind, ttl, fields) in zip(names, outcomes, strict=True)

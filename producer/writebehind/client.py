@@ -33,7 +33,7 @@ class WriteBehind:
         refuse_decoding(client)
         self.redis = client
         self._core = Core(settings, ConnectedSessionPool(client))
-        self._carrier = Carrier(client)
+        self._carrier = _carrier(client, settings)
         self.keys, self.settings = self._core.keys, settings
 
     @classmethod
@@ -50,6 +50,7 @@ class WriteBehind:
     def close(self) -> None:
         """Closes the Redis connections; those of a pool of the caller's go back to it."""
         self._core.close()
+        self._carrier.close()
         self.redis.close()
 
     def __enter__(self) -> WriteBehind:
@@ -117,7 +118,8 @@ class WriteBehind:
         Args:
             load: called once with a list of the ids that are not cached; returns a mapping id → row (a
                 composite id is then the tuple of its values), or a sequence with a row or ``None`` for each.
-                It is called again only for rows that other readers were loading and did not bring.
+                It is called again only for rows that other readers were loading and did not bring, and for
+                those that are refreshed before they expire (``refresh_ahead``).
             timeout: as of :meth:`get`.
 
         Raises:
@@ -126,16 +128,35 @@ class WriteBehind:
         """
         return self._carrier.run(self._core.get_many(table, ids, load, timeout))
 
-    def invalidate(self, table: str, id: Id) -> bool:
+    def invalidate(self, table: str, id: Id, *, wait: float | None = None) -> bool:
         """Removes a row from the cache, so that the next ``get`` loads it.
 
-        Returns ``False``, and removes nothing, while a write to it is pending: the cache is then newer than
-        Postgres.
+        While a write to it is pending the cache is newer than Postgres: then nothing is removed.
+
+        Args:
+            wait: how long to wait for a pending write to be committed, in seconds. Without it none is waited
+                for, and ``False`` means that there is one.
+
+        Raises:
+            FlushTimeout: a write was still pending after ``wait`` seconds.
         """
-        return self._carrier.run(self._core.invalidate(table, id))
+        return self._carrier.run(self._core.invalidate(table, id, wait))
+
+    def invalidate_many(self, table: str, ids: Sequence[Id]) -> list[bool]:
+        """Removes many rows from the cache in one round trip; ``False`` where a write is pending."""
+        return self._carrier.run(self._core.invalidate_many(table, ids))
 
 
 def refuse_decoding(client: Any) -> None:
     """Raises ``ValueError`` for a client whose replies are no bytes."""
     if client.get_encoder().decode_responses:
         raise ValueError("the Redis client must be made with decode_responses=False")
+
+
+def _carrier(client: Redis, settings: Settings) -> Carrier:
+    if not settings.near_cache:
+        return Carrier(client)
+    from .near import NearCache  # noqa: PLC0415 - few need them
+    from .near_carrier import NearCarrier  # noqa: PLC0415
+
+    return NearCarrier(client, NearCache(client, settings.near_cache, settings.near_cache_ttl))

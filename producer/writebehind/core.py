@@ -50,7 +50,7 @@ class Core:
         packed: list[bytes] = []
         for write in writes:
             entry = yield from self._cache_key(write.table, write.key)
-            message = write.message(entry, settings.ttl)
+            message = write.message(entry, settings.entry_ttl())
             if len(message) > settings.max_message_bytes:
                 raise InvalidWrite(
                     f"{write.table}: the message has {len(message)} bytes, at most "
@@ -76,10 +76,17 @@ class Core:
             wanted.append(Wanted((yield from self._where(table, id)), id))
         return (yield from self._cache.get_many(wanted, table, load, timeout))
 
-    def invalidate(self, table: str, id: Id) -> Steps[bool]:
+    def invalidate(self, table: str, id: Id, wait: float | None) -> Steps[bool]:
         """Whether nothing is cached any more."""
         where = yield from self._where(table, id)
-        return (yield from self._cache.invalidate(where))
+        return (yield from self._cache.invalidate(where, table, wait))
+
+    def invalidate_many(self, table: str, ids: Sequence[Id]) -> Steps[list[bool]]:
+        """For each id, whether nothing is cached any more."""
+        names = []
+        for id in ids:
+            names.append((yield from self._where(table, id)))
+        return (yield from self._cache.invalidate_many(names))
 
     def _cache_key(self, table: str, key: str | Mapping[str, str]) -> Steps[str]:
         found = self._directory.known(table)

@@ -1,7 +1,8 @@
 """A cache entry: the hash of one row in Redis, and what it says to a reader. No I/O.
 
 Fields: column → JSON text; ``@seq`` the last write that changed it (0: loaded); ``@is`` marker, tombstone,
-negative or fill, absent for a row; ``@token`` of a fill; ``@dirty`` once a write that it shows was rejected.
+negative or fill, absent for a row; ``@token`` of a fill; ``@refresh`` while a reader loads it anew;
+``@dirty`` once a write that it shows was rejected.
 While a write is pending the entry has no TTL.
 """
 
@@ -18,11 +19,12 @@ State = Literal["absent", "row", "marker", "gone", "filling", "foreign"]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """``gone`` is a tombstone or a negative entry: there is no such row. ``seq`` is a marker's."""
+    """``gone`` is a tombstone or a negative entry: there is no such row. ``refresh`` is a row's token."""
 
     state: State
     columns: dict[str, bytes]
     seq: int = 0
+    refresh: bytes = b""
 
 
 _STATES: dict[bytes, State] = {
@@ -50,7 +52,7 @@ def read_entry(fields: Mapping[bytes, bytes]) -> Entry:
             columns[name.decode()] = value
         elif name.startswith(b"@@"):
             columns[name[1:].decode()] = value
-    return Entry("row", columns, int(seq))
+    return Entry("row", columns, int(seq), fields.get(b"@refresh", b""))
 
 
 def row_decoder(
