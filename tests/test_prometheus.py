@@ -44,6 +44,12 @@ def promtool(*arguments: object) -> str:
     return done.stdout + done.stderr
 
 
+REDIS_FIELDS = (
+    "keyspace_hits", "keyspace_misses", "evicted_keys", "expired_keys",
+    "used_memory", "maxmemory", "connected_clients", "blocked_clients",
+)  # fmt: skip
+
+
 def told() -> dict[str, set[str]]:
     """Sample → labels, of a worker to which everything has happened."""
     metrics = Metrics("q")
@@ -52,6 +58,7 @@ def told() -> dict[str, set[str]]:
     metrics.retried("HeldByLock")
     metrics.dead_lettered("23505", 1)
     metrics.dead_letters_are({("public.users", "23505"): 1})
+    metrics.redis_told(dict.fromkeys(REDIS_FIELDS, 1))
     return labels_of(metrics.text().decode())
 
 
