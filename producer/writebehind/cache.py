@@ -6,7 +6,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
@@ -43,12 +43,23 @@ class Wanted(NamedTuple):
     id: Id
 
 
-class RowCache:
-    """The cached rows of one client."""
+class RowForm(Protocol):
+    """What rows are to the application, where they are not what JSON has."""
 
-    def __init__(self, keys: QueueKeys, settings: Settings) -> None:
+    def row(self, columns: Mapping[str, bytes]) -> Any:
+        """The row of column → JSON text."""
+
+    def encode(self, table: str, loaded: Any) -> dict[str, bytes]:
+        """Column → JSON text of what a loader returned."""
+
+
+class RowCache:
+    """The cached rows of one client; ``form`` says what they are, if they are typed."""
+
+    def __init__(self, keys: QueueKeys, settings: Settings, form: RowForm | None = None) -> None:
         self._keys, self._settings = keys, settings
-        self._row = row_decoder(settings.parse_float)
+        self._row = row_decoder(settings.parse_float) if form is None else form.row
+        self._encode = encode_row if form is None else form.encode
 
     def get(self, wanted: Wanted, table: str, load: Loader | None, timeout: float) -> Steps[Row | None]:
         """See :meth:`WriteBehind.get`."""
@@ -116,6 +127,19 @@ class RowCache:
         with redis_errors_as_ours("invalidate"):
             return bool((yield from run_script(_INVALIDATE, [where], [])))
 
+    def remove_when_settled(self, where: str, table: str, deadline: float) -> Steps[None]:
+        """Removes the entry; first, the write that it shows is waited for. Raises :class:`FlushTimeout`."""
+        for pause in pauses():
+            entry = yield from self._look(where)
+            if entry.state != "row":
+                return
+            yield from self._await_applied(table, entry.seq, deadline)
+            if (yield from self.invalidate(where)):
+                return
+            if time.monotonic() + pause > deadline:
+                raise FlushTimeout(f"{table}: the cached row does not fit, and a write to it is pending")
+            yield Pause(pause)
+
     def _look(self, where: str) -> Steps[Entry]:
         with redis_errors_as_ours("get"):
             try:
@@ -178,7 +202,7 @@ class RowCache:
     def _loaded(self, table: str, loaded: Mapping[str, Any] | None) -> tuple[Row | None, dict[str, bytes]]:
         if loaded is None:
             return None, {}
-        columns = encode_row(table, loaded)
+        columns = self._encode(table, loaded)
         return self._row(columns), columns
 
     def _await_applied(self, table: str, seq: int, deadline: float) -> Steps[None]:
