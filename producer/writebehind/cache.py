@@ -176,12 +176,12 @@ class RowCache:
         try:
             loaded = yield from loading
             rows = [self._loaded(table, row) for row in loaded]
+            yield from self._end_fills(names, token, [self._outcome(row, columns) for row, columns in rows])
         except GeneratorExit:
             raise
         except BaseException:
             yield from self._end_fills(names, token, [_ABANDONED] * len(names))
             raise
-        yield from self._end_fills(names, token, [self._outcome(row, columns) for row, columns in rows])
         return [row for row, _ in rows]
 
     def _outcome(self, row: Row | None, columns: Mapping[str, bytes]) -> _Outcome:

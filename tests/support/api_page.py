@@ -1,6 +1,6 @@
 """docs/api.md: the public API on one page. ``python -m tests.support.api_page`` writes it anew from the code.
 
-What stands between ``<!-- signatures: NAMES -->`` and ``<!-- end -->`` comes from the code, the rest is prose.
+What stands between ``<!-- signatures: NAMES -->`` and ``<!-- end -->`` is the code's, the rest prose.
 A public name that no such line has goes under the last of them.
 """
 
@@ -25,7 +25,7 @@ def page(old: str) -> str:
     sections = list(_SECTION.finditer(old))
     named = [name for found in sections for name in found["names"].split()]
     twins = {f"Async{name}" for name in writebehind.__all__}
-    rest = [n for n in writebehind.__all__ if n not in named and not (n in twins)]
+    rest = [n for n in writebehind.__all__ if n not in named and n not in twins]
     last = sections[-1]
 
     def written(found: re.Match[str]) -> str:
@@ -72,7 +72,8 @@ def _signature(kind: type, name: str) -> str:
         return name
     signature = inspect.signature(getattr(kind, name))
     own = [p for p in signature.parameters.values() if p.name != "self"]
-    return name + _MODULE.sub("", str(signature.replace(parameters=own))).replace("'", "")
+    text = _MODULE.sub("", str(signature.replace(parameters=own)))
+    return name + re.sub(r"(: |-> )'([^']*)'", r"\1\2", text)  # annotations are text, defaults stay quoted
 
 
 def _setting(field: dataclasses.Field[Any]) -> str:
