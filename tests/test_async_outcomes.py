@@ -97,7 +97,7 @@ async def outcomes(wb: Any, calls: list[Call]) -> list[Any]:
     return found
 
 
-def held(client: redis.Redis, queue: str, where: str) -> Any:
+def held(client: Any, queue: str, where: str) -> Any:
     """What Redis has, but for what differs from call to call."""
     keys = sorted(client.scan_iter(f"{where}*"))
     entries = {
@@ -169,7 +169,7 @@ def test_a_call_cancelled_at_any_step_leaves_nothing_but_its_effect(
                 cancelled = await cancel_at(wb, CANCELLED[name], k, after)
                 for key in redis_client.scan_iter(f"{prefix}*"):
                     assert redis_client.hget(key, "@is") != b"fill", (k, key)
-                # The connections and the sessions: each reply is the right call's, and each write counts once.
+                # Connections and sessions: each reply is the right call's, each write counts once.
                 before = redis_client.llen(queue)
                 receipts = await asyncio.gather(*(wb.put("other", i, {"i": i}) for i in range(6)))
                 assert len({receipt.seq for receipt in receipts}) == 6

@@ -257,7 +257,7 @@ def _mender(info: Any, open_: dict[Any, list[Mend | None]]) -> tuple[Mend | None
         return (_but_for_none(mends[0]) if mends else None), custom
     if isinstance(info, inspect.CollectionType):
         mend, custom = _mender(info.item_type, open_)
-        return (mend and (lambda v: [mend(i) for i in v] if isinstance(v, list) else v)), custom
+        return (_of_each(mend) if mend else None), custom
     if isinstance(info, inspect.TupleType):
         each = [_mender(t, open_) for t in info.item_types]
         if not any(mend for mend, _ in each):
@@ -267,10 +267,21 @@ def _mender(info: Any, open_: dict[Any, list[Mend | None]]) -> tuple[Mend | None
         ), any(custom for _, custom in each)  # fmt: skip
     if isinstance(info, inspect.DictType):
         mend, custom = _mender(info.value_type, open_)
-        return (mend and (lambda v: {k: mend(i) for k, i in v.items()} if isinstance(v, dict) else v)), custom
+        return (_of_each(mend) if mend else None), custom
     if isinstance(info, inspect.DataclassType | inspect.StructType):
         return _mender_of_object(info, open_)
     return None, False
+
+
+def _of_each(mend: Mend) -> Mend:
+    """Of each item of an array, or each member of an object."""
+
+    def mended(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: mend(item) for name, item in value.items()}
+        return [mend(item) for item in value] if isinstance(value, list) else value
+
+    return mended
 
 
 def _but_for_none(mend: Mend) -> Mend:
