@@ -135,7 +135,7 @@ class Desk:
         self.pg.execute(code.encode())
 
     def python(self, code: str) -> None:
-        exec(compile(self._here(code), "document", "exec"), self.names)
+        exec(compile(self._here(code), "document", "exec", dont_inherit=True), self.names)
 
     def json(self, code: str) -> None:
         """One value, or one a line. What has a table is a message, and a worker has to take it."""

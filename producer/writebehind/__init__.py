@@ -3,6 +3,7 @@
 from .async_batch import AsyncBatch
 from .async_client import AsyncWriteBehind
 from .async_receipt import AsyncReceipt
+from .async_table import AsyncTable
 from .batch import Batch
 from .client import WriteBehind
 from .errors import (
@@ -14,24 +15,30 @@ from .errors import (
     RedisFull,
     RedisRefused,
     RedisUnavailable,
+    RowMismatch,
     WriteBehindError,
     WriteRejected,
 )
 from .receipt import Receipt
 from .settings import Options, Settings
+from .table import Table, TableWrites
 
 __all__ = [
     "WriteBehind",
     "Batch",
     "Receipt",
+    "Table",
+    "TableWrites",
     "AsyncWriteBehind",
     "AsyncBatch",
     "AsyncReceipt",
+    "AsyncTable",
     "Options",
     "Settings",
     "WriteBehindError",
     "InvalidWrite",
     "InvalidLoad",
+    "RowMismatch",
     "QueueFull",
     "RedisUnavailable",
     "RedisRefused",

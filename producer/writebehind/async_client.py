@@ -10,12 +10,15 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from .async_batch import AsyncBatch
 from .async_carrier import AsyncCarrier
 from .async_receipt import AsyncReceipt
+from .async_table import AsyncTable
 from .cache import BulkLoader, Loader, Row
 from .client import CONNECTIONS, refuse_decoding
 from .core import Core
 from .message import Id, Op, Write
 from .session import SessionPool
 from .settings import Options, Settings
+from .shape import R
+from .typed_rows import TypedRows
 
 
 class AsyncWriteBehind:
@@ -112,3 +115,9 @@ class AsyncWriteBehind:
     async def invalidate_many(self, table: str, ids: Sequence[Id]) -> list[bool]:
         """See :meth:`WriteBehind.invalidate_many`."""
         return await self._carrier.run(self._core.invalidate_many(table, ids))
+
+    def table(
+        self, kind: type[R], *, name: str | None = None, key: str | Sequence[str] = "id"
+    ) -> AsyncTable[R]:
+        """See :meth:`WriteBehind.table`."""
+        return AsyncTable(self, self._carrier, TypedRows(self._core, kind, name, key))

@@ -6,7 +6,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
@@ -42,12 +42,23 @@ class Wanted(NamedTuple):
     id: Id
 
 
-class RowCache:
-    """The cached rows of one client."""
+class RowForm(Protocol):
+    """What rows are to the application, where they are not what JSON has."""
 
-    def __init__(self, keys: QueueKeys, settings: Settings) -> None:
+    def row(self, columns: Mapping[str, bytes]) -> Any:
+        """The row of column → JSON text."""
+
+    def encode(self, table: str, loaded: Any) -> dict[str, bytes]:
+        """Column → JSON text of what a loader returned."""
+
+
+class RowCache:
+    """The cached rows of one client; ``form`` says what they are, if they are typed."""
+
+    def __init__(self, keys: QueueKeys, settings: Settings, form: RowForm | None = None) -> None:
         self._keys, self._settings = keys, settings
-        self._row = row_decoder(settings.parse_float)
+        self._row = row_decoder(settings.parse_float) if form is None else form.row
+        self._encode = encode_row if form is None else form.encode
         ahead = settings.refresh_ahead
         self._refresh = None if ahead is None else Refresh(ahead, settings.fill_timeout)
         self.refresh_failed: Callable[[str, Exception], None] = log_failure
@@ -154,6 +165,19 @@ class RowCache:
                     raise reply
             return [bool(reply) for reply in replies]
 
+    def remove_when_settled(self, where: str, table: str, deadline: float) -> Steps[None]:
+        """Removes the entry; first, the write that it shows is waited for. Raises :class:`FlushTimeout`."""
+        for pause in pauses():
+            entry = yield from self._look(where)
+            if entry.state != "row":
+                return
+            yield from self._await_applied(table, entry.seq, deadline)
+            if (yield from self.invalidate(where, table, None)):
+                return
+            if time.monotonic() + pause > deadline:
+                raise FlushTimeout(f"{table}: the cached row does not fit, and a write to it is pending")
+            yield Pause(pause)
+
     def _look(self, where: str) -> Steps[Entry]:
         with redis_errors_as_ours("get"):
             try:
@@ -237,12 +261,12 @@ class RowCache:
         try:
             loaded = yield from loading
             rows = [self._loaded(table, row) for row in loaded]
+            yield from self._end_fills(names, token, [self._outcome(row, columns) for row, columns in rows])
         except GeneratorExit:
             raise
         except BaseException:
             yield from self._end_fills(names, token, [ABANDONED] * len(names))
             raise
-        yield from self._end_fills(names, token, [self._outcome(row, columns) for row, columns in rows])
         return [row for row, _ in rows]
 
     def _outcome(self, row: Row | None, columns: Mapping[str, bytes]) -> Outcome:
@@ -263,7 +287,7 @@ class RowCache:
     def _loaded(self, table: str, loaded: Mapping[str, Any] | None) -> tuple[Row | None, dict[str, bytes]]:
         if loaded is None:
             return None, {}
-        columns = encode_row(table, loaded)
+        columns = self._encode(table, loaded)
         return self._row(columns), columns
 
     def _await_applied(self, table: str, seq: int, deadline: float) -> Steps[None]:

@@ -15,6 +15,9 @@ from .message import Id, Op, Write
 from .receipt import Receipt
 from .session import ConnectedSessionPool
 from .settings import Options, Settings
+from .shape import R
+from .table import Table
+from .typed_rows import TypedRows
 
 CONNECTIONS = {"socket_timeout": 5.0, "socket_connect_timeout": 5.0, "max_connections": 1000}
 """Of connections that we make, unless told otherwise; redis-py 8 would allow 100, and refuse more threads."""
@@ -145,6 +148,19 @@ class WriteBehind:
     def invalidate_many(self, table: str, ids: Sequence[Id]) -> list[bool]:
         """Removes many rows from the cache in one round trip; ``False`` where a write is pending."""
         return self._carrier.run(self._core.invalidate_many(table, ids))
+
+    def table(self, kind: type[R], *, name: str | None = None, key: str | Sequence[str] = "id") -> Table[R]:
+        """Rows as objects of a class: a dataclass, msgspec Struct, attrs class or Pydantic model.
+
+        Args:
+            kind: the class; its fields are the columns.
+            name: the table; the class's name in snake case unless given.
+            key: the field that is the primary key, or several in order.
+
+        Raises:
+            TypeError: the class has no such field, or a field of a type that cannot be read back.
+        """
+        return Table(self, self._carrier, TypedRows(self._core, kind, name, key))
 
 
 def refuse_decoding(client: Any) -> None:

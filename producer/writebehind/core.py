@@ -64,7 +64,7 @@ class Core:
 
     def get(self, table: str, id: Id, load: Loader | None, timeout: float) -> Steps[Row | None]:
         """A row, or nothing."""
-        where = yield from self._where(table, id)
+        where = yield from self.where(table, id)
         return (yield from self._cache.get(Wanted(where, id), table, load, timeout))
 
     def get_many(
@@ -73,19 +73,19 @@ class Core:
         """A row or nothing for each id."""
         wanted = []
         for id in ids:
-            wanted.append(Wanted((yield from self._where(table, id)), id))
+            wanted.append(Wanted((yield from self.where(table, id)), id))
         return (yield from self._cache.get_many(wanted, table, load, timeout))
 
     def invalidate(self, table: str, id: Id, wait: float | None) -> Steps[bool]:
         """Whether nothing is cached any more."""
-        where = yield from self._where(table, id)
+        where = yield from self.where(table, id)
         return (yield from self._cache.invalidate(where, table, wait))
 
     def invalidate_many(self, table: str, ids: Sequence[Id]) -> Steps[list[bool]]:
         """For each id, whether nothing is cached any more."""
         names = []
         for id in ids:
-            names.append((yield from self._where(table, id)))
+            names.append((yield from self.where(table, id)))
         return (yield from self._cache.invalidate_many(names))
 
     def _cache_key(self, table: str, key: str | Mapping[str, str]) -> Steps[str]:
@@ -97,6 +97,6 @@ class Core:
             raise InvalidWrite(f"{table}: {made!r} is a key of the queue itself; set a prefix for cache keys")
         return made
 
-    def _where(self, table: str, id: Id) -> Steps[str]:
+    def where(self, table: str, id: Id) -> Steps[str]:
         """The row's cache key; table and id are validated as a write's are."""
         return self._cache_key(table, make_write("delete", table, id, None).key)

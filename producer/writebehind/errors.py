@@ -3,6 +3,7 @@
 WriteBehindError
  ├─ InvalidWrite        the call's arguments cannot be written; nothing was sent
  ├─ InvalidLoad         what a loader returned is not what it was asked for
+ ├─ RowMismatch         a cached row does not fit the class it is read as
  ├─ QueueFull           the queue is at its bound; nothing was written
  ├─ RedisUnavailable    no answer from Redis: the write may or may not have been accepted
  ├─ RedisRefused        Redis answered with an error; nothing was written
@@ -25,6 +26,23 @@ class InvalidWrite(WriteBehindError, ValueError):
 
 class InvalidLoad(WriteBehindError, ValueError):
     """What a loader returned cannot be told from a mistake: nothing was cached."""
+
+
+class RowMismatch(WriteBehindError, ValueError):
+    """A cached row does not fit the class of a typed table, and there was no loader to read it afresh.
+
+    It was written by another version of the application, or with some of its columns only. ``field`` is the
+    one that does not fit, or ``None`` where the class as a whole refused. Give a loader, and a new
+    ``version`` to a client whose classes have changed.
+    """
+
+    def __init__(self, kind: str, field: str | None, reason: str) -> None:
+        where = f"{kind}.{field}" if field else kind
+        super().__init__(
+            f"the cached row does not fit {where}: {reason}; "
+            "give get a loader, and the client a new version when its classes change"
+        )
+        self.field, self.reason = field, reason
 
 
 class QueueFull(WriteBehindError):
