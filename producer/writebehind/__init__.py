@@ -17,6 +17,7 @@ from .errors import (
     WriteBehindError,
     WriteRejected,
 )
+from .observer import Observer
 from .receipt import Receipt
 from .settings import Options, Settings
 
@@ -29,6 +30,7 @@ __all__ = [
     "AsyncReceipt",
     "Options",
     "Settings",
+    "Observer",
     "WriteBehindError",
     "InvalidWrite",
     "InvalidLoad",

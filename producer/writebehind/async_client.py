@@ -12,7 +12,7 @@ from .async_carrier import AsyncCarrier
 from .async_receipt import AsyncReceipt
 from .cache import BulkLoader, Loader, Row
 from .client import CONNECTIONS, refuse_decoding
-from .core import Core
+from .core import make_core
 from .message import Id, Op, Write
 from .session import SessionPool
 from .settings import Options, Settings
@@ -33,7 +33,7 @@ class AsyncWriteBehind:
         settings = Settings(**options)
         refuse_decoding(client)
         self.redis = client
-        self._core = Core(settings, SessionPool())
+        self._core = make_core(settings, SessionPool())
         self._carrier = AsyncCarrier(client)
         self.keys, self.settings = self._core.keys, settings
 

@@ -15,10 +15,11 @@ from .errors import FlushTimeout
 from .keys import QueueKeys
 from .loaded import by_id
 from .message import MAX_COLUMNS, Id, cache_fields, encode_row
+from .observer import guarded, tell_fills, tell_looks, timed
 from .pauses import pauses
 from .script import Argument, Script
 from .settings import Settings
-from .steps import Command, Load, Pause, Pipeline, Steps, run_script, run_scripts
+from .steps import Command, Load, Pause, Pipeline, Steps, T, run_script, run_scripts
 from .translate import redis_errors_as_ours
 
 Row = dict[str, Any]
@@ -49,12 +50,16 @@ class RowCache:
     def __init__(self, keys: QueueKeys, settings: Settings) -> None:
         self._keys, self._settings = keys, settings
         self._row = row_decoder(settings.parse_float)
+        self._observer = guarded(settings.observer)
 
     def get(self, wanted: Wanted, table: str, load: Loader | None, timeout: float) -> Steps[Row | None]:
         """See :meth:`WriteBehind.get`."""
         where, id = wanted
         deadline = time.monotonic() + timeout
         entry = yield from self._look(where)
+        observer, waits_since = self._observer, 0.0
+        if observer is not None:
+            tell_looks(observer, table, [entry.state])
         if load is None:
             return self._row(entry.columns) if entry.state == "row" else None
         for pause in pauses():
@@ -70,11 +75,16 @@ class RowCache:
                 return None
             if entry.state != "filling":
                 break
+            waits_since = waits_since or time.monotonic()
             yield Pause(pause)
             entry = yield from self._look(where)
+            if observer is not None and entry.state != "filling":
+                observer.waited_for_load(table, time.monotonic() - waits_since)
+                waits_since = 0.0
         if entry.state == "marker":
             yield from self._await_applied(table, entry.seq, deadline)
-        return self._loaded(table, (yield Load(load, id)))[0]
+        (row,) = yield from self._timed(table, _load_one(id, load))
+        return self._loaded(table, row)[0]
 
     def get_many(
         self, wanted: Sequence[Wanted], table: str, load: BulkLoader | None, timeout: float
@@ -83,6 +93,9 @@ class RowCache:
         deadline = time.monotonic() + timeout
         open_ = {where: Wanted(where, id) for where, id in wanted}
         entries = dict(zip(open_, (yield from self._look_at_all(list(open_))), strict=True))
+        observer, waits_since = self._observer, 0.0
+        if observer is not None:
+            tell_looks(observer, table, [entry.state for entry in entries.values()])
         found: dict[str, Row | None] = {}
         for pause in pauses():
             absent = [open_[where] for where, entry in entries.items() if entry.state == "absent"]
@@ -100,14 +113,18 @@ class RowCache:
                     found[where] = self._row(entry.columns) if entry.state == "row" else None
             entries = {where: entry for where, entry in entries.items() if where not in found}
             waiting = [where for where, entry in entries.items() if entry.state == "filling"]
+            if waits_since and observer is not None and not waiting:
+                observer.waited_for_load(table, time.monotonic() - waits_since)
             if load is None or not waiting:
                 break
+            waits_since = waits_since or time.monotonic()
             yield Pause(pause)
             entries.update(zip(waiting, (yield from self._look_at_all(waiting)), strict=True))
         if load is not None and entries:
             yield from self._await_applied(table, max(e.seq for e in entries.values()), deadline)
             rest = [open_[where] for where in entries]
-            for w, row in zip(rest, (yield from _load_all(rest, load)), strict=True):
+            rows = yield from self._timed(table, _load_all(rest, load))
+            for w, row in zip(rest, rows, strict=True):
                 found[w.where] = self._loaded(table, row)[0]
         return [found.get(where) for where, _ in wanted]
 
@@ -150,14 +167,17 @@ class RowCache:
     ) -> Steps[list[Row | None]]:
         """Loads rows whose fill tokens are in place; gives the tokens up, whatever happens."""
         try:
-            loaded = yield from loading
+            loaded = yield from self._timed(table, loading)
             rows = [self._loaded(table, row) for row in loaded]
         except GeneratorExit:
             raise
         except BaseException:
             yield from self._end_fills(names, token, [_ABANDONED] * len(names))
             raise
-        yield from self._end_fills(names, token, [self._outcome(row, columns) for row, columns in rows])
+        outcomes = [self._outcome(row, columns) for row, columns in rows]
+        replies = yield from self._end_fills(names, token, outcomes)
+        if self._observer is not None:
+            tell_fills(self._observer, table, outcomes, replies)
         return [row for row, _ in rows]
 
     def _outcome(self, row: Row | None, columns: Mapping[str, bytes]) -> _Outcome:
@@ -167,13 +187,18 @@ class RowCache:
             return _ABANDONED
         return "row", self._settings.ttl, cache_fields(columns)
 
-    def _end_fills(self, names: Sequence[str], token: str, outcomes: Iterable[_Outcome]) -> Steps[None]:
+    def _end_fills(self, names: Sequence[str], token: str, outcomes: Iterable[_Outcome]) -> Steps[list[Any]]:
         calls: list[tuple[Sequence[str], Sequence[Argument]]] = [
             ([where], [token, kind, ttl, *fields])
             for where, (kind, ttl, fields) in zip(names, outcomes, strict=True)
         ]
         with contextlib.suppress(RedisError, OSError):  # the rows are loaded; a token runs out by itself
-            yield from run_scripts(_END_FILL, calls)
+            return (yield from run_scripts(_END_FILL, calls))
+        return []
+
+    def _timed(self, table: str, loading: Steps[T]) -> Steps[T]:
+        """The same; the observer hears how long it took."""
+        return loading if self._observer is None else timed(loading, self._observer.loaded, table)
 
     def _loaded(self, table: str, loaded: Mapping[str, Any] | None) -> tuple[Row | None, dict[str, bytes]]:
         if loaded is None:
@@ -182,6 +207,12 @@ class RowCache:
         return self._row(columns), columns
 
     def _await_applied(self, table: str, seq: int, deadline: float) -> Steps[None]:
+        waiting = self._until_applied(table, seq, deadline)
+        if self._observer is None or seq == 0:
+            return waiting
+        return timed(waiting, self._observer.waited_for_write, table)
+
+    def _until_applied(self, table: str, seq: int, deadline: float) -> Steps[None]:
         if seq == 0:
             return
         for pause in pauses():

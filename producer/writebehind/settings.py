@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 
 from .keys import DEFAULT_QUEUE
 from .message import MAX_TTL_S
+from .observer import Observer, check_observer
 
 
 class Options(TypedDict, total=False):
@@ -22,6 +23,8 @@ class Options(TypedDict, total=False):
     negative_ttl: int
     fill_timeout: float
     parse_float: Callable[[str], Any]
+    observer: Observer | None
+    tracer: Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +41,8 @@ class Settings:
         negative_ttl: how long it is remembered that a row does not exist, in seconds.
         fill_timeout: how long one reader may take to load a row before another may, in seconds.
         parse_float: makes a number with a fraction out of its text (``Decimal`` keeps all digits).
+        observer: hears of hits, misses, loads, waits and sizes: see :class:`Observer`.
+        tracer: of OpenTelemetry: a span for each call; from ``writebehind.opentelemetry.get_tracer()``.
     """
 
     ttl: int = 3600
@@ -49,6 +54,8 @@ class Settings:
     negative_ttl: int = 5
     fill_timeout: float = 5.0
     parse_float: Callable[[str], Any] = float
+    observer: Observer | None = None
+    tracer: Any = None
 
     def __post_init__(self) -> None:
         for name, value in (("ttl", self.ttl), ("negative_ttl", self.negative_ttl)):
@@ -56,6 +63,10 @@ class Settings:
                 raise ValueError(f"{name} must be whole seconds from 1 to {MAX_TTL_S}, not {value!r}")
         if not 0.001 <= self.fill_timeout <= 86_400:
             raise ValueError(f"fill_timeout must be from a millisecond to a day, not {self.fill_timeout!r}")
+        if self.observer is not None:
+            check_observer(self.observer)
+        if self.tracer is not None and not hasattr(self.tracer, "start_as_current_span"):
+            raise ValueError(f"tracer must be a tracer of OpenTelemetry, not {self.tracer!r}")
 
     @property
     def cache_prefix(self) -> str:
