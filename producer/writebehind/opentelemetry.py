@@ -123,7 +123,7 @@ def _version() -> str | None:
 
 
 def _traceparent() -> str | None:
-    """Of the span at hand, as W3C has it; ``None`` where it is not sampled: a link to it would lead nowhere."""
+    """Of the span at hand, as W3C has it; ``None`` where it is not sampled: no link could lead to it."""
     context = trace.get_current_span().get_span_context()
     if not (context.is_valid and context.trace_flags.sampled):
         return None

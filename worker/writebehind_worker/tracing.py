@@ -69,7 +69,7 @@ class FlushTracing:
 
 
 def traces(items: Iterable[bytes]) -> list[SpanContext]:
-    """The distinct spans that wrote these messages, in their order; what says no such thing is passed over."""
+    """The distinct spans that wrote these messages, in their order; what names none is passed over."""
     texts: dict[str, None] = {}
     for item in items:
         if b'"trace"' in item:
