@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -16,11 +15,11 @@ import pytest
 import redis
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from tests.support.clients import EitherClient, clients
 from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker
 
 from writebehind import (
-    AsyncWriteBehind,
     FlushTimeout,
     InvalidWrite,
     Observer,
@@ -30,6 +29,8 @@ from writebehind import (
 )
 from writebehind.observer import METHODS
 from writebehind.prometheus import OTHER, PrometheusObserver
+
+__all__ = ["clients"]  # a fixture
 
 Connect = Callable[..., Any]
 
@@ -78,60 +79,13 @@ class Failing(Observer):
         return fail
 
 
-class Both:
-    """Does the same by either client: its calls are plain ones."""
-
-    def __init__(self, kind: str, redis_url: str, queue: str) -> None:
-        self._given = {"queue": queue, "prefix": f"{queue}:"}
-        self._kind, self._url = kind, redis_url
-        self._runner = asyncio.Runner()
-        self._made: list[Any] = []
-
-    def connect(self, **options: Any) -> Callable[..., Any]:
-        """``call("get", "t", 1)`` of a client that is made so."""
-        if self._kind == "sync":
-            wb = WriteBehind.from_url(self._url, **(self._given | options))
-            self._made.append(wb)
-            return lambda name, *a, **k: getattr(wb, name)(*a, **k)
-        async_wb = AsyncWriteBehind.from_url(self._url, **(self._given | options))
-        self._made.append(async_wb)
-        return lambda name, *a, **k: self._runner.run(getattr(async_wb, name)(*a, **k))
-
-    def batch(self, fill: Callable[[Any], None]) -> None:
-        """A batch by the client made last."""
-        wb = self._made[-1]
-        if self._kind == "sync":
-            with wb.batch() as batch:
-                fill(batch)
-            return
-
-        async def send() -> None:
-            async with wb.batch() as batch:
-                fill(batch)
-
-        self._runner.run(send())
-
-    def close(self) -> None:
-        for wb in self._made:
-            closed = wb.close()
-            if closed is not None:
-                self._runner.run(closed)
-        self._runner.close()
-
-
-@pytest.fixture(params=["sync", "async"])
-def clients(request: pytest.FixtureRequest, redis_url: str, queue: str) -> Iterator[Both]:
-    found = Both(request.param, redis_url, queue)
-    yield found
-    found.close()
-
-
 def message_bytes(redis_client: redis.Redis, queue: str) -> list[int]:
     """Of the items that wait, oldest first, without their `seq`."""
-    return [len(item) - item.index(b'"table"') + 1 for item in reversed(redis_client.lrange(queue, 0, -1))]
+    items: list[Any] = redis_client.lrange(queue, 0, -1)
+    return [len(item) - item.index(b'"table"') + 1 for item in reversed(items)]
 
 
-def test_reads(clients: Both) -> None:
+def test_reads(clients: EitherClient) -> None:
     heard = Heard()
     call = clients.connect(observer=heard)
     row = {"id": 1, "name": "Ädä"}
@@ -158,7 +112,7 @@ def test_reads(clients: Both) -> None:
     assert heard.take() == []
 
 
-def test_a_load_that_fails_and_one_that_takes_its_time(clients: Both) -> None:
+def test_a_load_that_fails_and_one_that_takes_its_time(clients: EitherClient) -> None:
     heard = Heard()
     call = clients.connect(observer=heard)
 
@@ -178,7 +132,7 @@ def test_a_load_that_fails_and_one_that_takes_its_time(clients: Both) -> None:
     assert 0.09 < seconds < 5
 
 
-def test_a_fill_that_lost_its_token(clients: Both, connect: Connect) -> None:
+def test_a_fill_that_lost_its_token(clients: EitherClient, connect: Connect) -> None:
     heard, other = Heard(), connect()
     call = clients.connect(observer=heard)
 
@@ -195,7 +149,7 @@ def test_a_fill_that_lost_its_token(clients: Both, connect: Connect) -> None:
 
 
 @pytest.mark.parametrize("name", ["get", "get_many"])
-def test_a_wait_for_another_reader_s_load(clients: Both, connect: Connect, name: str) -> None:
+def test_a_wait_for_another_reader_s_load(clients: EitherClient, connect: Connect, name: str) -> None:
     heard, loading = Heard(), threading.Event()
     other = connect()
     call = clients.connect(observer=heard)
@@ -217,7 +171,11 @@ def test_a_wait_for_another_reader_s_load(clients: Both, connect: Connect, name:
 
 @pytest.mark.parametrize("name", ["get", "get_many"])
 def test_a_wait_for_a_pending_write(
-    clients: Both, connect: Connect, users: psycopg.Connection[Any], options: dict[str, Any], name: str
+    clients: EitherClient,
+    connect: Connect,
+    users: psycopg.Connection[Any],
+    options: dict[str, Any],
+    name: str,
 ) -> None:
     heard = Heard()
     call = clients.connect(observer=heard)
@@ -237,7 +195,7 @@ def test_a_wait_for_a_pending_write(
     assert all(0 <= seconds < 10 for seconds in heard.seconds["waited_for_write"])
 
 
-def test_writes(clients: Both, redis_client: redis.Redis, queue: str) -> None:
+def test_writes(clients: EitherClient, redis_client: redis.Redis, queue: str) -> None:
     heard = Heard()
     call = clients.connect(observer=heard, max_queue_length=7, max_message_bytes=1000)
     call("put", "t", 1, {"name": "Ada"})
@@ -274,11 +232,10 @@ def test_writes(clients: Both, redis_client: redis.Redis, queue: str) -> None:
     assert heard.take() == []
 
 
-def test_a_redis_that_is_gone(clients: Both) -> None:
+def test_a_redis_that_is_gone(clients: EitherClient) -> None:
     heard = Heard()
     given = {"socket_connect_timeout": 0.1, "retry": None}
-    clients._url = "redis://127.0.0.1:1"
-    call = clients.connect(observer=heard, redis_options=given)
+    call = clients.connect("redis://127.0.0.1:1", observer=heard, redis_options=given)
     with pytest.raises(ConnectionError):
         call("put", "t", 1, {})
     # Its table could not be looked up: nothing was sent, but the application wanted to write.
@@ -286,7 +243,7 @@ def test_a_redis_that_is_gone(clients: Both) -> None:
 
 
 def test_an_observer_that_raises_breaks_no_call(
-    clients: Both,
+    clients: EitherClient,
     users: psycopg.Connection[Any],
     options: dict[str, Any],
     caplog: pytest.LogCaptureFixture,
@@ -360,7 +317,9 @@ def scraped(registry: CollectorRegistry) -> dict[tuple[str, tuple[str, ...]], fl
     }
 
 
-def test_prometheus_reads_it(clients: Both, connect: Connect, redis_client: redis.Redis, queue: str) -> None:
+def test_prometheus_reads_it(
+    clients: EitherClient, connect: Connect, redis_client: redis.Redis, queue: str
+) -> None:
     registry = CollectorRegistry()
     call = clients.connect(observer=PrometheusObserver(registry), max_queue_length=2)
     call("get", "t", 1, lambda id: {"id": 1})
