@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 import threading
@@ -20,6 +21,7 @@ from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker
 
 from writebehind import (
+    AsyncWriteBehind,
     FlushTimeout,
     InvalidWrite,
     Observer,
@@ -130,6 +132,22 @@ def test_a_load_that_fails_and_one_that_takes_its_time(clients: EitherClient) ->
     call("get", "t", 1, slow)
     (seconds,) = heard.seconds["loaded"]
     assert 0.09 < seconds < 5
+
+
+def test_a_load_that_is_cancelled(redis_url: str, queue: str) -> None:
+    heard = Heard()
+
+    async def job() -> None:
+        async with AsyncWriteBehind.from_url(redis_url, queue=queue, observer=heard) as wb:
+
+            async def hang(id: int) -> Any:
+                await asyncio.sleep(60)
+
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(wb.get(f"{queue}:t", 1, hang), 0.3)
+
+    asyncio.run(job())
+    assert heard.take()[1] == ("loaded", f"{queue}:t", "CancelledError")
 
 
 def test_a_fill_that_lost_its_token(clients: EitherClient, connect: Connect) -> None:

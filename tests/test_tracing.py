@@ -26,8 +26,9 @@ from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker, WorkerProcess
 
 from writebehind import AsyncWriteBehind, InvalidWrite, QueueFull, WriteBehind, WriteRejected
+from writebehind.core import Core
 from writebehind.message import make_write, with_trace
-from writebehind.opentelemetry import get_tracer
+from writebehind.opentelemetry import TracedCore, get_tracer
 from writebehind_worker.cli import cli
 from writebehind_worker.errors import FatalError
 from writebehind_worker.received import receive
@@ -249,6 +250,11 @@ def test_tracing_does_not_make_a_write_too_large(clients: EitherClient, spans: S
         call("put", "t", 1, {"name": "Ada!"})
 
 
+def test_every_call_of_the_core_is_traced() -> None:
+    calls = {name for name, member in vars(Core).items() if callable(member) and not name.startswith("_")}
+    assert calls - {"close"} <= set(vars(TracedCore))
+
+
 def test_what_is_no_tracer_is_refused(redis_url: str) -> None:
     for wrong in (True, "x", trace):
         with pytest.raises(ValueError, match="tracer"):
@@ -391,7 +397,7 @@ def test_odd_traces_are_read_alike_one_by_one() -> None:
     for odd in ODD:
         body = json.dumps({"table": "t", "id": 1, "data": {}, "v": 2, "trace": odd}).encode()
         assert receive(0, body, 1).fault is None
-        assert traces([body]) == []
+        assert traces([body]) == ([], 0)
     assert receive(0, b'{"table":"t","id":1,"data":{},"tracing":1}', 1).fault is not None
 
 
@@ -409,7 +415,7 @@ def test_links_are_bounded_and_the_rest_counted(
     with RunningWorker(**options, tracing=True):
         (flush,) = spans.flushes(1)
     assert links(flush) == [(i + 1, i + 1) for i in range(MOST_LINKS)]
-    assert attributes(flush)["writebehind.links.left_out"] == 300 - MOST_LINKS
+    assert attributes(flush)["writebehind.links.left_out"] == 2 * (300 - MOST_LINKS)  # writes
 
 
 class _Failing(SpanProcessor):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -15,7 +15,7 @@ except ImportError as error:
         "pip install 'writebehind[opentelemetry]'"
     ) from error
 
-from .cache import BulkLoader, Loader, Row
+from .cache import Row
 from .core import Accepted, Core
 from .message import Id, Op, Write
 from .steps import Load, Steps, T
@@ -46,31 +46,31 @@ class TracedCore:
         """What is not traced."""
         return getattr(self._core, name)
 
-    def write(self, op: Op, table: str, id: Id, data: Mapping[str, Any] | None) -> Steps[Accepted]:
+    def write(self, op: Op, table: str, *rest: Any, **named: Any) -> Steps[Accepted]:
         """See :meth:`Core.write`."""
-        return self._span(op, table, 1, lambda: self._core.write(op, table, id, data))
+        return self._span(op, table, 1, lambda: self._core.write(op, table, *rest, **named))
 
-    def send(self, writes: Sequence[Write]) -> Steps[Accepted]:
+    def send(self, writes: Sequence[Write], **named: Any) -> Steps[Accepted]:
         """See :meth:`Core.send`."""
         ops, tables = {write.op for write in writes}, {write.table for write in writes}
         op = next(iter(ops)) if len(ops) == 1 else ""
         table = next(iter(tables)) if len(tables) == 1 else None
         name = op if len(writes) == 1 else f"BATCH {op}".rstrip()
-        return self._span(name, table, len(writes), lambda: self._core.send(writes))
+        return self._span(name, table, len(writes), lambda: self._core.send(writes, **named))
 
-    def get(self, table: str, id: Id, load: Loader | None, timeout: float) -> Steps[Row | None]:
+    def get(self, table: str, *rest: Any, **named: Any) -> Steps[Row | None]:
         """See :meth:`Core.get`."""
-        return self._span("get", table, 1, lambda: self._core.get(table, id, load, timeout))
+        return self._span("get", table, 1, lambda: self._core.get(table, *rest, **named))
 
-    def get_many(
-        self, table: str, ids: Sequence[Id], load: BulkLoader | None, timeout: float
-    ) -> Steps[list[Row | None]]:
+    def get_many(self, table: str, ids: Sequence[Id], *rest: Any, **named: Any) -> Steps[list[Row | None]]:
         """See :meth:`Core.get_many`."""
-        return self._span("get_many", table, len(ids), lambda: self._core.get_many(table, ids, load, timeout))
+        return self._span(
+            "get_many", table, len(ids), lambda: self._core.get_many(table, ids, *rest, **named)
+        )
 
-    def invalidate(self, table: str, id: Id) -> Steps[bool]:
+    def invalidate(self, table: str, *rest: Any, **named: Any) -> Steps[bool]:
         """See :meth:`Core.invalidate`."""
-        return self._span("invalidate", table, 1, lambda: self._core.invalidate(table, id))
+        return self._span("invalidate", table, 1, lambda: self._core.invalidate(table, *rest, **named))
 
     def _span(self, operation: str, table: str | None, size: int, begin: Callable[[], Steps[T]]) -> Steps[T]:
         attributes: Attributes = {

@@ -18,7 +18,7 @@ from .unit import Unit
 from .version import installed_version
 
 MOST_LINKS = 128
-"""Of one span: as many as OpenTelemetry's SDK keeps."""
+"""Of one span: as many as OpenTelemetry's SDK keeps unless told otherwise."""
 
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")  # of W3C Trace Context
 
@@ -48,7 +48,7 @@ class FlushTracing:
 
     def _record(self, unit: Unit, flushed: Flushed, began_ns: int) -> None:
         ended_ns = time.time_ns()
-        found = traces(item for batch in unit.batches for item in batch.items)
+        found, left_out = traces(item for batch in unit.batches for item in batch.items)
         tracer = trace.get_tracer("writebehind", installed_version())
         span = tracer.start_span(
             f"flush {self._queue}",
@@ -60,23 +60,33 @@ class FlushTracing:
                 "writebehind.writes": unit.writes,
                 "writebehind.rows": sum(flushed.rows.values()),
                 "writebehind.dead_letters": len(flushed.buried),
-                "writebehind.links.left_out": max(0, len(found) - MOST_LINKS),
+                "writebehind.links.left_out": left_out,
             },
-            [Link(context) for context in found[:MOST_LINKS]],
+            [Link(context) for context in found],
             began_ns,
         )
         span.end(ended_ns)
 
 
-def traces(items: Iterable[bytes]) -> list[SpanContext]:
-    """The distinct spans that wrote these messages, in their order; what names none is passed over."""
-    texts: dict[str, None] = {}
+def traces(items: Iterable[bytes]) -> tuple[list[SpanContext], int]:
+    """The first distinct spans that wrote these messages, and how many messages others wrote.
+
+    What names no span is passed over.
+    """
+    found: dict[str, SpanContext] = {}
+    left_out = 0
     for item in items:
-        if b'"trace"' in item:
-            text = _trace(item)
-            if text is not None:
-                texts[text] = None
-    return [context for context in map(_context, texts) if context is not None]
+        text = _trace(item) if b'"trace"' in item else None
+        if text is None or text in found:
+            continue
+        context = _context(text)
+        if context is None:
+            continue
+        if len(found) < MOST_LINKS:
+            found[text] = context
+        else:
+            left_out += 1
+    return list(found.values()), left_out
 
 
 def _trace(item: bytes) -> str | None:
