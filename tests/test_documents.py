@@ -20,11 +20,13 @@ import pytest
 import redis
 from click.testing import CliRunner
 from packaging.requirements import Requirement
+from prometheus_client import CollectorRegistry
 from tests.support.documents import DOCUMENTS, ROOT, Block, anchors, blocks, commands, links, prose, spans
 from tests.support.servers import Servers
 from tests.support.workers import RunningWorker
 
 from writebehind.keys import QueueKeys
+from writebehind.prometheus import PrometheusObserver
 from writebehind_worker.cli import cli
 from writebehind_worker.metrics import Metrics
 from writebehind_worker.options import OPTIONS, read_file
@@ -397,7 +399,9 @@ def test_every_variable_exists(path: Path) -> None:
 
 @each_document
 def test_metrics_that_are_named_exist(path: Path) -> None:
-    known = {metric.name for metric in Metrics("q").registry.collect()}
+    registry = CollectorRegistry()
+    PrometheusObserver(registry)
+    known = {metric.name for r in (registry, Metrics("q").registry) for metric in r.collect()}
     for name in re.findall(r"`(writebehind_[a-z_]+)(?:\{[^`]*)?`", prose(path.read_text())):
         plain = re.sub(r"_(total|bucket|count|sum|created)$", "", name)
         assert plain in known or name in known or name in NO_METRICS, name

@@ -19,6 +19,7 @@ from .errors import (
     WriteBehindError,
     WriteRejected,
 )
+from .observer import Observer
 from .receipt import Receipt
 from .settings import Options, Settings
 from .table import Table, TableWrites
@@ -35,6 +36,7 @@ __all__ = [
     "AsyncTable",
     "Options",
     "Settings",
+    "Observer",
     "WriteBehindError",
     "InvalidWrite",
     "InvalidLoad",

@@ -13,7 +13,7 @@ from .async_receipt import AsyncReceipt
 from .async_table import AsyncTable
 from .cache import BulkLoader, Loader, Row
 from .client import CONNECTIONS, refuse_decoding
-from .core import Core
+from .core import make_core
 from .message import Id, Op, Write
 from .session import SessionPool
 from .settings import Options, Settings
@@ -41,7 +41,7 @@ class AsyncWriteBehind:
                 "changes, which would hold up an event loop; leave it 0"
             )
         self.redis = client
-        self._core = Core(settings, SessionPool())
+        self._core = make_core(settings, SessionPool())
         self._carrier = AsyncCarrier(client)
         self.keys, self.settings = self._core.keys, settings
 

@@ -15,11 +15,12 @@ from .errors import FlushTimeout
 from .keys import QueueKeys
 from .loaded import by_id
 from .message import MAX_COLUMNS, Id, cache_fields, encode_row
+from .observer import guarded, tell_fills, tell_looks, timed
 from .pauses import pauses
 from .refresh import ABANDONED, Outcome, Refresh, log_failure
 from .script import Argument, Script
 from .settings import Settings
-from .steps import Command, Load, Pause, Pipeline, Steps, run_script, run_scripts
+from .steps import Command, Load, Pause, Pipeline, Steps, T, run_script, run_scripts
 from .translate import redis_errors_as_ours
 
 Row = dict[str, Any]
@@ -62,20 +63,23 @@ class RowCache:
         ahead = settings.refresh_ahead
         self._refresh = None if ahead is None else Refresh(ahead, settings.fill_timeout)
         self.refresh_failed: Callable[[str, Exception], None] = log_failure
+        self._observer = guarded(settings.observer)
 
     def get(self, wanted: Wanted, table: str, load: Loader | None, timeout: float) -> Steps[Row | None]:
         """See :meth:`WriteBehind.get`."""
         where, id = wanted
         deadline = time.monotonic() + timeout
+        due: Sequence[Wanted] = ()
         if self._refresh is None or load is None:
             entry = yield from self._look(where)
         else:
             (entry,), due = yield from self._look_ahead(self._refresh, [wanted])
-            if due:
-                refreshed = yield from self._load_anew(
-                    self._refresh, due, table, lambda _: _load_one(id, load)
-                )
-                return refreshed[where] if refreshed else self._row(entry.columns)
+        observer, waits_since = self._observer, 0.0
+        if observer is not None:
+            tell_looks(observer, table, [entry.state])
+        if self._refresh is not None and load is not None and due:
+            refreshed = yield from self._load_anew(self._refresh, due, table, lambda _: _load_one(id, load))
+            return refreshed[where] if refreshed else self._row(entry.columns)
         if load is None:
             return self._row(entry.columns) if entry.state == "row" else None
         for pause in pauses():
@@ -91,11 +95,16 @@ class RowCache:
                 return None
             if entry.state != "filling":
                 break
+            waits_since = waits_since or time.monotonic()
             yield Pause(pause)
             entry = yield from self._look(where)
+            if observer is not None and entry.state != "filling":
+                observer.waited_for_load(table, time.monotonic() - waits_since)
+                waits_since = 0.0
         if entry.state == "marker":
             yield from self._await_applied(table, entry.seq, deadline)
-        return self._loaded(table, (yield Load(load, id)))[0]
+        (row,) = yield from self._timed(table, _load_one(id, load))
+        return self._loaded(table, row)[0]
 
     def get_many(
         self, wanted: Sequence[Wanted], table: str, load: BulkLoader | None, timeout: float
@@ -103,16 +112,18 @@ class RowCache:
         """See :meth:`WriteBehind.get_many`."""
         deadline = time.monotonic() + timeout
         open_ = {where: Wanted(where, id) for where, id in wanted}
+        observer, waits_since = self._observer, 0.0
         found: dict[str, Row | None] = {}
+        due: Sequence[Wanted] = ()
         if self._refresh is None or load is None:
             looked = yield from self._look_at_all(list(open_))
         else:
             looked, due = yield from self._look_ahead(self._refresh, list(open_.values()))
-            if due:
-                anew = yield from self._load_anew(
-                    self._refresh, due, table, lambda some: _load_all(some, load)
-                )
-                found.update(anew)
+        if observer is not None:
+            tell_looks(observer, table, [entry.state for entry in looked])
+        if self._refresh is not None and load is not None and due:
+            anew = yield from self._load_anew(self._refresh, due, table, lambda some: _load_all(some, load))
+            found.update(anew)
         entries = {w: entry for w, entry in zip(open_, looked, strict=True) if w not in found}
         for pause in pauses():
             absent = [open_[where] for where, entry in entries.items() if entry.state == "absent"]
@@ -130,14 +141,18 @@ class RowCache:
                     found[where] = self._row(entry.columns) if entry.state == "row" else None
             entries = {where: entry for where, entry in entries.items() if where not in found}
             waiting = [where for where, entry in entries.items() if entry.state == "filling"]
+            if waits_since and observer is not None and not waiting:
+                observer.waited_for_load(table, time.monotonic() - waits_since)
             if load is None or not waiting:
                 break
+            waits_since = waits_since or time.monotonic()
             yield Pause(pause)
             entries.update(zip(waiting, (yield from self._look_at_all(waiting)), strict=True))
         if load is not None and entries:
             yield from self._await_applied(table, max(e.seq for e in entries.values()), deadline)
             rest = [open_[where] for where in entries]
-            for w, row in zip(rest, (yield from _load_all(rest, load)), strict=True):
+            rows = yield from self._timed(table, _load_all(rest, load))
+            for w, row in zip(rest, rows, strict=True):
                 found[w.where] = self._loaded(table, row)[0]
         return [found.get(where) for where, _ in wanted]
 
@@ -225,7 +240,10 @@ class RowCache:
         if not mine:
             return {}
         try:
-            loaded = yield from loading([w for w, _ in mine])
+            steps = loading([w for w, _ in mine])
+            if self._observer is not None:
+                steps = timed(steps, self._observer.refreshed, table)
+            loaded = yield from steps
             rows = [self._loaded(table, row) for row in loaded]
         except GeneratorExit:
             raise
@@ -259,14 +277,17 @@ class RowCache:
     ) -> Steps[list[Row | None]]:
         """Loads rows whose fill tokens are in place; gives the tokens up, whatever happens."""
         try:
-            loaded = yield from loading
+            loaded = yield from self._timed(table, loading)
             rows = [self._loaded(table, row) for row in loaded]
-            yield from self._end_fills(names, token, [self._outcome(row, columns) for row, columns in rows])
+            outcomes = [self._outcome(row, columns) for row, columns in rows]
+            replies = yield from self._end_fills(names, token, outcomes)
         except GeneratorExit:
             raise
         except BaseException:
             yield from self._end_fills(names, token, [ABANDONED] * len(names))
             raise
+        if self._observer is not None:
+            tell_fills(self._observer, table, outcomes, replies)
         return [row for row, _ in rows]
 
     def _outcome(self, row: Row | None, columns: Mapping[str, bytes]) -> Outcome:
@@ -276,13 +297,18 @@ class RowCache:
             return ABANDONED
         return "row", self._settings.entry_ttl(), cache_fields(columns)
 
-    def _end_fills(self, names: Sequence[str], token: str, outcomes: Iterable[Outcome]) -> Steps[None]:
+    def _end_fills(self, names: Sequence[str], token: str, outcomes: Iterable[Outcome]) -> Steps[list[Any]]:
         calls: list[tuple[Sequence[str], Sequence[Argument]]] = [
             ([where], [token, kind, ttl, *fields])
             for where, (kind, ttl, fields) in zip(names, outcomes, strict=True)
         ]
         with contextlib.suppress(RedisError, OSError):  # the rows are loaded; a token runs out by itself
-            yield from run_scripts(_END_FILL, calls)
+            return (yield from run_scripts(_END_FILL, calls))
+        return []
+
+    def _timed(self, table: str, loading: Steps[T]) -> Steps[T]:
+        """The same; the observer hears how long it took."""
+        return loading if self._observer is None else timed(loading, self._observer.loaded, table)
 
     def _loaded(self, table: str, loaded: Mapping[str, Any] | None) -> tuple[Row | None, dict[str, bytes]]:
         if loaded is None:
@@ -291,6 +317,12 @@ class RowCache:
         return self._row(columns), columns
 
     def _await_applied(self, table: str, seq: int, deadline: float) -> Steps[None]:
+        waiting = self._until_applied(table, seq, deadline)
+        if self._observer is None or seq == 0:
+            return waiting
+        return timed(waiting, self._observer.waited_for_write, table)
+
+    def _until_applied(self, table: str, seq: int, deadline: float) -> Steps[None]:
         if seq == 0:
             return
         for pause in pauses():

@@ -10,7 +10,7 @@ from redis import Redis
 from .batch import Batch
 from .cache import BulkLoader, Loader, Row
 from .carrier import Carrier
-from .core import Core
+from .core import make_core
 from .message import Id, Op, Write
 from .receipt import Receipt
 from .session import ConnectedSessionPool
@@ -35,7 +35,7 @@ class WriteBehind:
         settings = Settings(**options)
         refuse_decoding(client)
         self.redis = client
-        self._core = Core(settings, ConnectedSessionPool(client))
+        self._core = make_core(settings, ConnectedSessionPool(client))
         self._carrier = _carrier(client, settings)
         self.keys, self.settings = self._core.keys, settings
 

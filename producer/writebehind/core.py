@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 from .cache import BulkLoader, Loader, Row, RowCache, Wanted
 from .directory import TableDirectory
@@ -11,7 +11,8 @@ from .enqueue import Enqueue, pack_write
 from .errors import InvalidWrite
 from .identity import cache_key
 from .keys import QueueKeys
-from .message import Id, Op, Write, make_write
+from .message import Id, Op, Write, make_write, with_trace
+from .observer import Observer, guarded
 from .session import SessionPool
 from .settings import Settings
 from .steps import Steps
@@ -34,6 +35,7 @@ class Core:
         self._cache = RowCache(self.keys, settings)
         self._directory = TableDirectory(self.keys)
         self._enqueue = Enqueue(self.keys, sessions)
+        self.traceparent: Callable[[], str | None] | None = None  # of the span at hand, if it is sampled
 
     def close(self) -> None:
         """Lets go of the connections that idle sessions keep."""
@@ -43,9 +45,10 @@ class Core:
         """One write."""
         return self.send([make_write(op, table, id, data)])
 
-    def send(self, writes: Sequence[Write]) -> Steps[Accepted]:
-        """All of the writes, or none."""
+    def send(self, writes: Sequence[Write], sizes: list[int] | None = None) -> Steps[Accepted]:
+        """All of the writes, or none. ``sizes`` gets the bytes of each message."""
         settings = self.settings
+        trace = None if self.traceparent is None else self.traceparent()
         entries: list[str] = []
         packed: list[bytes] = []
         for write in writes:
@@ -56,6 +59,10 @@ class Core:
                     f"{write.table}: the message has {len(message)} bytes, at most "
                     f"{settings.max_message_bytes} are allowed (max_message_bytes)"
                 )
+            if trace is not None:  # a limit that a write keeps to must not depend on tracing
+                message = with_trace(message, trace)
+            if sizes is not None:
+                sizes.append(len(message))
             entries.append(entry)
             packed.append(pack_write(write.op, message, write.cache_fields()))
         ops = {write.op for write in writes}
@@ -100,3 +107,35 @@ class Core:
     def where(self, table: str, id: Id) -> Steps[str]:
         """The row's cache key; table and id are validated as a write's are."""
         return self._cache_key(table, make_write("delete", table, id, None).key)
+
+
+class ObservedCore(Core):
+    """A core whose writes an observer hears of."""
+
+    def __init__(self, settings: Settings, sessions: SessionPool, observer: Observer) -> None:
+        super().__init__(settings, sessions)
+        self._observer = observer
+
+    def send(self, writes: Sequence[Write], sizes: list[int] | None = None) -> Steps[Accepted]:
+        """See :meth:`Core.send`."""
+        observer, sizes = self._observer, []
+        try:
+            accepted = yield from super().send(writes, sizes)
+        except Exception as error:
+            for write in writes:
+                observer.write_failed(write.table, write.op, error)
+            raise
+        for write, size in zip(writes, sizes, strict=True):
+            observer.wrote(write.table, write.op, size)
+        return accepted
+
+
+def make_core(settings: Settings, sessions: SessionPool) -> Core:
+    """A core that is observed and traced as the settings say."""
+    observer = guarded(settings.observer)
+    core = Core(settings, sessions) if observer is None else ObservedCore(settings, sessions, observer)
+    if settings.tracer is None:
+        return core
+    from .opentelemetry import TracedCore  # noqa: PLC0415 - not everybody has what it imports
+
+    return cast(Core, TracedCore(core, settings.tracer))

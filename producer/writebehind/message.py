@@ -22,8 +22,8 @@ from .identity import scalar_text
 Op = Literal["put", "patch", "increment", "delete"]
 Id = str | int | UUID | Decimal | dt.date | Mapping[str, Any]
 
-WIRE_VERSION: Final = 1
-"""What a message says by its field ``v``, or means where it has none."""
+WIRE_VERSION: Final = 2
+"""The newest that a message may say by its field ``v``; one that has none means 1."""
 
 MAX_TTL_S = 10 * 366 * 86_400
 """Longest time to live of a cache entry: ten years. Redis refuses far greater ones when it is set."""
@@ -63,6 +63,11 @@ class Write(msgspec.Struct, frozen=True, gc=False):
     def cache_fields(self) -> list[str]:
         """Column, JSON text, column, ... as the cache entry holds them."""
         return cache_fields(self.columns)
+
+
+def with_trace(message: bytes, trace: str) -> bytes:
+    """The message with the ``traceparent`` of what wrote it, which makes it one of version 2."""
+    return b'%b,"v":2,"trace":"%b"}' % (message[:-1], trace.encode())
 
 
 def cache_fields(columns: Mapping[str, bytes]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 
 from .keys import DEFAULT_QUEUE
 from .message import MAX_TTL_S
+from .observer import Observer, check_observer
 
 
 class Options(TypedDict, total=False):
@@ -27,6 +28,8 @@ class Options(TypedDict, total=False):
     near_cache: int
     near_cache_ttl: float
     parse_float: Callable[[str], Any]
+    observer: Observer | None
+    tracer: Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +52,8 @@ class Settings:
         near_cache: how many rows this process keeps itself, 0 for none; see docs/patterns.md.
         near_cache_ttl: how old a row that it keeps may become, in seconds.
         parse_float: makes a number with a fraction out of its text (``Decimal`` keeps all digits).
+        observer: hears of hits, misses, loads, waits and sizes: see :class:`Observer`.
+        tracer: of OpenTelemetry: a span for each call; from ``writebehind.opentelemetry.get_tracer()``.
     """
 
     ttl: int = 3600
@@ -64,6 +69,8 @@ class Settings:
     near_cache: int = 0
     near_cache_ttl: float = 5.0
     parse_float: Callable[[str], Any] = float
+    observer: Observer | None = None
+    tracer: Any = None
 
     def __post_init__(self) -> None:
         for name, value in (("ttl", self.ttl), ("negative_ttl", self.negative_ttl)):
@@ -85,6 +92,10 @@ class Settings:
             raise ValueError(
                 f"near_cache_ttl must be from a millisecond to a day, not {self.near_cache_ttl!r}"
             )
+        if self.observer is not None:
+            check_observer(self.observer)
+        if self.tracer is not None and not hasattr(self.tracer, "start_as_current_span"):
+            raise ValueError(f"tracer must be a tracer of OpenTelemetry, not {self.tracer!r}")
 
     def entry_ttl(self) -> int:
         """The time to live of one entry, in seconds: by chance up to ``ttl_jitter`` of ``ttl`` less."""

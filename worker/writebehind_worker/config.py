@@ -164,6 +164,9 @@ class Config:
     refuse_newer: bool = _option(
         False, "Messages of a later wire format become dead letters; else the worker stops at one."
     )
+    tracing: bool = _option(
+        False, "Spans of OpenTelemetry for what is flushed; OTEL_ variables say where they go."
+    )
     log_level: str = _option(
         "info", "Least level that is logged.", choices=("debug", "info", "warning", "error")
     )

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta, Raw
 from msgspec.structs import astuple
 
-from writebehind.message import MAX_TTL_S, WIRE_VERSION, Op
+from writebehind.message import MAX_TTL_S, Op
 
 from .plan import Group
 from .table import Table
@@ -35,7 +35,8 @@ class PlainMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, gc=
     seq: Annotated[int, Meta(gt=0)] | None = None
     key: str | None = None
     ttl: Annotated[int, Meta(ge=1, le=MAX_TTL_S)] | None = None
-    v: Literal[1] = WIRE_VERSION
+    v: Literal[1, 2] = 1
+    trace: Raw = Raw(b"")  # whatever it is: only `tracing` looks at it
 
 
 class PlainShape(msgspec.Struct, frozen=True, eq=False):

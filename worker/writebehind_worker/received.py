@@ -80,7 +80,8 @@ class _Envelope(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     ttl: int | None = None
     retry: int | None = None
     force: bool = False
-    v: int = WIRE_VERSION
+    v: int = 1
+    trace: msgspec.Raw = msgspec.Raw(b"")  # whatever it is: only `tracing` looks at it
 
 
 _decode = msgspec.json.Decoder(_Envelope).decode
@@ -112,8 +113,8 @@ def receive(position: int, body: bytes, clock: int) -> Message:
 
 
 def _message(position: int, body: bytes, read: _Envelope, clock: int) -> Message:
-    if read.v != WIRE_VERSION:
-        raise _Bad(f"`v` must be {WIRE_VERSION}, the version of the wire format")
+    if not 1 <= read.v <= WIRE_VERSION:
+        raise _Bad(f"`v` must be a version of the wire format, from 1 to {WIRE_VERSION}")
     if not read.table:
         raise _Bad("`table` is empty")
     if read.op not in _OPS:
