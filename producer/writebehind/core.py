@@ -15,7 +15,7 @@ from .message import Id, Op, Write, make_write, with_trace
 from .observer import Observer, guarded
 from .session import SessionPool
 from .settings import Settings
-from .steps import Steps
+from .steps import Steps, T
 
 
 class Accepted(NamedTuple):
@@ -40,6 +40,10 @@ class Core:
     def close(self) -> None:
         """Lets go of the connections that idle sessions keep."""
         self._enqueue.close()
+
+    def call(self, operation: str, table: str, size: int, begin: Callable[[], Steps[T]]) -> Steps[T]:
+        """Steps that are a call of the application's, about so many rows."""
+        return begin()
 
     def write(self, op: Op, table: str, id: Id, data: Mapping[str, Any] | None) -> Steps[Accepted]:
         """One write."""

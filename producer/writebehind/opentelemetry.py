@@ -72,6 +72,14 @@ class TracedCore:
         """See :meth:`Core.invalidate`."""
         return self._span("invalidate", table, 1, lambda: self._core.invalidate(table, *rest, **named))
 
+    def invalidate_many(self, table: str, ids: Sequence[Id]) -> Steps[list[bool]]:
+        """See :meth:`Core.invalidate_many`."""
+        return self._span("invalidate_many", table, len(ids), lambda: self._core.invalidate_many(table, ids))
+
+    def call(self, operation: str, table: str, size: int, begin: Callable[[], Steps[T]]) -> Steps[T]:
+        """See :meth:`Core.call`."""
+        return self._span(operation, table, size, begin)
+
     def _span(self, operation: str, table: str | None, size: int, begin: Callable[[], Steps[T]]) -> Steps[T]:
         attributes: Attributes = {
             "db.system.name": "redis",

@@ -28,6 +28,13 @@ class TypedRows(Generic[R]):
 
     def get(self, id: Any, load: Loader | None, timeout: float) -> Steps[R | None]:
         """See :meth:`Table.get`."""
+        return self._core.call("get", self.name, 1, lambda: self._get(id, load, timeout))
+
+    def get_many(self, ids: Sequence[Any], load: BulkLoader | None, timeout: float) -> Steps[list[R | None]]:
+        """See :meth:`Table.get_many`."""
+        return self._core.call("get_many", self.name, len(ids), lambda: self._get_many(ids, load, timeout))
+
+    def _get(self, id: Any, load: Loader | None, timeout: float) -> Steps[R | None]:
         wanted = yield from self._wanted(id)
         deadline = time.monotonic() + timeout
         try:
@@ -38,8 +45,7 @@ class TypedRows(Generic[R]):
             row = yield from self._afresh(wanted, load, deadline)
         return cast(R | None, row)
 
-    def get_many(self, ids: Sequence[Any], load: BulkLoader | None, timeout: float) -> Steps[list[R | None]]:
-        """See :meth:`Table.get_many`."""
+    def _get_many(self, ids: Sequence[Any], load: BulkLoader | None, timeout: float) -> Steps[list[R | None]]:
         wanted: list[Wanted] = []
         for id in ids:
             wanted.append((yield from self._wanted(id)))
