@@ -2,6 +2,7 @@
 
 from .async_batch import AsyncBatch
 from .async_client import AsyncWriteBehind
+from .async_lock import AsyncLock
 from .async_receipt import AsyncReceipt
 from .batch import Batch
 from .client import WriteBehind
@@ -9,6 +10,8 @@ from .errors import (
     FlushTimeout,
     InvalidLoad,
     InvalidWrite,
+    LockLost,
+    LockNotAcquired,
     OutcomeUnknown,
     QueueFull,
     RedisFull,
@@ -17,6 +20,7 @@ from .errors import (
     WriteBehindError,
     WriteRejected,
 )
+from .lock import Lock
 from .receipt import Receipt
 from .settings import Options, Settings
 
@@ -24,9 +28,11 @@ __all__ = [
     "WriteBehind",
     "Batch",
     "Receipt",
+    "Lock",
     "AsyncWriteBehind",
     "AsyncBatch",
     "AsyncReceipt",
+    "AsyncLock",
     "Options",
     "Settings",
     "WriteBehindError",
@@ -39,4 +45,6 @@ __all__ = [
     "WriteRejected",
     "FlushTimeout",
     "OutcomeUnknown",
+    "LockNotAcquired",
+    "LockLost",
 ]

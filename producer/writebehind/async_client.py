@@ -9,10 +9,12 @@ from redis.asyncio import BlockingConnectionPool, Redis
 
 from .async_batch import AsyncBatch
 from .async_carrier import AsyncCarrier
+from .async_lock import AsyncLock
 from .async_receipt import AsyncReceipt
 from .cache import BulkLoader, Loader, Row
 from .client import CONNECTIONS, refuse_decoding
 from .core import Core
+from .lock_steps import LockSteps
 from .message import Id, Op, Write
 from .session import SessionPool
 from .settings import Options, Settings
@@ -103,3 +105,24 @@ class AsyncWriteBehind:
     async def invalidate(self, table: str, id: Id) -> bool:
         """See :meth:`WriteBehind.invalidate`."""
         return await self._carrier.run(self._core.invalidate(table, id))
+
+    def lock(
+        self,
+        name: str,
+        *,
+        timeout: float,
+        blocking: bool = True,
+        blocking_timeout: float | None = None,
+        sleep: float = 0.1,
+        thread_local: bool = True,
+    ) -> AsyncLock:
+        """See :meth:`WriteBehind.lock`."""
+        return AsyncLock(
+            self.redis,
+            self._carrier,
+            LockSteps(self.keys, name, timeout),
+            blocking=blocking,
+            blocking_timeout=blocking_timeout,
+            sleep=sleep,
+            thread_local=thread_local,
+        )

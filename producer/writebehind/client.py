@@ -11,6 +11,8 @@ from .batch import Batch
 from .cache import BulkLoader, Loader, Row
 from .carrier import Carrier
 from .core import Core
+from .lock import Lock
+from .lock_steps import LockSteps
 from .message import Id, Op, Write
 from .receipt import Receipt
 from .session import ConnectedSessionPool
@@ -133,6 +135,41 @@ class WriteBehind:
         Postgres.
         """
         return self._carrier.run(self._core.invalidate(table, id))
+
+    # Coordinating.
+
+    def lock(
+        self,
+        name: str,
+        *,
+        timeout: float,
+        blocking: bool = True,
+        blocking_timeout: float | None = None,
+        sleep: float = 0.1,
+        thread_local: bool = True,
+    ) -> Lock:
+        """``with wb.lock("reports", timeout=30) as lock:`` one holder at a time; ``lock.fence`` tells them apart.
+
+        Args:
+            name: printable text of at most 256 bytes.
+            timeout: after so many seconds somebody else may have it, unless it is extended.
+            blocking: whether to wait for it.
+            blocking_timeout: longest wait, in seconds; ``None`` waits for ever.
+            sleep: seconds between two attempts.
+            thread_local: ``False`` if one thread acquires it and another releases it.
+
+        Entering raises LockNotAcquired; leaving raises LockLost if the time ran out. A pause of the process
+        can outlast any timeout: only what checks ``lock.fence`` is safe from a holder that lost it.
+        """
+        return Lock(
+            self.redis,
+            self._carrier,
+            LockSteps(self.keys, name, timeout),
+            blocking=blocking,
+            blocking_timeout=blocking_timeout,
+            sleep=sleep,
+            thread_local=thread_local,
+        )
 
 
 def refuse_decoding(client: Any) -> None:

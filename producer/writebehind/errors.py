@@ -9,10 +9,14 @@ WriteBehindError
  │   └─ RedisFull       it is out of memory (maxmemory)
  ├─ WriteRejected       Postgres refused the write: it is a dead letter, with the reason
  ├─ FlushTimeout        not committed within the time given; it may be later
+ ├─ LockNotAcquired     somebody else had the lock for as long as was waited
+ ├─ LockLost            the lock ran out before it was released or extended
  └─ OutcomeUnknown      Redis lost its history, or the receipt is too old to tell
 """
 
 from __future__ import annotations
+
+from redis.exceptions import LockError, LockNotOwnedError
 
 
 class WriteBehindError(Exception):
@@ -72,3 +76,25 @@ class FlushTimeout(WriteBehindError, TimeoutError):
 
 class OutcomeUnknown(WriteBehindError):
     """Whether the write was committed can no longer be told from Redis."""
+
+
+class LockNotAcquired(WriteBehindError, LockError):
+    """Somebody else had the lock for as long as was waited."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"lock {name!r} is held by somebody else; try again later, or wait longer for it")
+        self.name = name
+
+
+class LockLost(WriteBehindError, LockNotOwnedError):
+    """The lock ran out before it was released or extended: somebody else may have had it since.
+
+    What was written meanwhile is safe only where it was checked against the fence.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"lock {name!r} ran out while it was held, and may be another's now: "
+            "give it a longer timeout, or extend it in time"
+        )
+        self.name = name
