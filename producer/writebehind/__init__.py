@@ -3,6 +3,7 @@
 from .async_batch import AsyncBatch
 from .async_client import AsyncWriteBehind
 from .async_lock import AsyncLock
+from .async_rate_limiter import AsyncRateLimiter
 from .async_receipt import AsyncReceipt
 from .batch import Batch
 from .client import WriteBehind
@@ -14,6 +15,7 @@ from .errors import (
     LockNotAcquired,
     OutcomeUnknown,
     QueueFull,
+    RateLimited,
     RedisFull,
     RedisRefused,
     RedisUnavailable,
@@ -21,6 +23,8 @@ from .errors import (
     WriteRejected,
 )
 from .lock import Lock
+from .rate import RateLimit, RateResult
+from .rate_limiter import RateLimiter
 from .receipt import Receipt
 from .settings import Options, Settings
 
@@ -29,10 +33,14 @@ __all__ = [
     "Batch",
     "Receipt",
     "Lock",
+    "RateLimit",
+    "RateLimiter",
+    "RateResult",
     "AsyncWriteBehind",
     "AsyncBatch",
     "AsyncReceipt",
     "AsyncLock",
+    "AsyncRateLimiter",
     "Options",
     "Settings",
     "WriteBehindError",
@@ -47,4 +55,5 @@ __all__ = [
     "OutcomeUnknown",
     "LockNotAcquired",
     "LockLost",
+    "RateLimited",
 ]

@@ -10,12 +10,15 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from .async_batch import AsyncBatch
 from .async_carrier import AsyncCarrier
 from .async_lock import AsyncLock
+from .async_rate_limiter import AsyncRateLimiter
 from .async_receipt import AsyncReceipt
 from .cache import BulkLoader, Loader, Row
 from .client import CONNECTIONS, refuse_decoding
 from .core import Core
 from .lock_steps import LockSteps
 from .message import Id, Op, Write
+from .rate import RateLimit
+from .rate_steps import RateSteps
 from .session import SessionPool
 from .settings import Options, Settings
 
@@ -126,3 +129,7 @@ class AsyncWriteBehind:
             sleep=sleep,
             thread_local=thread_local,
         )
+
+    def rate_limit(self, name: str, limit: int, per: float) -> AsyncRateLimiter:
+        """See :meth:`WriteBehind.rate_limit`."""
+        return AsyncRateLimiter(self._carrier, RateSteps(self.keys, RateLimit(name, limit, per)))

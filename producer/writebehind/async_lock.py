@@ -11,6 +11,7 @@ from .async_carrier import AsyncCarrier
 from .errors import LockLost, LockNotAcquired
 from .lock import held_fence, is_held
 from .lock_steps import LockSteps
+from .translate import redis_errors_as_ours
 
 
 class AsyncLock(redis_lock.Lock):
@@ -58,11 +59,13 @@ class AsyncLock(redis_lock.Lock):
 
     async def locked(self) -> bool:
         """See :meth:`Lock.locked`."""
-        return is_held(await self.redis.get(self.name))
+        with redis_errors_as_ours("lock"):
+            return is_held(await self.redis.get(self.name))
 
     async def owned(self) -> bool:
         """See :meth:`Lock.owned`."""
-        return is_held(await self.redis.get(self.name), getattr(self.local, "token", None) or b"")
+        with redis_errors_as_ours("lock"):
+            return is_held(await self.redis.get(self.name), getattr(self.local, "token", None) or b"")
 
     async def do_acquire(self, token: Any) -> bool:
         """See :meth:`Lock.do_acquire`."""

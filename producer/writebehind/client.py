@@ -14,6 +14,9 @@ from .core import Core
 from .lock import Lock
 from .lock_steps import LockSteps
 from .message import Id, Op, Write
+from .rate import RateLimit
+from .rate_limiter import RateLimiter
+from .rate_steps import RateSteps
 from .receipt import Receipt
 from .session import ConnectedSessionPool
 from .settings import Options, Settings
@@ -148,7 +151,7 @@ class WriteBehind:
         sleep: float = 0.1,
         thread_local: bool = True,
     ) -> Lock:
-        """``with wb.lock("reports", timeout=30) as lock:`` one holder at a time; ``lock.fence`` tells them apart.
+        """``with wb.lock("reports", timeout=30) as lock:`` one holder at a time.
 
         Args:
             name: printable text of at most 256 bytes.
@@ -170,6 +173,10 @@ class WriteBehind:
             sleep=sleep,
             thread_local=thread_local,
         )
+
+    def rate_limit(self, name: str, limit: int, per: float) -> RateLimiter:
+        """``wb.rate_limit("mails", 100, per=60).acquire()``; the arguments are those of :class:`RateLimit`."""
+        return RateLimiter(self._carrier, RateSteps(self.keys, RateLimit(name, limit, per)))
 
 
 def refuse_decoding(client: Any) -> None:

@@ -12,6 +12,7 @@ from .errors import InvalidWrite
 from .identity import cache_key
 from .keys import QueueKeys
 from .message import Id, Op, Write, make_write
+from .rate_steps import admit_writes
 from .session import SessionPool
 from .settings import Settings
 from .steps import Steps
@@ -58,6 +59,8 @@ class Core:
                 )
             entries.append(entry)
             packed.append(pack_write(write.op, message, write.cache_fields()))
+        if settings.admit is not None:
+            yield from admit_writes(self.keys, settings.admit, writes)
         ops = {write.op for write in writes}
         seq, generation = yield from self._enqueue.steps(entries, ops, packed, settings.max_queue_length)
         return Accepted(seq, generation)

@@ -9,6 +9,7 @@ WriteBehindError
  │   └─ RedisFull       it is out of memory (maxmemory)
  ├─ WriteRejected       Postgres refused the write: it is a dead letter, with the reason
  ├─ FlushTimeout        not committed within the time given; it may be later
+ ├─ RateLimited         the setting `admit` refused the write; nothing was written
  ├─ LockNotAcquired     somebody else had the lock for as long as was waited
  ├─ LockLost            the lock ran out before it was released or extended
  └─ OutcomeUnknown      Redis lost its history, or the receipt is too old to tell
@@ -98,3 +99,18 @@ class LockLost(WriteBehindError, LockNotOwnedError):
             "give it a longer timeout, or extend it in time"
         )
         self.name = name
+
+
+class RateLimited(WriteBehindError):
+    """The setting ``admit`` gave a rate limit that has no slots left for the write. Nothing was written.
+
+    ``retry_after``: seconds until it would be let in; infinite for a batch that is larger than the limit.
+    """
+
+    def __init__(self, name: str, retry_after: float, cost: int, limit: int, per: float) -> None:
+        todo = f"try again in {retry_after:.3f} s" if cost <= limit else "send smaller batches"
+        super().__init__(
+            f"rate limit {name!r}: no room for {cost} more writes, of {limit} in {per:g} s; "
+            f"nothing was written: {todo}"
+        )
+        self.name, self.retry_after = name, retry_after

@@ -1,4 +1,4 @@
-"""The names of a queue's keys in Redis. One hash tag, so that they share a cluster slot; only locks have a TTL."""
+"""The names of a queue's keys in Redis. One hash tag: they share a cluster slot. Locks and rates have a TTL."""
 
 from __future__ import annotations
 
@@ -91,3 +91,7 @@ class QueueKeys:
     def fence(self) -> str:
         """String: the fencing token last given out, of all locks together."""
         return self._own("fence")
+
+    def rate(self, name: str) -> str:
+        """Sorted set, with a TTL: the slots of an application's rate limit → when they were taken, in µs."""
+        return self._own(f"rate:{name}")

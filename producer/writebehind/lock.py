@@ -11,6 +11,7 @@ from redis.exceptions import LockError
 from .carrier import Carrier
 from .errors import LockLost, LockNotAcquired
 from .lock_steps import LockSteps
+from .translate import redis_errors_as_ours
 
 
 class Lock(redis_lock.Lock):
@@ -81,11 +82,13 @@ class Lock(redis_lock.Lock):
 
     def locked(self) -> bool:
         """Whether anybody has it."""
-        return is_held(self.redis.get(self.name))
+        with redis_errors_as_ours("lock"):
+            return is_held(self.redis.get(self.name))
 
     def owned(self) -> bool:
         """Whether this lock still has it, as Redis sees it: it may have run out when the answer is here."""
-        return is_held(self.redis.get(self.name), getattr(self.local, "token", None) or b"")
+        with redis_errors_as_ours("lock"):
+            return is_held(self.redis.get(self.name), getattr(self.local, "token", None) or b"")
 
     def do_acquire(self, token: Any) -> bool:
         """One attempt."""

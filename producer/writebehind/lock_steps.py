@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 
 from redis.exceptions import RedisError
 
@@ -32,10 +33,8 @@ class LockSteps:
         except GeneratorExit:
             raise
         except BaseException:  # interrupted, or no answer: Redis may have given it to us all the same
-            try:
+            with suppress(Exception):  # it runs out by itself; the first error says more
                 yield from self.release(token)
-            except Exception:  # noqa: S110 - it runs out by itself; the first error says more
-                pass
             raise
         return None if reply is None else int(reply)
 

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from .keys import DEFAULT_QUEUE
-from .message import MAX_TTL_S
+from .message import MAX_TTL_S, Op
+from .rate import RateLimit
+
+Admit = Callable[[str, "str | dict[str, str]", Op], RateLimit | None]
+"""Table, id and op of a write → the limit that it counts for, if any."""
 
 
 class Options(TypedDict, total=False):
@@ -22,6 +26,7 @@ class Options(TypedDict, total=False):
     negative_ttl: int
     fill_timeout: float
     parse_float: Callable[[str], Any]
+    admit: Admit | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +43,8 @@ class Settings:
         negative_ttl: how long it is remembered that a row does not exist, in seconds.
         fill_timeout: how long one reader may take to load a row before another may, in seconds.
         parse_float: makes a number with a fraction out of its text (``Decimal`` keeps all digits).
+        admit: called with table, id (its text, or column → text) and op of each write; the :class:`RateLimit`
+            that it counts for, or ``None``. Where that has no slots left, :class:`RateLimited` is raised.
     """
 
     ttl: int = 3600
@@ -49,6 +56,7 @@ class Settings:
     negative_ttl: int = 5
     fill_timeout: float = 5.0
     parse_float: Callable[[str], Any] = float
+    admit: Admit | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("ttl", self.ttl), ("negative_ttl", self.negative_ttl)):
