@@ -175,7 +175,7 @@ class WriteBehind:
         )
 
     def rate_limit(self, name: str, limit: int, per: float) -> RateLimiter:
-        """``wb.rate_limit("mails", 100, per=60).acquire()``; the arguments are those of :class:`RateLimit`."""
+        """``wb.rate_limit("mails", 100, per=60).acquire()``; the arguments are of :class:`RateLimit`."""
         return RateLimiter(self._carrier, RateSteps(self.keys, RateLimit(name, limit, per)))
 
 

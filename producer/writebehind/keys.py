@@ -1,4 +1,4 @@
-"""The names of a queue's keys in Redis. One hash tag: they share a cluster slot. Locks and rates have a TTL."""
+"""The names of a queue's keys in Redis. One hash tag: they share a cluster slot. Locks, rates have a TTL."""
 
 from __future__ import annotations
 
