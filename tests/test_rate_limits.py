@@ -199,7 +199,8 @@ def test_threads_and_tasks_together_write_no_more_than_is_let_in(
     def one(table: str, id: Any, op: str) -> RateLimit:
         return RateLimit("one", 25, per=60)
 
-    wb, refused = connect(admit=one), []
+    refused: list[RateLimited] = []
+    wb = connect(admit=one)
 
     async def job() -> None:
         async with AsyncWriteBehind.from_url(redis_url, queue=queue, admit=one) as other:

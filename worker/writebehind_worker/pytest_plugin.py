@@ -1,4 +1,4 @@
-"""Fixtures for tests of applications: `writebehind_stack` is a client, a worker and both servers, with faults."""
+"""Fixtures for tests of applications: `writebehind_stack` has a client, a worker, servers, and faults."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Servers, workers and faults for tests: what `writebehind_worker.pytest_plugin` gives, and our own tests use."""
+"""Servers, workers and faults for tests: what the pytest plugin gives, and our own tests use."""
