@@ -74,7 +74,7 @@ def test_a_paused_holder_writes_nothing_over_its_successor(
     with successor as lock:
         assert pg.execute(write, ("new", lock.fence, lock.fence)).rowcount == 1
         assert pg.execute(write, ("old", paused.fence, paused.fence)).rowcount == 0
-        with pytest.raises(LockLost, match="report"):
+        with pytest.raises(LockLost, match="'report' ran out"):
             paused.extend(10)
         with pytest.raises(LockLost):
             paused.release()

@@ -83,7 +83,9 @@ class LockNotAcquired(WriteBehindError, LockError):
     """Somebody else had the lock for as long as was waited."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"lock {name!r} is held by somebody else; try again later, or wait longer for it")
+        message = f"lock {name!r} is held by somebody else; try again later, or wait longer for it"
+        super().__init__(message)
+        self.args = (message,)  # redis-py's class leaves there what the constructor was given
         self.name = name
 
 
@@ -94,10 +96,12 @@ class LockLost(WriteBehindError, LockNotOwnedError):
     """
 
     def __init__(self, name: str) -> None:
-        super().__init__(
+        message = (
             f"lock {name!r} ran out while it was held, and may be another's now: "
             "give it a longer timeout, or extend it in time"
         )
+        super().__init__(message)
+        self.args = (message,)
         self.name = name
 
 
