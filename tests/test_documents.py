@@ -235,7 +235,11 @@ class Desk:
 RUN_HERE = {"psql", "redis-cli"}
 """Other programs that are run where they are on the PATH."""
 
-VARIABLES = {setting.variable for setting in OPTIONS.values()} | {"WRITEBEHIND_CONFIG"}
+VARIABLES = {setting.variable for setting in OPTIONS.values()} | {
+    "WRITEBEHIND_CONFIG",
+    "WRITEBEHIND_TEST_REDIS_URL",
+    "WRITEBEHIND_TEST_POSTGRES_URL",
+}
 
 
 SUBCOMMANDS = {"docker": 1, "kubectl": 1, "systemctl": 0}
@@ -407,8 +411,14 @@ def test_metrics_that_are_named_exist(path: Path) -> None:
         assert plain in known or name in known or name in NO_METRICS, name
 
 
-NO_METRICS = {"writebehind_worker", "writebehind_loader", "writebehind_operator", "writebehind_mender"}
-"""Roles of Postgres, and a package."""
+NO_METRICS = {
+    "writebehind_worker",
+    "writebehind_loader",
+    "writebehind_operator",
+    "writebehind_mender",
+    "writebehind_stack",
+}
+"""Roles of Postgres, a package, and a fixture."""
 
 
 # What this file relies on.

@@ -2,6 +2,8 @@
 
 from .async_batch import AsyncBatch
 from .async_client import AsyncWriteBehind
+from .async_lock import AsyncLock
+from .async_rate_limiter import AsyncRateLimiter
 from .async_receipt import AsyncReceipt
 from .async_table import AsyncTable
 from .batch import Batch
@@ -10,8 +12,11 @@ from .errors import (
     FlushTimeout,
     InvalidLoad,
     InvalidWrite,
+    LockLost,
+    LockNotAcquired,
     OutcomeUnknown,
     QueueFull,
+    RateLimited,
     RedisFull,
     RedisRefused,
     RedisUnavailable,
@@ -19,7 +24,10 @@ from .errors import (
     WriteBehindError,
     WriteRejected,
 )
+from .lock import Lock
 from .observer import Observer
+from .rate import RateLimit, RateResult
+from .rate_limiter import RateLimiter
 from .receipt import Receipt
 from .settings import Options, Settings
 from .table import Table, TableWrites
@@ -30,10 +38,16 @@ __all__ = [
     "Receipt",
     "Table",
     "TableWrites",
+    "Lock",
+    "RateLimit",
+    "RateLimiter",
+    "RateResult",
     "AsyncWriteBehind",
     "AsyncBatch",
     "AsyncReceipt",
     "AsyncTable",
+    "AsyncLock",
+    "AsyncRateLimiter",
     "Options",
     "Settings",
     "Observer",
@@ -48,4 +62,7 @@ __all__ = [
     "WriteRejected",
     "FlushTimeout",
     "OutcomeUnknown",
+    "LockNotAcquired",
+    "LockLost",
+    "RateLimited",
 ]

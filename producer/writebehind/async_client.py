@@ -9,12 +9,17 @@ from redis.asyncio import BlockingConnectionPool, Redis
 
 from .async_batch import AsyncBatch
 from .async_carrier import AsyncCarrier
+from .async_lock import AsyncLock
+from .async_rate_limiter import AsyncRateLimiter
 from .async_receipt import AsyncReceipt
 from .async_table import AsyncTable
 from .cache import BulkLoader, Loader, Row
 from .client import CONNECTIONS, refuse_decoding
 from .core import make_core
+from .lock_steps import LockSteps
 from .message import Id, Op, Write
+from .rate import RateLimit
+from .rate_steps import RateSteps
 from .session import SessionPool
 from .settings import Options, Settings
 from .shape import R
@@ -121,3 +126,28 @@ class AsyncWriteBehind:
     ) -> AsyncTable[R]:
         """See :meth:`WriteBehind.table`."""
         return AsyncTable(self, self._carrier, TypedRows(self._core, kind, name, key))
+
+    def lock(
+        self,
+        name: str,
+        *,
+        timeout: float,
+        blocking: bool = True,
+        blocking_timeout: float | None = None,
+        sleep: float = 0.1,
+        thread_local: bool = True,
+    ) -> AsyncLock:
+        """See :meth:`WriteBehind.lock`."""
+        return AsyncLock(
+            self.redis,
+            self._carrier,
+            LockSteps(self.keys, name, timeout),
+            blocking=blocking,
+            blocking_timeout=blocking_timeout,
+            sleep=sleep,
+            thread_local=thread_local,
+        )
+
+    def rate_limit(self, name: str, limit: int, per: float) -> AsyncRateLimiter:
+        """See :meth:`WriteBehind.rate_limit`."""
+        return AsyncRateLimiter(self._carrier, RateSteps(self.keys, RateLimit(name, limit, per)))

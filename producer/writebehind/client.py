@@ -11,7 +11,12 @@ from .batch import Batch
 from .cache import BulkLoader, Loader, Row
 from .carrier import Carrier
 from .core import make_core
+from .lock import Lock
+from .lock_steps import LockSteps
 from .message import Id, Op, Write
+from .rate import RateLimit
+from .rate_limiter import RateLimiter
+from .rate_steps import RateSteps
 from .receipt import Receipt
 from .session import ConnectedSessionPool
 from .settings import Options, Settings
@@ -161,6 +166,45 @@ class WriteBehind:
             TypeError: the class has no such field, or a field of a type that cannot be read back.
         """
         return Table(self, self._carrier, TypedRows(self._core, kind, name, key))
+
+    # Coordinating.
+
+    def lock(
+        self,
+        name: str,
+        *,
+        timeout: float,
+        blocking: bool = True,
+        blocking_timeout: float | None = None,
+        sleep: float = 0.1,
+        thread_local: bool = True,
+    ) -> Lock:
+        """``with wb.lock("reports", timeout=30) as lock:`` one holder at a time.
+
+        Args:
+            name: printable text of at most 256 bytes.
+            timeout: after so many seconds somebody else may have it, unless it is extended.
+            blocking: whether to wait for it.
+            blocking_timeout: longest wait, in seconds; ``None`` waits for ever.
+            sleep: seconds between two attempts.
+            thread_local: ``False`` if one thread acquires it and another releases it.
+
+        Entering raises LockNotAcquired; leaving raises LockLost if the time ran out. A pause of the process
+        can outlast any timeout: only what checks ``lock.fence`` is safe from a holder that lost it.
+        """
+        return Lock(
+            self.redis,
+            self._carrier,
+            LockSteps(self.keys, name, timeout),
+            blocking=blocking,
+            blocking_timeout=blocking_timeout,
+            sleep=sleep,
+            thread_local=thread_local,
+        )
+
+    def rate_limit(self, name: str, limit: int, per: float) -> RateLimiter:
+        """``wb.rate_limit("mails", 100, per=60).acquire()``; the arguments are of :class:`RateLimit`."""
+        return RateLimiter(self._carrier, RateSteps(self.keys, RateLimit(name, limit, per)))
 
 
 def refuse_decoding(client: Any) -> None:

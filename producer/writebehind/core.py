@@ -13,6 +13,7 @@ from .identity import cache_key
 from .keys import QueueKeys
 from .message import Id, Op, Write, make_write, with_trace
 from .observer import Observer, guarded
+from .rate_steps import admit_writes
 from .session import SessionPool
 from .settings import Settings
 from .steps import Steps, T
@@ -69,6 +70,8 @@ class Core:
                 sizes.append(len(message))
             entries.append(entry)
             packed.append(pack_write(write.op, message, write.cache_fields()))
+        if settings.admit is not None:
+            yield from admit_writes(self.keys, settings.admit, writes)
         ops = {write.op for write in writes}
         seq, generation = yield from self._enqueue.steps(entries, ops, packed, settings.max_queue_length)
         return Accepted(seq, generation)

@@ -10,10 +10,15 @@ WriteBehindError
  │   └─ RedisFull       it is out of memory (maxmemory)
  ├─ WriteRejected       Postgres refused the write: it is a dead letter, with the reason
  ├─ FlushTimeout        not committed within the time given; it may be later
+ ├─ RateLimited         the setting `admit` refused the write; nothing was written
+ ├─ LockNotAcquired     somebody else had the lock for as long as was waited
+ ├─ LockLost            the lock ran out before it was released or extended
  └─ OutcomeUnknown      Redis lost its history, or the receipt is too old to tell
 """
 
 from __future__ import annotations
+
+from redis.exceptions import LockError, LockNotOwnedError
 
 
 class WriteBehindError(Exception):
@@ -90,3 +95,44 @@ class FlushTimeout(WriteBehindError, TimeoutError):
 
 class OutcomeUnknown(WriteBehindError):
     """Whether the write was committed can no longer be told from Redis."""
+
+
+class LockNotAcquired(WriteBehindError, LockError):
+    """Somebody else had the lock for as long as was waited."""
+
+    def __init__(self, name: str) -> None:
+        message = f"lock {name!r} is held by somebody else; try again later, or wait longer for it"
+        super().__init__(message)
+        self.args = (message,)  # redis-py's class leaves there what the constructor was given
+        self.name = name
+
+
+class LockLost(WriteBehindError, LockNotOwnedError):
+    """The lock ran out before it was released or extended: somebody else may have had it since.
+
+    What was written meanwhile is safe only where it was checked against the fence.
+    """
+
+    def __init__(self, name: str) -> None:
+        message = (
+            f"lock {name!r} ran out while it was held, and may be another's now: "
+            "give it a longer timeout, or extend it in time"
+        )
+        super().__init__(message)
+        self.args = (message,)
+        self.name = name
+
+
+class RateLimited(WriteBehindError):
+    """The setting ``admit`` gave a rate limit that has no slots left for the write. Nothing was written.
+
+    ``retry_after``: seconds until it would be let in; infinite for a batch that is larger than the limit.
+    """
+
+    def __init__(self, name: str, retry_after: float, cost: int, limit: int, per: float) -> None:
+        todo = f"try again in {retry_after:.3f} s" if cost <= limit else "send smaller batches"
+        super().__init__(
+            f"rate limit {name!r}: no room for {cost} more writes, of {limit} in {per:g} s; "
+            f"nothing was written: {todo}"
+        )
+        self.name, self.retry_after = name, retry_after

@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from .keys import DEFAULT_QUEUE
-from .message import MAX_TTL_S
+from .message import MAX_TTL_S, Op
 from .observer import Observer, check_observer
+from .rate import RateLimit
+
+Admit = Callable[[str, "str | dict[str, str]", Op], RateLimit | None]
+"""Table, id and op of a write → the limit that it counts for, if any."""
 
 
 class Options(TypedDict, total=False):
@@ -30,6 +34,7 @@ class Options(TypedDict, total=False):
     parse_float: Callable[[str], Any]
     observer: Observer | None
     tracer: Any
+    admit: Admit | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +59,8 @@ class Settings:
         parse_float: makes a number with a fraction out of its text (``Decimal`` keeps all digits).
         observer: hears of hits, misses, loads, waits and sizes: see :class:`Observer`.
         tracer: of OpenTelemetry: a span for each call; from ``writebehind.opentelemetry.get_tracer()``.
+        admit: called with table, id (its text, or column → text) and op of each write; the :class:`RateLimit`
+            that it counts for, or ``None``. Where that has no slots left, :class:`RateLimited` is raised.
     """
 
     ttl: int = 3600
@@ -71,6 +78,7 @@ class Settings:
     parse_float: Callable[[str], Any] = float
     observer: Observer | None = None
     tracer: Any = None
+    admit: Admit | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("ttl", self.ttl), ("negative_ttl", self.negative_ttl)):
