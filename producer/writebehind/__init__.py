@@ -3,6 +3,7 @@
 from .async_batch import AsyncBatch
 from .async_client import AsyncWriteBehind
 from .async_receipt import AsyncReceipt
+from .async_session_store import AsyncSessionStore
 from .batch import Batch
 from .client import WriteBehind
 from .errors import (
@@ -14,10 +15,13 @@ from .errors import (
     RedisFull,
     RedisRefused,
     RedisUnavailable,
+    SessionEnded,
     WriteBehindError,
     WriteRejected,
 )
+from .login_session import LoginSession
 from .receipt import Receipt
+from .session_store import SessionStore
 from .settings import Options, Settings
 
 __all__ = [
@@ -27,6 +31,9 @@ __all__ = [
     "AsyncWriteBehind",
     "AsyncBatch",
     "AsyncReceipt",
+    "SessionStore",
+    "AsyncSessionStore",
+    "LoginSession",
     "Options",
     "Settings",
     "WriteBehindError",
@@ -37,6 +44,7 @@ __all__ = [
     "RedisRefused",
     "RedisFull",
     "WriteRejected",
+    "SessionEnded",
     "FlushTimeout",
     "OutcomeUnknown",
 ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .cache import BulkLoader, Loader, Row, RowCache, Wanted
 from .directory import TableDirectory
-from .enqueue import Enqueue, pack_write
+from .enqueue import Enqueue, Variant, pack_write
 from .errors import InvalidWrite
 from .identity import cache_key
 from .keys import QueueKeys
@@ -43,8 +45,15 @@ class Core:
         """One write."""
         return self.send([make_write(op, table, id, data)])
 
-    def send(self, writes: Sequence[Write]) -> Steps[Accepted]:
-        """All of the writes, or none."""
+    def with_ttl(self, ttl: int) -> Core:
+        """This client for rows that stay cached so long."""
+        other = copy.copy(self)
+        other.settings = dataclasses.replace(self.settings, ttl=ttl)
+        other._cache = RowCache(self.keys, other.settings)
+        return other
+
+    def send(self, writes: Sequence[Write], variant: Variant | None = None) -> Steps[Accepted]:
+        """All of the writes, or none; as a variant of the script accepts them."""
         settings = self.settings
         entries: list[str] = []
         packed: list[bytes] = []
@@ -59,7 +68,9 @@ class Core:
             entries.append(entry)
             packed.append(pack_write(write.op, message, write.cache_fields()))
         ops = {write.op for write in writes}
-        seq, generation = yield from self._enqueue.steps(entries, ops, packed, settings.max_queue_length)
+        seq, generation = yield from self._enqueue.steps(
+            entries, ops, packed, settings.max_queue_length, variant
+        )
         return Accepted(seq, generation)
 
     def get(self, table: str, id: Id, load: Loader | None, timeout: float) -> Steps[Row | None]:

@@ -8,6 +8,7 @@ WriteBehindError
  ├─ RedisRefused        Redis answered with an error; nothing was written
  │   └─ RedisFull       it is out of memory (maxmemory)
  ├─ WriteRejected       Postgres refused the write: it is a dead letter, with the reason
+ ├─ SessionEnded        there is no such login session: it never was, has expired, or was revoked
  ├─ FlushTimeout        not committed within the time given; it may be later
  └─ OutcomeUnknown      Redis lost its history, or the receipt is too old to tell
 """
@@ -64,6 +65,10 @@ class WriteRejected(WriteBehindError):
         code = f" (SQLSTATE {sqlstate})" if sqlstate else ""
         super().__init__(f"write {seq} was rejected: {reason}{code}")
         self.seq, self.sqlstate, self.reason = seq, sqlstate, reason
+
+
+class SessionEnded(WriteBehindError, LookupError):
+    """There is no such login session (any more). Nothing was written; the user has to log in."""
 
 
 class FlushTimeout(WriteBehindError, TimeoutError):
