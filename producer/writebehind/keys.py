@@ -88,6 +88,10 @@ class QueueKeys:
         """Sorted set: the same members → seq of the write that made the session."""
         return self._own("sessions:seq")
 
+    def closing(self, user: str) -> str:
+        """String, with a TTL: there while all of a user's sessions are revoked, and none is rotated."""
+        return self._own(f"sessions:closing:{user}")
+
     @property
     def tables(self) -> str:
         """Hash: table as a message may name it → JSON of its name and key columns, for cache keys."""

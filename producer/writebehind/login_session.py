@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-import math
 import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 from .errors import InvalidLoad, InvalidWrite
 from .message import MAX_TTL_S
@@ -63,7 +63,7 @@ class Lifetime:
     @property
     def ttl_s(self) -> int:
         """How long an entry is cached after a write: never shorter than its session may live then."""
-        return math.ceil(self.idle_s * (1 + self.slack)) + 1
+        return int(self.idle_s * (1 + self.slack)) + 1
 
     def end(self, created_at: dt.datetime, now: dt.datetime) -> dt.datetime:
         """What to write for a session that is used now."""
@@ -94,8 +94,8 @@ def session_id(token: Any) -> str | None:
 
 def user_text(user_id: Any) -> str:
     """A user's id as text, as the table has it. Raises :class:`InvalidWrite`."""
-    text = "" if user_id is None or isinstance(user_id, bool | bytes) else str(user_id)
-    if not text:
+    text = str(user_id) if isinstance(user_id, str | int | UUID) and not isinstance(user_id, bool) else ""
+    if not text or "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
         raise InvalidWrite(f"user_id must be a non-empty text, an integer or a UUID, not {user_id!r}")
     return text
 

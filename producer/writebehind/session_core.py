@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from itertools import islice
 from typing import Any, NamedTuple
 
 from redis.exceptions import ResponseError
@@ -30,20 +30,21 @@ from .login_session import (
 from .message import Write, make_write
 from .pauses import pauses
 from .script import Script
-from .steps import Command, Load, Pause, Pipeline, Steps
+from .steps import Load, Pause, Pipeline, Steps, run_script
 from .translate import redis_errors_as_ours
 
 IdsLoader = Callable[[str], Any]
 """Gives the ids of a user's sessions; for the async store it may be a coroutine function."""
 
 _SESSION = Script("writebehind", "session")
-_ATTEMPTS = 20
+_REOPEN = Script("writebehind", "reopen")
+_CLOSED_FOR_S = 60
 _MOST_PASSES = 10
 _UNKNOWN = "there is no such session: it has expired, was revoked, or never was"
 
 
 class Found(NamedTuple):
-    """A live session; ``columns`` is its cache entry, ``None`` if it had to be loaded; ``now`` is of Redis."""
+    """A live session; ``columns`` is its cache entry, or ``None`` if it was loaded; ``now`` is Redis'."""
 
     session: LoginSession
     columns: Mapping[str, bytes] | None
@@ -77,7 +78,7 @@ class SessionCore:
         token = make_token()
         own = {"user_id": user, "created_at": now, "expires_at": self._lifetime.end(now, now)}
         write = self._write("put", token, {**fields, **own})
-        yield from self._send([write], "", self._member(user, write), applied)
+        yield from self._send([write], "", user, str(write.key), applied)
         return token
 
     def get(self, token: Any) -> Steps[LoginSession | None]:
@@ -99,18 +100,19 @@ class SessionCore:
     def update(self, token: Any, fields: Mapping[str, Any]) -> Steps[Accepted]:
         """Changes fields of a session that lives."""
         check_fields(self._table, fields)
-        for pause in islice(pauses(), _ATTEMPTS):
+        for pause in self._attempts():
             found = yield from self._live(token)
             due = self._lifetime.is_due(found.session, found.now)
             changes = {**fields, "expires_at": self._end(found)} if due else fields
+            write = self._write("patch", token, changes)
             with suppress(EntryChanged):
-                return (yield from self._send([self._write("patch", token, changes)], "row"))
+                return (yield from self._send([write], "row", found.session.user_id))
             yield Pause(pause)
         raise self._contended()
 
     def rotate(self, token: Any) -> Steps[str]:
         """The new token of a session that lives."""
-        for pause in islice(pauses(), _ATTEMPTS):
+        for pause in self._attempts():
             found = yield from self._live(token)
             if found.columns is not None:
                 new = make_token()
@@ -125,7 +127,8 @@ class SessionCore:
                     yield from self._send(
                         [self._write("delete", token, None), moved],
                         str(found.seq),
-                        self._member(found.session.user_id, moved),
+                        found.session.user_id,
+                        str(moved.key),
                         applied,
                     )
                     return new
@@ -141,16 +144,16 @@ class SessionCore:
     def revoke_all(self, user_id: Any, except_token: Any) -> Steps[list[Accepted]]:
         """Ends all sessions of a user, but perhaps one; where each was accepted.
 
-        It looks again until it finds no more: one that was rotated meanwhile has another id.
+        None is rotated meanwhile, and so escapes under another id. If this fails, that lasts until its time
+        runs out: the others are still to be revoked, and the caller will call again.
         """
         user = user_text(user_id)
         kept = session_id(except_token)
+        closing, token = self._keys.closing(self._label(user)), make_token()
         done: set[str] = set()
         accepted: list[Accepted] = []
         for _ in range(_MOST_PASSES):
-            ids = sorted((yield from self._ids_of(user)) - done - {kept or ""})
-            if not ids:
-                break
+            ids = sorted((yield from self._close(user, closing, token)) - done - {kept or ""})
             for start in range(0, len(ids), MAX_BATCH):
                 chunk = ids[start : start + MAX_BATCH]
                 first = yield from self._core.send(
@@ -158,13 +161,21 @@ class SessionCore:
                 )
                 accepted += [Accepted(first.seq + i, first.generation) for i in range(len(chunk))]
             done.update(ids)
+            with redis_errors_as_ours("revoke_all"):
+                if (yield from run_script(_REOPEN, [closing], [token])):
+                    break
         return accepted
 
-    def _ids_of(self, user: str) -> Steps[set[str]]:
-        """Those that may not be committed yet, and only then those that are: so that none slips through."""
+    def _close(self, user: str, closing: str, token: str) -> Steps[set[str]]:
+        """The user's sessions, none of which can be rotated from now on.
+
+        Those that may not be committed yet, and only then those that are: so that none slips through.
+        """
         label = self._label(user)
+        close = ("SET", closing, token, "EX", _CLOSED_FOR_S)
+        look = ("ZRANGEBYLEX", self._keys.sessions, f"[{label}:", f"({label};")
         with redis_errors_as_ours("revoke_all"):
-            pending = yield Command(("ZRANGEBYLEX", self._keys.sessions, f"[{label}:", f"({label};"))
+            _, pending = yield Pipeline([close, look])
         ids = {member.decode().rpartition(":")[2] for member in pending}
         committed = yield Load(self._load_ids_of_user, user)
         if isinstance(committed, str | bytes | Mapping) or not isinstance(committed, Iterable):
@@ -184,8 +195,8 @@ class SessionCore:
             return None
         where = yield from self._core._cache_key(self._table, id)
         with redis_errors_as_ours("session"):
-            fields, time = yield Pipeline([("HGETALL", where), ("TIME",)], keeps_errors=True)
-            for reply in (fields, time):
+            fields, clock = yield Pipeline([("HGETALL", where), ("TIME",)], keeps_errors=True)
+            for reply in (fields, clock):
                 if isinstance(reply, Exception) and not _is_foreign(reply):
                     raise reply
         entry = Entry("foreign", {}) if isinstance(fields, Exception) else read_entry(fields)
@@ -198,7 +209,7 @@ class SessionCore:
             row = yield from self._core._cache.get(Wanted(where, id), self._table, self._load, self._timeout)
             if row is None:
                 return None
-        session, now = read_session(self._table, id, row), _utc(time)
+        session, now = read_session(self._table, id, row), _utc(clock)
         return Found(session, columns, entry.seq, now) if now < session.expires_at else None
 
     def _live(self, token: Any) -> Steps[Found]:
@@ -215,16 +226,28 @@ class SessionCore:
         end = self._end(found)
         write = make_write("patch", self._table, session.id, {"expires_at": end})
         with suppress(EntryChanged):
-            yield from self._send([write], str(found.seq))
+            yield from self._send([write], str(found.seq), session.user_id)
             return dataclasses.replace(session, expires_at=end)
         return session
 
     def _end(self, found: Found) -> dt.datetime:
         return self._lifetime.end(found.session.created_at, found.now)
 
-    def _send(self, writes: list[Write], must_be: str, new: str = "", applied: int = 0) -> Steps[Accepted]:
-        keys = (self._keys.sessions, self._keys.session_seqs)
-        return self._core.send(writes, Variant(_SESSION, keys, (must_be, new, applied)))
+    def _attempts(self) -> Iterator[float]:
+        """How long to pause after each attempt; the timeout bounds them all."""
+        deadline = time.monotonic() + self._timeout
+        for pause in pauses():
+            yield pause
+            if time.monotonic() + pause > deadline:
+                return
+
+    def _send(
+        self, writes: list[Write], must_be: str, user: str, new_id: str = "", applied: int = 0
+    ) -> Steps[Accepted]:
+        label, keys = self._label(user), self._keys
+        names = (keys.sessions, keys.session_seqs, keys.closing(label))
+        new = f"{label}:{new_id}" if new_id else ""
+        return self._core.send(writes, Variant(_SESSION, names, (must_be, new, applied)))
 
     def _write(self, op: Any, token: str, data: Mapping[str, Any] | None) -> Write:
         id = session_id(token)
@@ -234,11 +257,8 @@ class SessionCore:
     def _moment(self) -> Steps[tuple[dt.datetime, int]]:
         """Redis' time, and the last seq known committed."""
         with redis_errors_as_ours("session"):
-            time, applied = yield Pipeline([("TIME",), ("GET", self._keys.applied)])
-        return _utc(time), int(applied or 0)
-
-    def _member(self, user: str, write: Write) -> str:
-        return f"{self._label(user)}:{write.key}"
+            clock, applied = yield Pipeline([("TIME",), ("GET", self._keys.applied)])
+        return _utc(clock), int(applied or 0)
 
     def _label(self, user: str) -> str:
         """Of one length, and without a colon, whatever a user is called."""
@@ -246,13 +266,13 @@ class SessionCore:
 
     def _contended(self) -> RedisRefused:
         return RedisRefused(
-            f"{self._table}: the session's cache entry changed {_ATTEMPTS} times while it was being written: "
-            "does something else write to its key?"
+            f"{self._table}: the session could not be written within {self._timeout} s: something else writes "
+            "to its cache key, or all sessions of its user are being revoked"
         )
 
 
-def _utc(time: tuple[Any, Any]) -> dt.datetime:
-    seconds, micros = time
+def _utc(clock: tuple[Any, Any]) -> dt.datetime:
+    seconds, micros = clock
     return dt.datetime.fromtimestamp(int(seconds), dt.UTC) + dt.timedelta(microseconds=int(micros))
 
 

@@ -2,14 +2,14 @@
 -- Accepts writes to login sessions as enqueue.lua does, but only while the entry of the first is as it was read;
 -- and keeps a new session under its user until it is committed, so that whoever revokes all of a user's finds it.
 --
--- KEYS  those of enqueue.lua, then  {q}:sessions   {q}:sessions:seq
+-- KEYS  those of enqueue.lua, then  {q}:sessions   {q}:sessions:seq   {q}:sessions:closing:user
 -- ARGV  those of enqueue.lua, then  what the first entry must be: 'row', a row of this seq, or '' for anything
 --       the new session as user:id, or ''   last seq known committed
--- Returns what enqueue.lua does; {'changed'} where the entry is something else.
+-- Returns what enqueue.lua does; {'changed'} where the entry is something else, or may not be rotated now.
 
-local sessions, seqs = KEYS[#KEYS - 1], KEYS[#KEYS]
+local sessions, seqs, closing = unpack(KEYS, #KEYS - 2)
 local must_be, new, applied = unpack(ARGV, #ARGV - 2)
-local KEYS = {unpack(KEYS, 1, #KEYS - 2)}
+local KEYS = {unpack(KEYS, 1, #KEYS - 3)}
 
 local function enqueue()
 -- include enqueue
@@ -21,6 +21,8 @@ if must_be ~= '' and not (last and string.match(last, '^%d+') == ARGV[2]) then
   if redis.call('TYPE', KEYS[4]).ok ~= 'hash' then return {'changed'} end
   local meta = redis.call('HMGET', KEYS[4], '@seq', '@is')
   if not meta[1] or meta[2] or (must_be ~= 'row' and meta[1] ~= must_be) then return {'changed'} end
+  -- While all of the user's are looked for, none takes another id.
+  if new ~= '' and redis.call('EXISTS', closing) == 1 then return {'changed'} end
 end
 if new == '' then return enqueue() end
 
