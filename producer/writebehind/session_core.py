@@ -266,8 +266,8 @@ class SessionCore:
 
     def _contended(self) -> RedisRefused:
         return RedisRefused(
-            f"{self._table}: the session could not be written within {self._timeout} s: something else writes "
-            "to its cache key, or all sessions of its user are being revoked"
+            f"{self._table}: the session could not be written within {self._timeout} s: something else "
+            "writes to its cache key, or all sessions of its user are being revoked"
         )
 
 
