@@ -89,9 +89,9 @@ def browser(
     """Makes browsers that look at one application."""
     with ExitStack() as stack:
         if request.param == "flask":
-            app = flask_sessions.make_app(redis_url, postgres_url, queue)
-            stack.callback(app.extensions["writebehind"].close)
-            yield lambda: Browser(FlaskClient(app.test_client()))
+            site = flask_sessions.make_app(redis_url, postgres_url, queue)
+            stack.callback(site.extensions["writebehind"].close)
+            yield lambda: Browser(FlaskClient(site.test_client()))
         else:
             app = fastapi_sessions.make_app(redis_url, postgres_url, queue)
             runner = stack.enter_context(asyncio.Runner())

@@ -67,14 +67,15 @@ class Lifetime:
 
     def end(self, created_at: dt.datetime, now: dt.datetime) -> dt.datetime:
         """What to write for a session that is used now."""
-        return self._not_beyond(created_at, now + dt.timedelta(seconds=self.idle_s * (1 + self.slack)))
+        return self.not_beyond(created_at, now + dt.timedelta(seconds=self.idle_s * (1 + self.slack)))
 
     def is_due(self, session: LoginSession, now: dt.datetime) -> bool:
         """Whether the end that is written is too early for a session that is used now."""
-        needed = self._not_beyond(session.created_at, now + dt.timedelta(seconds=self.idle_s))
+        needed = self.not_beyond(session.created_at, now + dt.timedelta(seconds=self.idle_s))
         return needed > session.expires_at
 
-    def _not_beyond(self, created_at: dt.datetime, end: dt.datetime) -> dt.datetime:
+    def not_beyond(self, created_at: dt.datetime, end: dt.datetime) -> dt.datetime:
+        """An end, but never later than the greatest age allows."""
         if self.max_age_s is None:
             return end
         return min(end, created_at + dt.timedelta(seconds=self.max_age_s))

@@ -210,7 +210,10 @@ class SessionCore:
             if row is None:
                 return None
         session, now = read_session(self._table, id, row), _utc(clock)
-        return Found(session, columns, entry.seq, now) if now < session.expires_at else None
+        end = self._lifetime.not_beyond(session.created_at, session.expires_at)
+        if end < session.expires_at:  # written by a store that allowed more
+            session = dataclasses.replace(session, expires_at=end)
+        return Found(session, columns, entry.seq, now) if now < end else None
 
     def _live(self, token: Any) -> Steps[Found]:
         found = yield from self._find(token)

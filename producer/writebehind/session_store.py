@@ -32,7 +32,8 @@ class SessionStore:
             a session lives up to so much longer than its lifetime, and never shorter.
         max_age: when a session ends however often it is used, in seconds from the login; ``None``: never.
         table: the table of the sessions, with the columns ``id``, ``user_id``, ``created_at`` and
-            ``expires_at`` (``timestamptz``), and others of the application's.
+            ``expires_at`` (``timestamptz``), and others of the application's. All stores of it must spell it
+            the same way.
         timeout: longest wait, in seconds, for a write to a session that the cache cannot show.
 
     Every call may raise RedisRefused or RedisUnavailable, and what ``load`` raises. One that writes may raise
@@ -128,8 +129,8 @@ class SessionStore:
             except_token: of the one session to keep.
 
         Raises:
-            QueueFull, RedisFull, RedisUnavailable, and what ``load_ids_of_user`` raises: some may have been
-                revoked; call it again.
+            WriteBehindError: or what ``load_ids_of_user`` raises. Some may have been revoked: call it again.
+                No session of the user can be rotated for a minute, or until that has been done.
         """
         accepted = self._carrier.run(self._core.revoke_all(user_id, except_token))
         return [Receipt(self._carrier, self._keys, generation, seq) for seq, generation in accepted]
