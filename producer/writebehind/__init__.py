@@ -5,6 +5,7 @@ from .async_client import AsyncWriteBehind
 from .async_lock import AsyncLock
 from .async_rate_limiter import AsyncRateLimiter
 from .async_receipt import AsyncReceipt
+from .async_session_store import AsyncSessionStore
 from .async_table import AsyncTable
 from .batch import Batch
 from .client import WriteBehind
@@ -21,14 +22,17 @@ from .errors import (
     RedisRefused,
     RedisUnavailable,
     RowMismatch,
+    SessionEnded,
     WriteBehindError,
     WriteRejected,
 )
 from .lock import Lock
+from .login_session import LoginSession
 from .observer import Observer
 from .rate import RateLimit, RateResult
 from .rate_limiter import RateLimiter
 from .receipt import Receipt
+from .session_store import SessionStore
 from .settings import Options, Settings
 from .table import Table, TableWrites
 
@@ -48,6 +52,9 @@ __all__ = [
     "AsyncTable",
     "AsyncLock",
     "AsyncRateLimiter",
+    "SessionStore",
+    "AsyncSessionStore",
+    "LoginSession",
     "Options",
     "Settings",
     "Observer",
@@ -60,6 +67,7 @@ __all__ = [
     "RedisRefused",
     "RedisFull",
     "WriteRejected",
+    "SessionEnded",
     "FlushTimeout",
     "OutcomeUnknown",
     "LockNotAcquired",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from .cache import BulkLoader, Loader, Row, RowCache, Wanted
 from .directory import TableDirectory
-from .enqueue import Enqueue, pack_write
+from .enqueue import Enqueue, Variant, pack_write
 from .errors import InvalidWrite
 from .identity import cache_key
 from .keys import QueueKeys
@@ -50,8 +52,20 @@ class Core:
         """One write."""
         return self.send([make_write(op, table, id, data)])
 
-    def send(self, writes: Sequence[Write], sizes: list[int] | None = None) -> Steps[Accepted]:
-        """All of the writes, or none. ``sizes`` gets the bytes of each message."""
+    def with_ttl(self, ttl: int) -> Core:
+        """This client for rows that stay cached so long, and no shorter."""
+        other = copy.copy(self)
+        other.settings = dataclasses.replace(self.settings, ttl=ttl, ttl_jitter=0, refresh_ahead=None)
+        other._cache = RowCache(self.keys, other.settings)
+        return other
+
+    def send(
+        self, writes: Sequence[Write], variant: Variant | None = None, sizes: list[int] | None = None
+    ) -> Steps[Accepted]:
+        """All of the writes, or none, as a variant of the script accepts them.
+
+        ``sizes`` gets the bytes of each message.
+        """
         settings = self.settings
         trace = None if self.traceparent is None else self.traceparent()
         entries: list[str] = []
@@ -73,7 +87,9 @@ class Core:
         if settings.admit is not None:
             yield from admit_writes(self.keys, settings.admit, writes)
         ops = {write.op for write in writes}
-        seq, generation = yield from self._enqueue.steps(entries, ops, packed, settings.max_queue_length)
+        seq, generation = yield from self._enqueue.steps(
+            entries, ops, packed, settings.max_queue_length, variant
+        )
         return Accepted(seq, generation)
 
     def get(self, table: str, id: Id, load: Loader | None, timeout: float) -> Steps[Row | None]:
@@ -123,11 +139,13 @@ class ObservedCore(Core):
         super().__init__(settings, sessions)
         self._observer = observer
 
-    def send(self, writes: Sequence[Write], sizes: list[int] | None = None) -> Steps[Accepted]:
+    def send(
+        self, writes: Sequence[Write], variant: Variant | None = None, sizes: list[int] | None = None
+    ) -> Steps[Accepted]:
         """See :meth:`Core.send`."""
         observer, sizes = self._observer, []
         try:
-            accepted = yield from super().send(writes, sizes)
+            accepted = yield from super().send(writes, variant, sizes)
         except Exception as error:
             for write in writes:
                 observer.write_failed(write.table, write.op, error)

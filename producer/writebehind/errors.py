@@ -9,6 +9,7 @@ WriteBehindError
  ├─ RedisRefused        Redis answered with an error; nothing was written
  │   └─ RedisFull       it is out of memory (maxmemory)
  ├─ WriteRejected       Postgres refused the write: it is a dead letter, with the reason
+ ├─ SessionEnded        there is no such login session: it never was, has expired, or was revoked
  ├─ FlushTimeout        not committed within the time given; it may be later
  ├─ RateLimited         the setting `admit` refused the write; nothing was written
  ├─ LockNotAcquired     somebody else had the lock for as long as was waited
@@ -87,6 +88,10 @@ class WriteRejected(WriteBehindError):
         code = f" (SQLSTATE {sqlstate})" if sqlstate else ""
         super().__init__(f"write {seq} was rejected: {reason}{code}")
         self.seq, self.sqlstate, self.reason = seq, sqlstate, reason
+
+
+class SessionEnded(WriteBehindError, LookupError):
+    """There is no such login session (any more). Nothing was written; the user has to log in."""
 
 
 class FlushTimeout(WriteBehindError, TimeoutError):

@@ -79,6 +79,20 @@ class QueueKeys:
         return self._own("paused")
 
     @property
+    def sessions(self) -> str:
+        """Sorted set of one score: ``user:id`` of each login session that may not be committed yet."""
+        return self._own("sessions")
+
+    @property
+    def session_seqs(self) -> str:
+        """Sorted set: the same members → seq of the write that made the session."""
+        return self._own("sessions:seq")
+
+    def closing(self, user: str) -> str:
+        """String, with a TTL: there while all of a user's sessions are revoked, and none is rotated."""
+        return self._own(f"sessions:closing:{user}")
+
+    @property
     def tables(self) -> str:
         """Hash: table as a message may name it → JSON of its name and key columns, for cache keys."""
         return self._own("tables")
