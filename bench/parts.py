@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from . import backlog, drain, lag, peers, put
+from . import backlog, drain, ladder, lag, patterns, peers, put
 from .live import LiveLine
 from .load import LOADS, scattered_updates
 from .sizes import Sizes
@@ -35,6 +35,14 @@ def _backlog(stage: Stage, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
     return {"backlog": backlog.measure(stage, sizes, line)}
 
 
+def _ladder(stage: Stage, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
+    return {"ladder": ladder.measure(stage, sizes, line)}
+
+
+def _patterns(stage: Stage, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
+    return {"patterns": patterns.measure(stage, sizes, line)}
+
+
 def _table_size(stage: Stage, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
     loads = {rows: scattered_updates(sizes, rows) for rows in sizes.tables}
     rows = {str(n): drain.measure(stage, load, sizes.rounds, line) for n, load in loads.items()}
@@ -52,6 +60,8 @@ PARTS: dict[str, Part] = {
     "put_batch_1000": partial(_put, "put_batch_1000", 1000),
     "lag": _lag,
     "backlog": _backlog,
+    "ladder": _ladder,
+    "patterns": _patterns,
     "table_size": _table_size,
     "task_queues": _task_queues,
 }

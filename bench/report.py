@@ -27,6 +27,8 @@ def tables(found: Found) -> Iterator[tuple[str, str]]:
         "CPU µs a write": _cpu(found),
         f"What {cores} cores allow": _bounds(found, cores),
         "Writing from an application": _put(found),
+        "The durability ladder, µs a put": _ladder(found),
+        "Patterns, µs a call": _patterns(found),
         "Lag, ms from accepted to committed": _lag(found),
         "What waits": _backlog(found),
         "Rows in the table": _table_size(found),
@@ -116,6 +118,20 @@ def _put(found: Found) -> str:
                 what = f"{part['batch']:,} a call, {threads} thread{'s' if threads != '1' else ''}"
                 rows.append((what, name, *figure.values(), ours / figure["writes_per_s"]))
     return table(("", "", "writes/s", "p50 µs a call", "p99 µs a call", "writebehind is ×"), rows)
+
+
+def _ladder(found: Found) -> str:
+    rungs = found.get("ladder", {})
+    return table(("", "p50", "p99"), [(name, *figures.values()) for name, figures in rungs.items()])
+
+
+def _patterns(found: Found) -> str:
+    rows = [
+        (name, *(f["writebehind"].values()), *(f["by hand"].values()), f["ratio"])
+        for name, f in found.get("patterns", {}).items()
+    ]
+    head = ("", "p50", "p99", "by hand, p50", "by hand, p99", "× by hand")
+    return table(head, rows)
 
 
 def _lag(found: Found) -> str:

@@ -122,8 +122,8 @@ def test_both_clients_come_to_the_same(
 
         async def job(client: Any = client, mine: str = mine) -> Any:
             wb = client.from_url(
-                redis_url, queue=mine, prefix=f"{mine}:cache:", max_queue_length=3, max_message_bytes=1000, ttl_jitter=0,
-                redis_options={"protocol": protocol},
+                redis_url, queue=mine, prefix=f"{mine}:cache:", max_queue_length=3, max_message_bytes=1000,
+                ttl_jitter=0, redis_options={"protocol": protocol},
             )  # fmt: skip
             try:
                 return await outcomes(wb, SCENARIOS[name])

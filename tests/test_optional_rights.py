@@ -10,7 +10,7 @@ import pytest
 import redis
 from tests.support.servers import private_servers
 
-from writebehind import RateLimit, RedisRefused, WriteBehind
+from writebehind import Durability, DurabilityNotReached, RateLimit, RedisRefused, WriteBehind
 
 ACL = Path(__file__).parents[1] / "deploy" / "redis-acl.conf"
 RIGHTS = dict(re.findall(r"^#   (locks|rates)  (~.*)$", ACL.read_text(), re.MULTILINE))
@@ -62,6 +62,23 @@ def test_an_application_needs_all_of_them(what: str, url: str) -> None:
     for right in re.finditer(r"[+~][^ )]+", added):
         less = added[: right.start()] + added[right.end() :]
         assert not works(url, USES[what], less.replace("()", "")), f"without {right[0]} at {right.start()}"
+
+
+@pytest.mark.parametrize(("durability", "right"), [("replicated", "+wait"), ("fsynced", "+waitaof")])
+def test_durability_needs_a_right_of_its_own(url: str, durability: Durability, right: str) -> None:
+    assert re.search(
+        rf"^# With `durability`.*{durability}.*{re.escape(right)}\b", ACL.read_text(), re.MULTILINE
+    )
+
+    def write(wb: WriteBehind) -> None:
+        try:
+            wb.put("users", 1, {}, durability=durability, wait=0.05)
+        except DurabilityNotReached as error:
+            if "permission" in str(error).lower():
+                raise RedisRefused from error
+
+    assert works(url, write, right)
+    assert not works(url, write, "")
 
 
 def test_a_write_under_a_limit_is_let_in_and_without_the_right_refused(url: str) -> None:
