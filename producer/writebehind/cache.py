@@ -32,7 +32,7 @@ _END_FILL = Script("writebehind", "end_fill")
 _INVALIDATE = Script("writebehind", "invalidate")
 
 _FOREIGN = Entry("foreign", {})
-_Outcome = tuple[str, int, list[str]]
+_Outcome = tuple[str, int, Sequence[str | bytes]]
 _ABANDONED: _Outcome = ("abandon", 1, [])
 
 
@@ -49,6 +49,7 @@ class RowCache:
     def __init__(self, keys: QueueKeys, settings: Settings) -> None:
         self._keys, self._settings = keys, settings
         self._row = row_decoder(settings.parse_float)
+        self._packing = settings.packing()
 
     def get(self, wanted: Wanted, table: str, load: Loader | None, timeout: float) -> Steps[Row | None]:
         """See :meth:`WriteBehind.get`."""
@@ -165,7 +166,8 @@ class RowCache:
             return "negative", self._settings.negative_ttl, []
         if len(columns) > MAX_COLUMNS:
             return _ABANDONED
-        return "row", self._settings.ttl, cache_fields(columns)
+        fields = cache_fields(columns) if self._packing is None else self._packing.fields(columns)
+        return _ABANDONED if fields is None else ("row", self._settings.ttl, fields)
 
     def _end_fills(self, names: Sequence[str], token: str, outcomes: Iterable[_Outcome]) -> Steps[None]:
         calls: list[tuple[Sequence[str], Sequence[Argument]]] = [

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from .cache import BulkLoader, Loader, Row, RowCache, Wanted
 from .directory import TableDirectory
-from .enqueue import Enqueue, pack_write
+from .enqueue import Enqueue, pack_write, pack_write_with_frames
 from .errors import InvalidWrite
 from .identity import cache_key
 from .keys import QueueKeys
@@ -31,6 +31,8 @@ class Core:
         self.settings = settings
         self.keys = QueueKeys(settings.queue)
         self._prefix = settings.cache_prefix
+        self._packing = settings.packing()
+        self._pack = pack_write if self._packing is None else pack_write_with_frames
         self._cache = RowCache(self.keys, settings)
         self._directory = TableDirectory(self.keys)
         self._enqueue = Enqueue(self.keys, sessions)
@@ -48,6 +50,8 @@ class Core:
         settings = self.settings
         entries: list[str] = []
         packed: list[bytes] = []
+        if self._packing is not None:
+            writes = [self._packing.write(write) for write in writes]
         for write in writes:
             entry = yield from self._cache_key(write.table, write.key)
             message = write.message(entry, settings.ttl)
@@ -57,7 +61,7 @@ class Core:
                     f"{settings.max_message_bytes} are allowed (max_message_bytes)"
                 )
             entries.append(entry)
-            packed.append(pack_write(write.op, message, write.cache_fields()))
+            packed.append(self._pack(write.op, message, write.cache_fields()))
         ops = {write.op for write in writes}
         seq, generation = yield from self._enqueue.steps(entries, ops, packed, settings.max_queue_length)
         return Accepted(seq, generation)

@@ -9,7 +9,7 @@ import dataclasses
 import datetime as dt
 import enum
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final, Literal, NoReturn
 from uuid import UUID
@@ -22,8 +22,8 @@ from .identity import scalar_text
 Op = Literal["put", "patch", "increment", "delete"]
 Id = str | int | UUID | Decimal | dt.date | Mapping[str, Any]
 
-WIRE_VERSION: Final = 1
-"""What a message says by its field ``v``, or means where it has none."""
+WIRE_VERSION: Final = 2
+"""The newest that a message may say by its field ``v``; one that has none means 1."""
 
 MAX_TTL_S = 10 * 366 * 86_400
 """Longest time to live of a cache entry: ten years. Redis refuses far greater ones when it is set."""
@@ -60,7 +60,7 @@ class Write(msgspec.Struct, frozen=True, gc=False):
             encode(self.table), self.id_json, op, data, encode(cache_key), ttl_s,
         )  # fmt: skip
 
-    def cache_fields(self) -> list[str]:
+    def cache_fields(self) -> Sequence[str | bytes]:
         """Column, JSON text, column, ... as the cache entry holds them."""
         return cache_fields(self.columns)
 

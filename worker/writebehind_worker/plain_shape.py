@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta, Raw
 from msgspec.structs import astuple
 
-from writebehind.message import MAX_TTL_S, WIRE_VERSION, Op
+from writebehind.message import MAX_TTL_S, Op
 
 from .plan import Group
 from .table import Table
@@ -26,7 +26,7 @@ _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 
 
 class PlainMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
-    """The wire format but for what is rare: a key of several columns, a retry."""
+    """The wire format but for what is rare: a key of several columns, a retry, packed columns."""
 
     table: str
     id: Key
@@ -35,7 +35,7 @@ class PlainMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, gc=
     seq: Annotated[int, Meta(gt=0)] | None = None
     key: str | None = None
     ttl: Annotated[int, Meta(ge=1, le=MAX_TTL_S)] | None = None
-    v: Literal[1] = WIRE_VERSION
+    v: Literal[1, 2] = 1
 
 
 class PlainShape(msgspec.Struct, frozen=True, eq=False):
