@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from writebehind.frame import ZSTD_HINT, BadFrame, NoZstd, framed_columns, unpack_all
+from writebehind.frame import MAX_UNPACKED_BYTES, ZSTD_HINT, BadFrame, NoZstd, framed_columns, unpack
 from writebehind.message import encode
 
 from .errors import FatalError
@@ -24,17 +24,18 @@ def unpacked_columns(columns: Mapping[str, bytes]) -> Mapping[str, bytes]:
     Raises:
         FatalError: nobody here can tell what the row says.
     """
-    framed = framed_columns(columns)
-    if not framed:
-        return columns
-    try:
-        return {**columns, **unpack_all({column: columns[column] for column in framed})}
-    except NoZstd as error:
-        raise FatalError(
-            "a cached row is compressed with zstd, and cannot be read here", ZSTD_HINT
-        ) from error
-    except BadFrame:
-        return columns
+    left, texts = MAX_UNPACKED_BYTES, dict(columns)
+    for column in framed_columns(columns):
+        try:
+            texts[column] = unpack(columns[column], left)
+        except NoZstd as error:
+            raise FatalError(
+                "a cached row is compressed with zstd, and cannot be read here", ZSTD_HINT
+            ) from error
+        except BadFrame:
+            continue
+        left -= len(texts[column])
+    return texts
 
 
 def frames_of(message: Message) -> dict[str, bytes]:
