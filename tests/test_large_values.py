@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import random
 import string
@@ -18,15 +17,14 @@ import zstandard
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.support.both_clients import Make, clients
 from tests.support.rows import Rows
 from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker
 
 from writebehind import (
-    AsyncWriteBehind,
     FlushTimeout,
     InvalidWrite,
-    Receipt,
     WriteBehind,
     WriteRejected,
     packing,
@@ -52,55 +50,11 @@ def docs(pg: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
     return pg
 
 
-class Awaited:
-    """The async client, called as the sync one is: each call is a task of one loop."""
-
-    def __init__(self, runner: asyncio.Runner, url: str, **options: Any) -> None:
-        self._runner = runner
-        self.wb = AsyncWriteBehind.from_url(url, **options)
-
-    def __getattr__(self, name: str) -> Any:
-        def call(*args: Any, **options: Any) -> Any:
-            async def job() -> Any:
-                return await getattr(self.wb, name)(*args, **options)
-
-            return self._runner.run(job())
-
-        return call
-
-    def settle(self, receipts: list[Any]) -> None:
-        async def job() -> None:
-            await receipts[-1].wait(20)
-
-        self._runner.run(job())
-
-    def close(self) -> None:
-        self._runner.run(self.wb.close())
-
-
-class Direct(WriteBehind):
-    def settle(self, receipts: list[Receipt]) -> None:
-        receipts[-1].wait(20)
-
-
-Made = Callable[..., Any]
-
-
 @pytest.fixture(params=["sync", "async"])
-def client(request: pytest.FixtureRequest, redis_url: str, queue: str) -> Iterator[Made]:
+def client(request: pytest.FixtureRequest, redis_url: str, queue: str) -> Iterator[Make]:
     """Makes clients of either kind, which are called alike."""
-    made: list[Any] = []
-
-    def make(**options: Any) -> Any:
-        given = {"queue": queue, "prefix": f"{queue}:", "compress_above": 100, **options}
-        is_async = request.param == "async"
-        made.append(Awaited(runner, redis_url, **given) if is_async else Direct.from_url(redis_url, **given))
-        return made[-1]
-
-    with asyncio.Runner() as runner:
+    with clients(request.param, redis_url, queue=queue, prefix=f"{queue}:", compress_above=100) as make:
         yield make
-        for one in made:
-            one.close()
 
 
 def unexpected(id: Any) -> Any:
@@ -127,7 +81,7 @@ def row(pg: psycopg.Connection[Any], id: int = 1) -> Any:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_large_value_is_compressed_in_cache_and_queue_and_read_as_it_was(
-    client: Made, redis_client: redis.Redis, queue: str, docs: Any, options: dict[str, Any], kind: Compression
+    client: Make, redis_client: redis.Redis, queue: str, docs: Any, options: dict[str, Any], kind: Compression
 ) -> None:
     wb = client(compression=kind)
     receipt = wb.put("docs", 1, {"body": TEXT, "meta": JSON, "n": 7})
@@ -140,13 +94,13 @@ def test_a_large_value_is_compressed_in_cache_and_queue_and_read_as_it_was(
     assert wb.get("docs", 1, unexpected) == {"body": TEXT, "meta": JSON, "n": 7}
     assert wb.get_many("docs", [1], unexpected) == [{"body": TEXT, "meta": JSON, "n": 7}]
     with RunningWorker(**options):
-        wb.settle([receipt])
+        wb.settle(receipt)
     assert row(docs) == (TEXT, JSON, 7)
     assert redis_client.ttl(f"{queue}:docs:1") > 0
 
 
 def test_what_is_short_or_does_not_become_smaller_is_stored_as_ever(
-    client: Made, redis_client: redis.Redis, queue: str
+    client: Make, redis_client: redis.Redis, queue: str
 ) -> None:
     drawn = "".join(random.Random(1).choices(string.ascii_letters + string.digits + "+/", k=900))
     data = {"body": drawn, "meta": "x" * 98, "n": 10**18}
@@ -161,7 +115,7 @@ def test_what_is_short_or_does_not_become_smaller_is_stored_as_ever(
     assert framed(redis_client, queue, 2) == {"meta"}, "101 bytes of JSON are more than 100"
 
 
-def test_a_client_reads_what_another_s_settings_have_made(client: Made) -> None:
+def test_a_client_reads_what_another_s_settings_have_made(client: Make) -> None:
     writers = [client(compress_above=above, compression=kind) for above in (None, 0, 100) for kind in KINDS]
     for writer in writers:
         writer.put("docs", 1, {"body": TEXT})
@@ -171,7 +125,7 @@ def test_a_client_reads_what_another_s_settings_have_made(client: Made) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_loaded_row_is_compressed_as_well(
-    client: Made, redis_client: redis.Redis, queue: str, kind: Compression
+    client: Make, redis_client: redis.Redis, queue: str, kind: Compression
 ) -> None:
     wb = client(compression=kind)
     assert wb.get("docs", 1, lambda _: {"body": TEXT, "n": 1}) == {"body": TEXT, "n": 1}
@@ -182,7 +136,7 @@ def test_a_loaded_row_is_compressed_as_well(
         assert redis_client.ttl(f"{queue}:docs:{id}") > 0
 
 
-def test_columns_whose_names_begin_as_ours_do(client: Made, redis_client: redis.Redis, queue: str) -> None:
+def test_columns_whose_names_begin_as_ours_do(client: Make, redis_client: redis.Redis, queue: str) -> None:
     wb, data = client(), {"@seq": TEXT, "@": OTHER, "x": "(", "(": "x"}
     wb.put("docs", 1, data)
     assert wb.get("docs", 1, unexpected) == data
@@ -194,7 +148,7 @@ def test_columns_whose_names_begin_as_ours_do(client: Made, redis_client: redis.
 
 
 def test_patches_of_compressed_columns(
-    client: Made, redis_client: redis.Redis, queue: str, docs: Any, options: dict[str, Any]
+    client: Make, redis_client: redis.Redis, queue: str, docs: Any, options: dict[str, Any]
 ) -> None:
     wb = client()
     wb.put("docs", 1, {"body": TEXT, "meta": JSON, "n": 1})
@@ -206,12 +160,12 @@ def test_patches_of_compressed_columns(
     assert framed(redis_client, queue) == {"body", "meta"}
     assert wb.get("docs", 1, unexpected) == {"body": OTHER, "meta": {"long": TEXT}, "n": 7}
     with RunningWorker(**options):
-        wb.settle([last])
+        wb.settle(last)
     assert row(docs) == (OTHER, {"long": TEXT}, 7)
 
 
 def test_an_increment_of_a_compressed_value_makes_a_marker_and_is_refused_by_postgres(
-    client: Made, redis_client: redis.Redis, queue: str, options: dict[str, Any], docs: Any
+    client: Make, redis_client: redis.Redis, queue: str, options: dict[str, Any], docs: Any
 ) -> None:
     wb = client()
     wb.put("docs", 1, {"body": "1" * 1000})
@@ -219,12 +173,12 @@ def test_an_increment_of_a_compressed_value_makes_a_marker_and_is_refused_by_pos
     assert redis_client.hget(f"{queue}:docs:1", "@is") == b"marker"
     assert b'"packed"' not in newest(redis_client, queue), "deltas are added, never packed"
     with RunningWorker(**options), pytest.raises(WriteRejected):
-        wb.settle([receipt])
+        wb.settle(receipt)
     assert row(docs)[0] == "1" * 1000
 
 
 def test_many_in_a_batch_beside_plain_ones(
-    client: Made, docs: Any, options: dict[str, Any], redis_client: redis.Redis, queue: str
+    client: Make, docs: Any, options: dict[str, Any], redis_client: redis.Redis, queue: str
 ) -> None:
     docs.execute("CREATE TABLE plain (id int PRIMARY KEY, n int)")
     wb = client()
@@ -233,7 +187,7 @@ def test_many_in_a_batch_beside_plain_ones(
         for i in range(60):
             receipts.append(wb.put("plain", i, {"n": i}))
             receipts.append(wb.put("docs", i, {"body": f"{i} {TEXT}" if i % 2 else str(i)}))
-        wb.settle(receipts)
+        wb.settle(receipts[-1])
         assert worker.metric("dead_lettered_total") == 0
     assert docs.execute("SELECT count(*), sum(n) FROM plain").fetchone() == (60, 1770)
     found = docs.execute("SELECT id, body FROM docs").fetchall()
@@ -263,7 +217,7 @@ _steps = st.lists(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_row_by_any_steps_is_what_postgres_has(
-    client: Made, rows: Rows, docs: Any, options: dict[str, Any], kind: Compression
+    client: Make, rows: Rows, docs: Any, options: dict[str, Any], kind: Compression
 ) -> None:
     """With thresholds from 0 upwards, as the cache shows it at once and as Postgres has it at the end."""
     writers = {above: client(compress_above=above, compression=kind) for above in (0, 10, 300, None)}
@@ -287,7 +241,7 @@ def test_any_row_by_any_steps_is_what_postgres_has(
                 stored |= data
             assert reader.get("docs", id, unexpected) == shown
             expected[id] = stored
-        reader.settle(receipts)
+        reader.settle(receipts[-1])
         for id, stored in expected.items():
             assert row(docs, id) == tuple(stored.values())
 
@@ -302,7 +256,7 @@ def test_any_row_by_any_steps_is_what_postgres_has(
 # Bounds.
 
 
-def test_the_bound_of_a_message_is_of_what_is_sent(client: Made) -> None:
+def test_the_bound_of_a_message_is_of_what_is_sent(client: Make) -> None:
     wb = client(max_message_bytes=2000)
     wb.put("docs", 1, {"body": TEXT})
     with pytest.raises(InvalidWrite, match="max_message_bytes"):
@@ -310,7 +264,7 @@ def test_the_bound_of_a_message_is_of_what_is_sent(client: Made) -> None:
 
 
 def test_no_value_is_written_that_a_reader_would_not_unpack(
-    client: Made, redis_client: redis.Redis, queue: str, monkeypatch: pytest.MonkeyPatch
+    client: Make, redis_client: redis.Redis, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packing, "MAX_UNPACKED_BYTES", 8000)
     wb = client()
@@ -374,7 +328,7 @@ def without_zstd(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 
 def test_a_reader_without_zstd_never_goes_back_behind_a_pending_write(
-    client: Made, docs: Any, options: dict[str, Any], without_zstd: Callable[[], None], monkeypatch: Any
+    client: Make, docs: Any, options: dict[str, Any], without_zstd: Callable[[], None], monkeypatch: Any
 ) -> None:
     wb = client(compression="zstd")
     docs.execute("INSERT INTO docs VALUES (1, 'old')")
@@ -391,7 +345,7 @@ def test_a_reader_without_zstd_never_goes_back_behind_a_pending_write(
     assert wb.get("docs", 1) is None
     monkeypatch.undo()
     with RunningWorker(**options):
-        wb.settle([receipt])
+        wb.settle(receipt)
     without_zstd()
     assert wb.get("docs", 1, load) == {"body": TEXT}
     assert wb.get_many("docs", [1], lambda ids: list(map(load, ids))) == [{"body": TEXT}]
@@ -401,7 +355,7 @@ def test_a_reader_without_zstd_never_goes_back_behind_a_pending_write(
     "damaged", [b"x", b"xylophone", b"(", b"(\xb5/\xfd", zlib.compress(b"1") + b"1", zlib.compress(b"1")[:-1]]
 )
 def test_a_damaged_frame_is_loaded_past(
-    client: Made, redis_client: redis.Redis, queue: str, damaged: bytes
+    client: Make, redis_client: redis.Redis, queue: str, damaged: bytes
 ) -> None:
     wb = client()
     wb.get("docs", 1, lambda _: {"body": TEXT, "n": 1})

@@ -33,7 +33,7 @@ Rows = dict[PlainShape, dict[Key, Values]]
 
 class _Message(PlainMessage, forbid_unknown_fields=True, gc=False):
     data: Raw = Raw(b"")
-    packed: Raw | None = None
+    packed: Raw = Raw(b"")
     unpacked: int | None = None
 
 
@@ -214,7 +214,7 @@ class _Reading:
         kinds: dict[tuple[str, Op], list[_Message]] = defaultdict(list)
         for message in messages:
             kinds[message.table, message.op].append(message)
-            if message.packed is not None:
+            if len(message.packed):
                 self.odd_tables.add(self._table(message.table).oid)
         for (name, op), those in kinds.items():
             self._count[name] += len(those)
