@@ -21,6 +21,8 @@ from tests.support.workers import Workload
 from writebehind import Options, WriteBehind
 from writebehind_worker.embedded import EmbeddedServers
 
+pytest_plugins = ["writebehind_worker.pytest_plugin"]
+
 ROOT = Path(__file__).parents[1]
 
 # A speed is never asserted: the machine may be busy.
@@ -39,6 +41,12 @@ def servers() -> Iterator[Servers]:
             yield found
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="session")
+def writebehind_servers(servers: Servers) -> Servers:
+    """The plugin's are ours, too."""
+    return servers
 
 
 @pytest.fixture(scope="session")

@@ -146,7 +146,8 @@ ODD_IDS: dict[str, Sequence[str]] = {
 }
 OPS = ("put", "put", "put", "patch", "increment", "increment", "delete")
 ODD_OTHERS: Sequence[dict[str, Any]] = (
-    {"retry": 1}, {"extra": 1}, {"op": "upsert"}, {"ttl": 0}, {"ttl": 10**12}, {"seq": 0, "key": "k"},
+    {"retry": 1}, {"v": 2}, {"v": 2, "trace": "x"}, {"trace": [1]}, {"v": 3},
+    {"extra": 1}, {"op": "upsert"}, {"ttl": 0}, {"ttl": 10**12}, {"seq": 0, "key": "k"},
     {"seq": CLOCK + 1, "key": "k"}, {"seq": 5}, {"key": 1}, {"seq": None}, {"op": "put"}, {"data": None},
     {"data": []}, {"seq": 7, "key": "k"}, {"table": "alone.nowhere"}, {"table": "alone.heap"}, {"table": ""},
 )  # fmt: skip

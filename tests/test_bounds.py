@@ -40,11 +40,11 @@ PAUSES = {name: p.default for name, p in inspect.signature(pauses).parameters.it
         ("a row that somebody locks", GROWING.first_s, 2, persist._LOCK_PAUSE_S),
         ("a standby asking", worker._STANDBY_POLL_S, 1, worker._STANDBY_POLL_S),
         ("looking for items while Redis is full", tenure._POLL_FULL_S, 1, tenure._POLL_FULL_S),
-        ("a receipt's `wait`", PAUSES["first_s"], 2, PAUSES["longest_s"]),
+        ("a receipt's `wait`", PAUSES["first_s"], PAUSES["factor"], PAUSES["longest_s"]),
     ],
 )
-def test_delays(what: str, first_s: float, factor: int, longest_s: float) -> None:
-    assert row(what)[:3] == [f"{first_s:g} s", str(factor), f"{longest_s:g} s"]
+def test_delays(what: str, first_s: float, factor: float, longest_s: float) -> None:
+    assert row(what)[:3] == [f"{first_s:g} s", f"{factor:g}", f"{longest_s:g} s"]
 
 
 def test_the_growing_delays_double_until_the_longest_and_take_the_upper_half() -> None:
@@ -52,10 +52,17 @@ def test_the_growing_delays_double_until_the_longest_and_take_the_upper_half() -
     whole = [delays.next_s(draw=1.0) for _ in range(10)]
     assert whole == [min(GROWING.longest_s, GROWING.first_s * 2**i) for i in range(10)]
     assert Backoff().next_s(draw=0.0) == GROWING.first_s / 2
-    found = pauses()
-    assert [next(found) for _ in range(8)] == [
-        min(PAUSES["longest_s"], PAUSES["first_s"] * 2**i) for i in range(8)
-    ]
+
+
+def test_the_pauses_of_one_who_waits_are_a_small_share_of_what_was_waited() -> None:
+    waited, found = 0.0, pauses()
+    for i in range(60):
+        pause = next(found)
+        assert pause == pytest.approx(min(PAUSES["longest_s"], PAUSES["first_s"] * PAUSES["factor"] ** i))
+        assert pause <= max(PAUSES["first_s"] * PAUSES["factor"], 0.45 * waited, 0.002)
+        waited += pause
+        assert i < 8 or pause <= 0.25 * waited
+    assert pause == PAUSES["longest_s"]
 
 
 def test_what_ends_the_delays() -> None:

@@ -20,11 +20,13 @@ import pytest
 import redis
 from click.testing import CliRunner
 from packaging.requirements import Requirement
+from prometheus_client import CollectorRegistry
 from tests.support.documents import DOCUMENTS, ROOT, Block, anchors, blocks, commands, links, prose, spans
 from tests.support.servers import Servers
 from tests.support.workers import RunningWorker
 
 from writebehind.keys import QueueKeys
+from writebehind.prometheus import PrometheusObserver
 from writebehind_worker.cli import cli
 from writebehind_worker.metrics import Metrics
 from writebehind_worker.options import OPTIONS, read_file
@@ -135,7 +137,7 @@ class Desk:
         self.pg.execute(code.encode())
 
     def python(self, code: str) -> None:
-        exec(compile(self._here(code), "document", "exec"), self.names)
+        exec(compile(self._here(code), "document", "exec", dont_inherit=True), self.names)
 
     def json(self, code: str) -> None:
         """One value, or one a line. What has a table is a message, and a worker has to take it."""
@@ -187,6 +189,7 @@ class Desk:
             self._run(words)
         else:
             assert program in PROGRAMS, f"a program that this test does not know: {program}"
+            check_options(program, words[1:])
 
     def _writebehind(self, words: list[str]) -> None:
         name = parse(words)
@@ -225,13 +228,45 @@ class Desk:
             )
 
     def _here(self, code: str) -> str:
-        return code.replace("redis://localhost:6379/0", self.redis_url)
+        code = code.replace("redis://localhost:6379/0", self.redis_url)
+        return code.replace("postgresql://localhost/app", self.environment["WRITEBEHIND_POSTGRES_URL"])
 
 
-RUN_HERE = {"psql"}
+RUN_HERE = {"psql", "redis-cli"}
 """Other programs that are run where they are on the PATH."""
 
-VARIABLES = {setting.variable for setting in OPTIONS.values()} | {"WRITEBEHIND_CONFIG"}
+VARIABLES = {setting.variable for setting in OPTIONS.values()} | {
+    "WRITEBEHIND_CONFIG",
+    "WRITEBEHIND_TEST_REDIS_URL",
+    "WRITEBEHIND_TEST_POSTGRES_URL",
+}
+
+
+SUBCOMMANDS = {"docker": 1, "kubectl": 1, "systemctl": 0}
+"""How many words after a program's name and its own options belong to the name of a command."""
+
+
+def check_options(program: str, arguments: list[str]) -> None:
+    """Its long options are in its help, where the program is on the PATH."""
+    used = {word.partition("=")[0] for word in arguments if re.match(r"--[a-z]", word)}
+    if program == "docker" and "run" in arguments:  # what follows the image is for what runs in it
+        used -= {word for word in arguments[arguments.index("writebehind") :] if word.startswith("--")}
+    if not used or not shutil.which(program):
+        return
+    names = [word for word in arguments if word.isalpha()]
+    path = names[: SUBCOMMANDS.get(program, 0)]
+    inner = [[program, *path, "--help"]]
+    if names[:1] == ["compose"]:
+        inner += [["docker", "compose", *names[-1:], "--help"]]
+    if program == "kubectl":
+        inner += [["kubectl", *names[1:4], "--help"], ["kubectl", "options"]]
+    shown = ""
+    for command in inner:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        shown += done.stdout + done.stderr
+    if "is not a docker command" in shown or "unknown command" in shown:
+        return  # a plugin that is not there
+    assert not {option for option in used if not re.search(rf"{option}\b", shown)}, (program, path)
 
 
 def check_make(words: list[str]) -> None:
@@ -368,14 +403,22 @@ def test_every_variable_exists(path: Path) -> None:
 
 @each_document
 def test_metrics_that_are_named_exist(path: Path) -> None:
-    known = {metric.name for metric in Metrics("q").registry.collect()}
+    registry = CollectorRegistry()
+    PrometheusObserver(registry)
+    known = {metric.name for r in (registry, Metrics("q").registry) for metric in r.collect()}
     for name in re.findall(r"`(writebehind_[a-z_]+)(?:\{[^`]*)?`", prose(path.read_text())):
         plain = re.sub(r"_(total|bucket|count|sum|created)$", "", name)
         assert plain in known or name in known or name in NO_METRICS, name
 
 
-NO_METRICS = {"writebehind_worker", "writebehind_loader", "writebehind_operator", "writebehind_mender"}
-"""Roles of Postgres, and a package."""
+NO_METRICS = {
+    "writebehind_worker",
+    "writebehind_loader",
+    "writebehind_operator",
+    "writebehind_mender",
+    "writebehind_stack",
+}
+"""Roles of Postgres, a package, and a fixture."""
 
 
 # What this file relies on.

@@ -78,8 +78,9 @@ def is_enqueue(chunk: bytes) -> bool:
 
 
 def test_the_item_is_the_documented_json_with_seq_first(
-    wb: WriteBehind, redis_client: redis.Redis, queue: str
+    connect: Callable[..., WriteBehind], redis_client: redis.Redis, queue: str
 ) -> None:
+    wb = connect(ttl_jitter=0)
     receipt = wb.put("users", 42, {"name": "Ada", "born": None})
     (item,) = redis_client.lrange(queue, 0, -1)
     assert item == (

@@ -87,7 +87,9 @@ def _seq(receipt: Receipt | int) -> int:
 @pytest.fixture
 def bench(redis_url: str, redis_client: redis.Redis, queue: str) -> Iterator[Bench]:
     with (
-        WriteBehind.from_url(redis_url, queue=queue, prefix=f"{queue}:", ttl=TTL_S, fill_timeout=0.1) as wb,
+        WriteBehind.from_url(
+            redis_url, queue=queue, prefix=f"{queue}:", ttl=TTL_S, ttl_jitter=0, fill_timeout=0.1
+        ) as wb,
         RedisLink(redis_url) as link,
     ):
         yield Bench(wb, redis_client, OwnedQueue(link, wb.keys, "token"))

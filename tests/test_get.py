@@ -59,18 +59,36 @@ def unexpected(_: Any) -> None:
 # The mutex.
 
 
-def test_fifty_readers_of_one_missing_row_load_it_once(wb: WriteBehind, redis_client: redis.Redis) -> None:
+def test_200_readers_of_one_missing_row_load_it_once(wb: WriteBehind, redis_client: redis.Redis) -> None:
     looks_before, loads = looks(redis_client), []
 
     def load(id: int) -> dict[str, Any]:
         loads.append(id)
-        wait_until(lambda: looks(redis_client) > looks_before + 200, message="the others did not wait")
+        wait_until(lambda: looks(redis_client) > looks_before + 400, message="the others did not wait")
         return {"id": id}
 
-    with ThreadPoolExecutor(50) as pool:
-        rows = list(pool.map(lambda _: wb.get("t", 1, load), range(50)))
-    assert rows == [{"id": 1}] * 50
+    with ThreadPoolExecutor(200) as pool:
+        rows = list(pool.map(lambda _: wb.get("t", 1, load), range(200)))
+    assert rows == [{"id": 1}] * 200
     assert loads == [1]
+
+
+def test_who_waits_for_a_load_is_served_soon_after_it(wb: WriteBehind) -> None:
+    loaded_at = 0.0
+
+    def load(id: int) -> dict[str, Any]:
+        nonlocal loaded_at
+        time.sleep(0.3)
+        loaded_at = time.monotonic()
+        return {"id": id}
+
+    def read(_: int) -> float:
+        wb.get("t", 1, load)
+        return time.monotonic() - loaded_at
+
+    with ThreadPoolExecutor(10) as pool:
+        delays = sorted(pool.map(read, range(10)))
+    assert delays[5] < 0.15, "half of them, within half of the load's time"
 
 
 def looks(client: redis.Redis) -> int:

@@ -7,10 +7,12 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+import yaml
 from tests.support.prometheus import ROOT, Prometheus, free_port
 from tests.support.wait import wait_until
 from tests.support.workers import WorkerProcess, Workload
@@ -49,6 +51,39 @@ def test_the_file_is_what_the_generator_makes() -> None:
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
     assert generate.OUTPUT.read_text() == generate.text(), "run: python deploy/grafana/generate.py"
+
+
+def test_the_provisioning_files_fit_the_composition() -> None:
+    docker = ROOT / "deploy" / "docker"
+    compose = yaml.safe_load((docker / "compose.yaml").read_text())
+    grafana = compose["services"]["grafana"]
+    mounts = dict(volume.split(":")[:2] for volume in grafana["volumes"] if volume.startswith("."))
+    assert set(mounts.values()) == {
+        "/etc/grafana/provisioning/datasources/writebehind.yaml",
+        "/etc/grafana/provisioning/dashboards/writebehind.yaml",
+        "/var/lib/grafana/dashboards/writebehind.json",
+    }
+    read = {target: (docker / source).read_text() for source, target in mounts.items()}
+
+    (source,) = yaml.safe_load(read["/etc/grafana/provisioning/datasources/writebehind.yaml"])["datasources"]
+    address = urlsplit(source["url"])
+    assert (source["type"], source["access"], source["isDefault"]) == ("prometheus", "proxy", True)
+    assert address.hostname in grafana["depends_on"]
+    command = compose["services"][address.hostname]["command"]
+    assert address.port == 9090 and not any("web.listen-address" in option for option in command)
+
+    (provider,) = yaml.safe_load(read["/etc/grafana/provisioning/dashboards/writebehind.yaml"])["providers"]
+    home = grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert PurePosixPath(home).parent == PurePosixPath(provider["options"]["path"])
+    assert json.loads(read[home]) == DASHBOARD
+
+    asked = yaml.safe_load((docker / "prometheus.yaml").read_text())
+    (job,) = asked["scrape_configs"]
+    (target,) = job["static_configs"][0]["targets"]
+    name, _, port = target.partition(":")
+    assert any(entry.endswith(f":{port}") for entry in compose["services"][name]["ports"])
+    interval = source["jsonData"]["timeInterval"]
+    assert interval == asked["global"]["scrape_interval"], "rates would be asked over too short a time"
 
 
 def test_it_has_what_grafana_needs() -> None:

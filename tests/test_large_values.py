@@ -104,11 +104,11 @@ def test_what_is_short_or_does_not_become_smaller_is_stored_as_ever(
 ) -> None:
     drawn = "".join(random.Random(1).choices(string.ascii_letters + string.digits + "+/", k=900))
     data = {"body": drawn, "meta": "x" * 98, "n": 10**18}
-    client().put("docs", 1, data)
+    client(ttl_jitter=0).put("docs", 1, data)
     assert framed(redis_client, queue) == set()
     first, told = newest(redis_client, queue), redis_client.hgetall(f"{queue}:docs:1")
     assert b'"v":' not in first
-    client(compress_above=None).put("docs", 1, data)
+    client(compress_above=None, ttl_jitter=0).put("docs", 1, data)
     assert first.partition(b",")[2] == newest(redis_client, queue).partition(b",")[2]
     assert {**told, b"@seq": b""} == {**redis_client.hgetall(f"{queue}:docs:1"), b"@seq": b""}
     client().put("docs", 2, {"meta": "x" * 99})
@@ -545,3 +545,33 @@ def test_frames_of_the_package_and_levels_of_others_are_read(
         redis_client.lpush(queue, json.dumps(message, separators=(",", ":")))
     with RunningWorker(**options):
         wait_until(lambda: [row(docs, id) for id in (0, 1)] == [(TEXT, None, None)] * 2)
+
+
+def test_a_trace_goes_with_what_is_packed(
+    connect: Callable[..., WriteBehind], docs: Any, options: Any
+) -> None:
+    wb, text = connect(compress_above=100), "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    wb._core.traceparent = lambda: text
+    wb.put("docs", 1, {"body": TEXT})
+    body = newest(wb.redis, wb.keys.queue)
+    assert (json.loads(body)["trace"], body.count(b'"v":2'), declared_size(body)) == (text, 1, len(TEXT) + 2)
+    with RunningWorker(**options):
+        wait_until(lambda: row(docs) == (TEXT, None, None))
+
+
+def test_an_early_refresh_compresses_as_well(client: Make, redis_client: redis.Redis, queue: str) -> None:
+    wb = client(ttl=10, refresh_ahead=8, ttl_jitter=0)
+    wb.get("docs", 1, lambda _: {"body": TEXT})
+    redis_client.expire(f"{queue}:docs:1", 5)
+    assert wb.get("docs", 1, lambda _: {"body": OTHER}) == {"body": OTHER}
+    assert framed(redis_client, queue) == {"body"}
+    assert wb.get("docs", 1, unexpected) == {"body": OTHER}
+
+
+def test_rows_of_this_process_are_unpacked(connect: Callable[..., WriteBehind], queue: str) -> None:
+    wb = connect(compress_above=100, near_cache=10)
+    wb.get("docs", 1, lambda _: {"body": TEXT})
+    for _ in range(3):
+        assert wb.get("docs", 1, unexpected) == {"body": TEXT}
+    wb.put("docs", 1, {"body": OTHER})
+    assert wb.get("docs", 1, unexpected) == {"body": OTHER}

@@ -8,8 +8,9 @@ import time
 
 import pytest
 from prometheus_client import generate_latest
+from redis import Redis
 
-from writebehind_worker.metrics import LAG_BUCKETS_S, Metrics
+from writebehind_worker.metrics import LAG_BUCKETS_S, MESSAGE_BUCKETS, Metrics
 
 
 @pytest.fixture
@@ -133,3 +134,40 @@ def test_the_whole_registry_is_rendered(metrics: Metrics) -> None:
     assert 'writebehind_write_lag_seconds_bucket{le="0.001"} 1.0' in text
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     assert all(line.startswith(("writebehind_", "process_")) for line in lines)
+
+
+def test_messages_are_counted_by_size(metrics: Metrics) -> None:
+    sizes = [1, 128, 129, 5000, 1 << 20, (1 << 20) + 1]
+    metrics.received([b"x" * size for size in sizes])
+    metrics.received([b"x" * 200])
+    sizes.append(200)
+    for bound in MESSAGE_BUCKETS:
+        shown = value(metrics, "message_size_bytes_bucket", le=str(float(bound)))
+        assert shown == sum(size <= bound for size in sizes), bound
+    assert value(metrics, "message_size_bytes_count") == len(sizes)
+    assert value(metrics, "message_size_bytes_sum") == sum(sizes)
+
+
+def test_what_a_real_redis_tells_is_shown_until_the_lease_is_gone(
+    metrics: Metrics, redis_client: Redis
+) -> None:
+    assert value(metrics, "redis_keyspace_hits_total") is None
+    metrics.redis_told(redis_client.info())
+    for name in ("keyspace_hits_total", "keyspace_misses_total", "evicted_keys_total", "expired_keys_total"):
+        assert value(metrics, f"redis_{name}") is not None, name
+    for name in ("memory_max_bytes", "connected_clients", "blocked_clients"):
+        assert value(metrics, f"redis_{name}") is not None, name
+    assert (value(metrics, "redis_memory_used_bytes") or 0) > 100_000
+    hits = value(metrics, "redis_keyspace_hits_total") or 0
+    redis_client.set("hit", 1, ex=60)
+    assert redis_client.get("hit") == b"1"
+    metrics.redis_told(redis_client.info())
+    assert (value(metrics, "redis_keyspace_hits_total") or 0) > hits
+    metrics.nothing_holds()
+    assert value(metrics, "redis_keyspace_hits_total") is None
+
+
+def test_what_redis_keeps_to_itself_is_not_shown(metrics: Metrics) -> None:
+    metrics.redis_told({"keyspace_hits": 3, "used_memory": "odd"})
+    assert value(metrics, "redis_keyspace_hits_total") == 3
+    assert value(metrics, "redis_memory_used_bytes") is None

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
+from tests.support.documents import blocks
 from tests.support.prometheus import DEPLOYED, ROOT, Prometheus, free_port, program
 from tests.support.wait import wait_until
 from tests.support.workers import WorkerProcess, Workload
@@ -43,6 +44,12 @@ def promtool(*arguments: object) -> str:
     return done.stdout + done.stderr
 
 
+REDIS_FIELDS = (
+    "keyspace_hits", "keyspace_misses", "evicted_keys", "expired_keys",
+    "used_memory", "maxmemory", "connected_clients", "blocked_clients",
+)  # fmt: skip
+
+
 def told() -> dict[str, set[str]]:
     """Sample → labels, of a worker to which everything has happened."""
     metrics = Metrics("q")
@@ -51,6 +58,7 @@ def told() -> dict[str, set[str]]:
     metrics.retried("HeldByLock")
     metrics.dead_lettered("23505", 1)
     metrics.dead_letters_are({("public.users", "23505"): 1})
+    metrics.redis_told(dict.fromkeys(REDIS_FIELDS, 1))
     return labels_of(metrics.text().decode())
 
 
@@ -209,3 +217,20 @@ def _fires(prometheus: Prometheus, name: str) -> dict[str, Any]:
 
 def _is(prometheus: Prometheus, metric: str, queue: str, value: float) -> bool:
     return bool(prometheus.query(f'sum by (queue) (writebehind_{metric}{{queue="{queue}"}}) == {value}'))
+
+
+def test_the_inhibitions_of_the_documents_are_taken_by_alertmanager(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "monitoring.md").read_text()
+    (rules,) = [
+        block.code for block in blocks(text) if block.kind == "yaml" and "inhibit_rules" in block.code
+    ]
+    alerts = (ROOT / "deploy" / "prometheus" / "alerts.yaml").read_text()
+    for matcher in re.findall(r"Writebehind\(([^)]*)\)", rules):
+        for name in matcher.split("|"):
+            assert re.search(rf"alert: Writebehind{name}\b", alerts), name
+    amtool = program("amtool")
+    file = tmp_path / "alertmanager.yaml"
+    file.write_text(f"route: {{receiver: nobody}}\nreceivers: [{{name: nobody}}]\n{rules}")
+    done = subprocess.run([amtool, "check-config", file], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 inhibit rules" in done.stdout + done.stderr

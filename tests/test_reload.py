@@ -112,6 +112,28 @@ def test_another_batch_size_is_taken_and_no_counter_goes_back(
     assert listener.states() == ["READY", "RELOADING", "READY", "STOPPING"]
 
 
+@pytest.mark.parametrize("exporter", ["console", "nowhere"])
+def test_tracing_may_be_switched_on(
+    configure: Callable[..., Path], load: Workload, exporter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", exporter)
+    with WorkerProcess.told("--config", str(configure())) as worker:
+        worker.wait_for_event("owner")
+        configure(tracing=True)
+        worker.terminate(signal.SIGHUP)
+        if exporter == "console":
+            worker.wait_for_event("reloaded")
+        else:
+            event = worker.wait_for_event("reload refused: the configuration in force stays")
+            assert "nowhere" in event["reason"]
+        worker.wait_for_event("owner", count=2)
+        load.add(4)
+        load.check()
+        worker.terminate()
+        assert worker.wait() == 0
+        assert ('"name": "flush ' in worker.log) == (exporter == "console")
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -23,7 +23,7 @@ from tests.support.servers import private_servers
 from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker, flags
 
-from writebehind import FlushTimeout, RedisRefused, WriteBehind, WriteRejected
+from writebehind import FlushTimeout, RedisRefused, SessionStore, WriteBehind, WriteRejected
 from writebehind.keys import QueueKeys
 from writebehind.receipt import Rejection
 from writebehind.session import ConnectedSessionPool, Session
@@ -275,6 +275,26 @@ def produce(wb: WriteBehind) -> None:
     assert wb.invalidate("users", 3)
 
 
+@pytest.mark.usefixtures("owner")
+def test_a_producer_may_refresh_early_and_with_one_right_more_keep_rows_near(
+    guarded: EmbeddedServers, admin: redis.Redis
+) -> None:
+    url, rows = redis_as(guarded, "producer"), iter([{"n": 1}, {"n": 2}])
+    with WriteBehind.from_url(url, prefix=CACHE, refresh_ahead=30, ttl=60) as wb:
+        assert wb.get("users", 1, lambda _: next(rows)) == {"n": 1}
+        admin.expire(f"{CACHE}users:1", 20)
+        assert wb.get("users", 1, lambda _: next(rows)) == {"n": 2}
+        assert wb.invalidate_many("users", [1, 2]) == [True, True]
+    with WriteBehind.from_url(url, prefix=CACHE, near_cache=10) as wb:
+        with pytest.raises(RedisRefused, match="client"):
+            wb.get("users", 1)
+        grant(admin, "producer", [*rules("producer"), "+client|tracking"])
+        try:
+            assert [wb.get("users", 1, lambda _: {"n": 3}) for _ in range(3)] == [{"n": 3}] * 3
+        finally:
+            grant(admin, "producer", rules("producer"))
+
+
 def kept_session(wb: WriteBehind) -> Session:
     sessions = wb._core._enqueue._sessions
     assert isinstance(sessions, ConnectedSessionPool)
@@ -292,6 +312,43 @@ def test_a_producer_needs_all_of_its_rights(guarded: EmbeddedServers, admin: red
             assert wb.redis.hget(KEYS.producers, kept_session(wb).id) == b"9:1:1"
 
     assert needless_rights(admin, "producer", job) == []
+
+
+def test_a_producer_with_login_sessions_needs_all_of_its_rights(
+    guarded: EmbeddedServers, admin: redis.Redis
+) -> None:
+    """Those of the comment, beside a producer's own."""
+    (more,) = re.findall(r"^# +with sessions: (.*)$", ACL.read_text(), re.MULTILINE)
+
+    def job() -> None:
+        grant(admin, "producer", [*rules("producer"), *re.findall(r"\([^)]*\)|\S+", tried[0])])
+        with WriteBehind.from_url(redis_as(guarded, "producer"), prefix=CACHE) as wb:
+            store = SessionStore(wb, load=lambda _: None, load_ids_of_user=lambda _: [])
+            token = store.create("ada")
+            admin.set(KEYS.applied, 1 << 52)  # as if it were committed
+            token = store.rotate(token)
+            store.set(token, "theme", "dark")
+            store.create("ada")
+            assert admin.zcard(KEYS.sessions) == 1, "what is committed was not removed"
+            assert len(store.revoke_all("ada")) == 1
+            assert not admin.keys(f"{KEYS.closing('')}*")
+
+    tried = [more]
+    needless = []
+    try:
+        job()
+        for match in re.finditer(r"[~+][^\s()]+", more):
+            admin.flushall()
+            admin.script_flush()
+            tried[0] = more[: match.start()] + more[match.end() :]
+            try:
+                job()
+            except (redis.RedisError, RedisRefused, AssertionError):
+                continue
+            needless.append(f"{match[0]} at {match.start()}")
+    finally:
+        grant(admin, "producer", rules("producer"))
+    assert needless == []
 
 
 def test_a_raw_producer_needs_all_of_its_rights(guarded: EmbeddedServers, admin: redis.Redis) -> None:

@@ -162,10 +162,21 @@ def test_json_holds_the_same(config: Config) -> None:
     result = CliRunner().invoke(cli, ["status", *args, "--queue", config.queue])
     assert result.exit_code == 0
     found = json.loads(result.output)
+    assert found["verdict"].startswith("Every accepted write is settled")
     assert found["queue"] == config.queue
     assert found["redis"]["length"] == 0
     assert found["ledger"]["epoch"] == 0
     assert found["dead_letters"] == []
+
+
+@pytest.mark.usefixtures("ledger")
+def test_it_opens_with_the_verdict(config: Config) -> None:
+    args = ["--redis-url", config.redis_url, "--postgres-url", config.postgres_url]
+    result = CliRunner().invoke(cli, ["status", *args, "--queue", config.queue])
+    assert result.output.splitlines()[:2] == [
+        "Every accepted write is settled, but no worker brings any to Postgres.",
+        "",
+    ]
 
 
 @pytest.mark.usefixtures("ledger")

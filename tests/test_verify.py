@@ -7,6 +7,7 @@ import itertools
 import json
 import random
 import threading
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
@@ -68,6 +69,27 @@ def test_everything_agrees_after_every_operation(rows: Rows) -> None:
     found = rows.verify()
     assert counts(found) == {"entries": 42, "agree": 42}
     assert found["exit_code"] == 0
+
+
+def test_a_row_that_is_being_refreshed_is_a_row(rows: Rows, connect: Callable[..., WriteBehind]) -> None:
+    wb = connect(refresh_ahead=30, ttl=60)
+    rows.pg.execute("INSERT INTO users VALUES (1, 'Ada')")
+    wb.get("users", 1, lambda _: {"id": 1, "name": "Ada"})
+    rows.client.expire(rows.name("users:1"), 20)
+
+    def load(_: Any) -> dict[str, Any]:
+        assert rows.client.hexists(rows.name("users:1"), "@refresh")
+        assert counts(rows.verify()) == {"entries": 1, "agree": 1}
+        explained = rows.explain("users", "1")
+        assert (explained["cache"]["kind"], explained["exit_code"]) == ("row", 0)
+        wb.patch("users", 1, {"email": "a@example.com"})
+        rows.flush()  # settled beside the token
+        assert counts(rows.verify()) == {"entries": 1, "agree": 1}
+        return {"id": 1, "name": "Ada"}
+
+    rows.flush()
+    wb.get("users", 1, load)
+    assert counts(rows.verify()) == {"entries": 1, "agree": 1}
 
 
 def test_each_kind_of_difference(rows: Rows) -> None:

@@ -203,6 +203,12 @@ def _throughput() -> list[Json]:
             [(quantile(q, "batch_size"), f"{{{{queue}}}} {q:.0%}") for q in (0.5, 0.99)],
         ),
         _lines(
+            "Size of a message",
+            "Half of the messages, and 99% of them, are no larger; from 128 B to 1 MiB.",
+            "bytes",
+            [(quantile(q, "message_size_bytes"), f"{{{{queue}}}} {q:.0%}") for q in (0.5, 0.99)],
+        ),
+        _lines(
             "Time of a flush",
             "For a batch, or several at once, to Postgres, with COMMIT: half, and 99%, take no longer.",
             "s",
@@ -256,6 +262,15 @@ def _trouble() -> list[Json]:
             [
                 (f"writebehind_redis_up{{{_OF}}}", "{{queue}} {{instance}} Redis"),
                 (f"writebehind_postgres_up{{{_OF}}}", "{{queue}} {{instance}} Postgres"),
+            ],
+        ),
+        _lines(
+            "Memory of Redis",
+            "Used, and maxmemory; 0: no limit.",
+            "bytes",
+            [
+                (f"max by (job, queue) (writebehind_redis_memory_used_bytes{{{_OF}}})", "{{queue}} used"),
+                (f"max by (job, queue) (writebehind_redis_memory_max_bytes{{{_OF}}})", "{{queue}} maxmemory"),
             ],
         ),
         _lines(

@@ -2,41 +2,75 @@
 
 from .async_batch import AsyncBatch
 from .async_client import AsyncWriteBehind
+from .async_lock import AsyncLock
+from .async_rate_limiter import AsyncRateLimiter
 from .async_receipt import AsyncReceipt
+from .async_session_store import AsyncSessionStore
+from .async_table import AsyncTable
 from .batch import Batch
 from .client import WriteBehind
 from .errors import (
     FlushTimeout,
     InvalidLoad,
     InvalidWrite,
+    LockLost,
+    LockNotAcquired,
     OutcomeUnknown,
     QueueFull,
+    RateLimited,
     RedisFull,
     RedisRefused,
     RedisUnavailable,
+    RowMismatch,
+    SessionEnded,
     WriteBehindError,
     WriteRejected,
 )
+from .lock import Lock
+from .login_session import LoginSession
+from .observer import Observer
+from .rate import RateLimit, RateResult
+from .rate_limiter import RateLimiter
 from .receipt import Receipt
+from .session_store import SessionStore
 from .settings import Options, Settings
+from .table import Table, TableWrites
 
 __all__ = [
     "WriteBehind",
     "Batch",
     "Receipt",
+    "Table",
+    "TableWrites",
+    "Lock",
+    "RateLimit",
+    "RateLimiter",
+    "RateResult",
     "AsyncWriteBehind",
     "AsyncBatch",
     "AsyncReceipt",
+    "AsyncTable",
+    "AsyncLock",
+    "AsyncRateLimiter",
+    "SessionStore",
+    "AsyncSessionStore",
+    "LoginSession",
     "Options",
     "Settings",
+    "Observer",
     "WriteBehindError",
     "InvalidWrite",
     "InvalidLoad",
+    "RowMismatch",
     "QueueFull",
     "RedisUnavailable",
     "RedisRefused",
     "RedisFull",
     "WriteRejected",
+    "SessionEnded",
     "FlushTimeout",
     "OutcomeUnknown",
+    "LockNotAcquired",
+    "LockLost",
+    "RateLimited",
 ]

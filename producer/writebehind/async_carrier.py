@@ -10,6 +10,8 @@ from redis.asyncio import Redis
 
 from .steps import Command, Load, Pause, Pipeline, Step, Steps, T
 
+_LONG = (Pause, Load)
+
 
 class AsyncCarrier:
     """The way to one Redis, for the async client.
@@ -23,10 +25,15 @@ class AsyncCarrier:
 
     async def run(self, steps: Steps[T]) -> T:
         """Does the steps, and returns what they come to."""
+        task = asyncio.current_task()
+        cancels = task.cancelling() if task else 0
         try:
             step = next(steps)
             while True:
                 try:
+                    if type(step) in _LONG and task and task.cancelling() > cancels:
+                        # Until Python 3.12 asyncio.wait_for, which redis-py sends with, could swallow it.
+                        raise asyncio.CancelledError
                     result = await self._do(step)
                 except BaseException as error:  # a cancelled call must let go of what it holds, too
                     step = steps.throw(error)

@@ -9,13 +9,21 @@ from redis.asyncio import BlockingConnectionPool, Redis
 
 from .async_batch import AsyncBatch
 from .async_carrier import AsyncCarrier
+from .async_lock import AsyncLock
+from .async_rate_limiter import AsyncRateLimiter
 from .async_receipt import AsyncReceipt
+from .async_table import AsyncTable
 from .cache import BulkLoader, Loader, Row
 from .client import CONNECTIONS, refuse_decoding
-from .core import Core
+from .core import make_core
+from .lock_steps import LockSteps
 from .message import Id, Op, Write
+from .rate import RateLimit
+from .rate_steps import RateSteps
 from .session import SessionPool
 from .settings import Options, Settings
+from .shape import R
+from .typed_rows import TypedRows
 
 
 class AsyncWriteBehind:
@@ -32,8 +40,13 @@ class AsyncWriteBehind:
     def __init__(self, client: Redis, **options: Unpack[Options]) -> None:
         settings = Settings(**options)
         refuse_decoding(client)
+        if settings.near_cache:
+            raise ValueError(
+                "near_cache is for WriteBehind only: the calling thread reads the connection that tells of "
+                "changes, which would hold up an event loop; leave it 0"
+            )
         self.redis = client
-        self._core = Core(settings, SessionPool())
+        self._core = make_core(settings, SessionPool())
         self._carrier = AsyncCarrier(client)
         self.keys, self.settings = self._core.keys, settings
 
@@ -100,6 +113,41 @@ class AsyncWriteBehind:
         """See :meth:`WriteBehind.get_many`."""
         return await self._carrier.run(self._core.get_many(table, ids, load, timeout))
 
-    async def invalidate(self, table: str, id: Id) -> bool:
+    async def invalidate(self, table: str, id: Id, *, wait: float | None = None) -> bool:
         """See :meth:`WriteBehind.invalidate`."""
-        return await self._carrier.run(self._core.invalidate(table, id))
+        return await self._carrier.run(self._core.invalidate(table, id, wait))
+
+    async def invalidate_many(self, table: str, ids: Sequence[Id]) -> list[bool]:
+        """See :meth:`WriteBehind.invalidate_many`."""
+        return await self._carrier.run(self._core.invalidate_many(table, ids))
+
+    def table(
+        self, kind: type[R], *, name: str | None = None, key: str | Sequence[str] = "id"
+    ) -> AsyncTable[R]:
+        """See :meth:`WriteBehind.table`."""
+        return AsyncTable(self, self._carrier, TypedRows(self._core, kind, name, key))
+
+    def lock(
+        self,
+        name: str,
+        *,
+        timeout: float,
+        blocking: bool = True,
+        blocking_timeout: float | None = None,
+        sleep: float = 0.1,
+        thread_local: bool = True,
+    ) -> AsyncLock:
+        """See :meth:`WriteBehind.lock`."""
+        return AsyncLock(
+            self.redis,
+            self._carrier,
+            LockSteps(self.keys, name, timeout),
+            blocking=blocking,
+            blocking_timeout=blocking_timeout,
+            sleep=sleep,
+            thread_local=thread_local,
+        )
+
+    def rate_limit(self, name: str, limit: int, per: float) -> AsyncRateLimiter:
+        """See :meth:`WriteBehind.rate_limit`."""
+        return AsyncRateLimiter(self._carrier, RateSteps(self.keys, RateLimit(name, limit, per)))

@@ -6,7 +6,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
@@ -15,10 +15,12 @@ from .errors import FlushTimeout
 from .keys import QueueKeys
 from .loaded import by_id
 from .message import MAX_COLUMNS, Id, cache_fields, encode_row
+from .observer import guarded, tell_fills, tell_looks, timed
 from .pauses import pauses
+from .refresh import ABANDONED, Outcome, Refresh, log_failure
 from .script import Argument, Script
 from .settings import Settings
-from .steps import Command, Load, Pause, Pipeline, Steps, run_script, run_scripts
+from .steps import Command, Load, Pause, Pipeline, Steps, T, run_script, run_scripts
 from .translate import redis_errors_as_ours
 
 Row = dict[str, Any]
@@ -32,8 +34,6 @@ _END_FILL = Script("writebehind", "end_fill")
 _INVALIDATE = Script("writebehind", "invalidate")
 
 _FOREIGN = Entry("foreign", {})
-_Outcome = tuple[str, int, Sequence[str | bytes]]
-_ABANDONED: _Outcome = ("abandon", 1, [])
 
 
 class Wanted(NamedTuple):
@@ -43,19 +43,44 @@ class Wanted(NamedTuple):
     id: Id
 
 
-class RowCache:
-    """The cached rows of one client."""
+class RowForm(Protocol):
+    """What rows are to the application, where they are not what JSON has."""
 
-    def __init__(self, keys: QueueKeys, settings: Settings) -> None:
+    def row(self, columns: Mapping[str, bytes]) -> Any:
+        """The row of column → JSON text."""
+
+    def encode(self, table: str, loaded: Any) -> dict[str, bytes]:
+        """Column → JSON text of what a loader returned."""
+
+
+class RowCache:
+    """The cached rows of one client; ``form`` says what they are, if they are typed."""
+
+    def __init__(self, keys: QueueKeys, settings: Settings, form: RowForm | None = None) -> None:
         self._keys, self._settings = keys, settings
-        self._row = row_decoder(settings.parse_float)
+        self._row = row_decoder(settings.parse_float) if form is None else form.row
+        self._encode = encode_row if form is None else form.encode
+        ahead = settings.refresh_ahead
+        self._refresh = None if ahead is None else Refresh(ahead, settings.fill_timeout)
+        self.refresh_failed: Callable[[str, Exception], None] = log_failure
+        self._observer = guarded(settings.observer)
         self._packing = settings.packing()
 
     def get(self, wanted: Wanted, table: str, load: Loader | None, timeout: float) -> Steps[Row | None]:
         """See :meth:`WriteBehind.get`."""
         where, id = wanted
         deadline = time.monotonic() + timeout
-        entry = yield from self._look(where)
+        due: Sequence[Wanted] = ()
+        if self._refresh is None or load is None:
+            entry = yield from self._look(where)
+        else:
+            (entry,), due = yield from self._look_ahead(self._refresh, [wanted])
+        observer, waits_since = self._observer, 0.0
+        if observer is not None:
+            tell_looks(observer, table, [entry.state])
+        if self._refresh is not None and load is not None and due:
+            refreshed = yield from self._load_anew(self._refresh, due, table, lambda _: _load_one(id, load))
+            return refreshed[where] if refreshed else self._row(entry.columns)
         if load is None:
             return self._row(entry.columns) if entry.state == "row" else None
         for pause in pauses():
@@ -71,11 +96,16 @@ class RowCache:
                 return None
             if entry.state != "filling":
                 break
+            waits_since = waits_since or time.monotonic()
             yield Pause(pause)
             entry = yield from self._look(where)
+            if observer is not None and entry.state != "filling":
+                observer.waited_for_load(table, time.monotonic() - waits_since)
+                waits_since = 0.0
         if entry.state == "marker":
             yield from self._await_applied(table, entry.seq, deadline)
-        return self._loaded(table, (yield Load(load, id)))[0]
+        (row,) = yield from self._timed(table, _load_one(id, load))
+        return self._loaded(table, row)[0]
 
     def get_many(
         self, wanted: Sequence[Wanted], table: str, load: BulkLoader | None, timeout: float
@@ -83,8 +113,19 @@ class RowCache:
         """See :meth:`WriteBehind.get_many`."""
         deadline = time.monotonic() + timeout
         open_ = {where: Wanted(where, id) for where, id in wanted}
-        entries = dict(zip(open_, (yield from self._look_at_all(list(open_))), strict=True))
+        observer, waits_since = self._observer, 0.0
         found: dict[str, Row | None] = {}
+        due: Sequence[Wanted] = ()
+        if self._refresh is None or load is None:
+            looked = yield from self._look_at_all(list(open_))
+        else:
+            looked, due = yield from self._look_ahead(self._refresh, list(open_.values()))
+        if observer is not None:
+            tell_looks(observer, table, [entry.state for entry in looked])
+        if self._refresh is not None and load is not None and due:
+            anew = yield from self._load_anew(self._refresh, due, table, lambda some: _load_all(some, load))
+            found.update(anew)
+        entries = {w: entry for w, entry in zip(open_, looked, strict=True) if w not in found}
         for pause in pauses():
             absent = [open_[where] for where, entry in entries.items() if entry.state == "absent"]
             if absent and load is not None:
@@ -101,21 +142,57 @@ class RowCache:
                     found[where] = self._row(entry.columns) if entry.state == "row" else None
             entries = {where: entry for where, entry in entries.items() if where not in found}
             waiting = [where for where, entry in entries.items() if entry.state == "filling"]
+            if waits_since and observer is not None and not waiting:
+                observer.waited_for_load(table, time.monotonic() - waits_since)
             if load is None or not waiting:
                 break
+            waits_since = waits_since or time.monotonic()
             yield Pause(pause)
             entries.update(zip(waiting, (yield from self._look_at_all(waiting)), strict=True))
         if load is not None and entries:
             yield from self._await_applied(table, max(e.seq for e in entries.values()), deadline)
             rest = [open_[where] for where in entries]
-            for w, row in zip(rest, (yield from _load_all(rest, load)), strict=True):
+            rows = yield from self._timed(table, _load_all(rest, load))
+            for w, row in zip(rest, rows, strict=True):
                 found[w.where] = self._loaded(table, row)[0]
         return [found.get(where) for where, _ in wanted]
 
-    def invalidate(self, where: str) -> Steps[bool]:
+    def invalidate(self, where: str, table: str, wait: float | None) -> Steps[bool]:
         """Removes the entry unless a write to it is pending; whether nothing is cached any more."""
+        deadline = time.monotonic() + (wait or 0)
+        for pause in pauses():
+            with redis_errors_as_ours("invalidate"):
+                removed = bool((yield from run_script(_INVALIDATE, [where], [])))
+            if removed or wait is None:
+                return removed
+            if time.monotonic() + pause > deadline:
+                raise FlushTimeout(
+                    f"{table}: a write to this row was not committed in {wait} s; it stays cached"
+                )
+            yield Pause(pause)
+        raise AssertionError
+
+    def invalidate_many(self, names: Sequence[str]) -> Steps[list[bool]]:
+        """As :meth:`invalidate`, of many and without waiting."""
         with redis_errors_as_ours("invalidate"):
-            return bool((yield from run_script(_INVALIDATE, [where], [])))
+            replies = yield from run_scripts(_INVALIDATE, [([where], []) for where in names])
+            for reply in replies:
+                if isinstance(reply, Exception):
+                    raise reply
+            return [bool(reply) for reply in replies]
+
+    def remove_when_settled(self, where: str, table: str, deadline: float) -> Steps[None]:
+        """Removes the entry; first, the write that it shows is waited for. Raises :class:`FlushTimeout`."""
+        for pause in pauses():
+            entry = yield from self._look(where)
+            if entry.state != "row":
+                return
+            yield from self._await_applied(table, entry.seq, deadline)
+            if (yield from self.invalidate(where, table, None)):
+                return
+            if time.monotonic() + pause > deadline:
+                raise FlushTimeout(f"{table}: the cached row does not fit, and a write to it is pending")
+            yield Pause(pause)
 
     def _look(self, where: str) -> Steps[Entry]:
         with redis_errors_as_ours("get"):
@@ -132,6 +209,56 @@ class RowCache:
                 for reply in replies
             ]
 
+    def _look_ahead(
+        self, refresh: Refresh, wanted: Sequence[Wanted]
+    ) -> Steps[tuple[list[Entry], list[Wanted]]]:
+        """The entries, and which of the rows are to be refreshed."""
+        with redis_errors_as_ours("get"):
+            replies = yield Pipeline(
+                [(command, w.where) for w in wanted for command in ("HGETALL", "PTTL")], keeps_errors=True
+            )
+            entries, due = [], []
+            for w, reply, left_ms in zip(wanted, replies[::2], replies[1::2], strict=True):
+                if isinstance(left_ms, Exception):
+                    raise left_ms
+                entry = _foreign_or_raise(reply) if isinstance(reply, Exception) else read_entry(reply)
+                entries.append(entry)
+                if refresh.is_due(entry, left_ms):
+                    due.append(w)
+            return entries, due
+
+    def _load_anew(
+        self,
+        refresh: Refresh,
+        due: Sequence[Wanted],
+        table: str,
+        loading: Callable[[Sequence[Wanted]], Steps[list[Any]]],
+    ) -> Steps[dict[str, Row | None]]:
+        """The rows that this reader has refreshed, by cache key: the others' cached ones are still valid."""
+        token = secrets.token_hex(8)
+        seqs = yield from refresh.begin([w.where for w in due], token)
+        mine = [(w, seq) for w, seq in zip(due, seqs, strict=True) if seq]
+        if not mine:
+            return {}
+        try:
+            steps = loading([w for w, _ in mine])
+            if self._observer is not None:
+                steps = timed(steps, self._observer.refreshed, table)
+            loaded = yield from steps
+            rows = [self._loaded(table, row) for row in loaded]
+        except GeneratorExit:
+            raise
+        except Exception as error:
+            # The tokens stay: a loader that fails is not called again before they end.
+            self.refresh_failed(table, error)
+            return {}
+        except BaseException:
+            yield from refresh.abandon([w.where for w, _ in mine], token)
+            raise
+        outcomes = [self._outcome(row, columns) for row, columns in rows]
+        yield from refresh.end([(w.where, seq) for w, seq in mine], token, outcomes)
+        return {w.where: row for (w, _), (row, _) in zip(mine, rows, strict=True)}
+
     def begin_fills(self, names: Sequence[str], token: str) -> Steps[list[Entry]]:
         """Puts a fill token where nothing is (``absent``), or tells what is there by now."""
         args: list[Argument] = [token, int(self._settings.fill_timeout * 1000)]
@@ -142,7 +269,7 @@ class RowCache:
                 raise
             except BaseException as error:
                 if not isinstance(error, Exception):  # cancelled: the tokens may be in place
-                    yield from self._end_fills(names, token, [_ABANDONED] * len(names))
+                    yield from self._end_fills(names, token, [ABANDONED] * len(names))
                 raise
             return [_begun(reply) for reply in replies]
 
@@ -151,39 +278,53 @@ class RowCache:
     ) -> Steps[list[Row | None]]:
         """Loads rows whose fill tokens are in place; gives the tokens up, whatever happens."""
         try:
-            loaded = yield from loading
+            loaded = yield from self._timed(table, loading)
             rows = [self._loaded(table, row) for row in loaded]
+            outcomes = [self._outcome(row, columns) for row, columns in rows]
+            replies = yield from self._end_fills(names, token, outcomes)
         except GeneratorExit:
             raise
         except BaseException:
-            yield from self._end_fills(names, token, [_ABANDONED] * len(names))
+            yield from self._end_fills(names, token, [ABANDONED] * len(names))
             raise
-        yield from self._end_fills(names, token, [self._outcome(row, columns) for row, columns in rows])
+        if self._observer is not None:
+            tell_fills(self._observer, table, outcomes, replies)
         return [row for row, _ in rows]
 
-    def _outcome(self, row: Row | None, columns: Mapping[str, bytes]) -> _Outcome:
+    def _outcome(self, row: Row | None, columns: Mapping[str, bytes]) -> Outcome:
         if row is None:
             return "negative", self._settings.negative_ttl, []
         if len(columns) > MAX_COLUMNS:
-            return _ABANDONED
+            return ABANDONED
         fields = cache_fields(columns) if self._packing is None else self._packing.fields(columns)
-        return _ABANDONED if fields is None else ("row", self._settings.ttl, fields)
+        return ABANDONED if fields is None else ("row", self._settings.entry_ttl(), fields)
 
-    def _end_fills(self, names: Sequence[str], token: str, outcomes: Iterable[_Outcome]) -> Steps[None]:
+    def _end_fills(self, names: Sequence[str], token: str, outcomes: Iterable[Outcome]) -> Steps[list[Any]]:
         calls: list[tuple[Sequence[str], Sequence[Argument]]] = [
             ([where], [token, kind, ttl, *fields])
             for where, (kind, ttl, fields) in zip(names, outcomes, strict=True)
         ]
         with contextlib.suppress(RedisError, OSError):  # the rows are loaded; a token runs out by itself
-            yield from run_scripts(_END_FILL, calls)
+            return (yield from run_scripts(_END_FILL, calls))
+        return []
+
+    def _timed(self, table: str, loading: Steps[T]) -> Steps[T]:
+        """The same; the observer hears how long it took."""
+        return loading if self._observer is None else timed(loading, self._observer.loaded, table)
 
     def _loaded(self, table: str, loaded: Mapping[str, Any] | None) -> tuple[Row | None, dict[str, bytes]]:
         if loaded is None:
             return None, {}
-        columns = encode_row(table, loaded)
+        columns = self._encode(table, loaded)
         return self._row(columns), columns
 
     def _await_applied(self, table: str, seq: int, deadline: float) -> Steps[None]:
+        waiting = self._until_applied(table, seq, deadline)
+        if self._observer is None or seq == 0:
+            return waiting
+        return timed(waiting, self._observer.waited_for_write, table)
+
+    def _until_applied(self, table: str, seq: int, deadline: float) -> Steps[None]:
         if seq == 0:
             return
         for pause in pauses():

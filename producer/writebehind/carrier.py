@@ -30,6 +30,9 @@ class Carrier:
         except StopIteration as done:
             return cast(T, done.value)
 
+    def close(self) -> None:
+        """Lets go of what it keeps besides the client."""
+
     def _do(self, step: Step) -> Any:
         kind = type(step)
         if kind is Command:

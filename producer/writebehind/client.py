@@ -10,11 +10,19 @@ from redis import Redis
 from .batch import Batch
 from .cache import BulkLoader, Loader, Row
 from .carrier import Carrier
-from .core import Core
+from .core import make_core
+from .lock import Lock
+from .lock_steps import LockSteps
 from .message import Id, Op, Write
+from .rate import RateLimit
+from .rate_limiter import RateLimiter
+from .rate_steps import RateSteps
 from .receipt import Receipt
 from .session import ConnectedSessionPool
 from .settings import Options, Settings
+from .shape import R
+from .table import Table
+from .typed_rows import TypedRows
 
 CONNECTIONS = {"socket_timeout": 5.0, "socket_connect_timeout": 5.0, "max_connections": 1000}
 """Of connections that we make, unless told otherwise; redis-py 8 would allow 100, and refuse more threads."""
@@ -32,8 +40,8 @@ class WriteBehind:
         settings = Settings(**options)
         refuse_decoding(client)
         self.redis = client
-        self._core = Core(settings, ConnectedSessionPool(client))
-        self._carrier = Carrier(client)
+        self._core = make_core(settings, ConnectedSessionPool(client))
+        self._carrier = _carrier(client, settings)
         self.keys, self.settings = self._core.keys, settings
 
     @classmethod
@@ -50,6 +58,7 @@ class WriteBehind:
     def close(self) -> None:
         """Closes the Redis connections; those of a pool of the caller's go back to it."""
         self._core.close()
+        self._carrier.close()
         self.redis.close()
 
     def __enter__(self) -> WriteBehind:
@@ -117,7 +126,8 @@ class WriteBehind:
         Args:
             load: called once with a list of the ids that are not cached; returns a mapping id → row (a
                 composite id is then the tuple of its values), or a sequence with a row or ``None`` for each.
-                It is called again only for rows that other readers were loading and did not bring.
+                It is called again only for rows that other readers were loading and did not bring, and for
+                those that are refreshed before they expire (``refresh_ahead``).
             timeout: as of :meth:`get`.
 
         Raises:
@@ -126,16 +136,87 @@ class WriteBehind:
         """
         return self._carrier.run(self._core.get_many(table, ids, load, timeout))
 
-    def invalidate(self, table: str, id: Id) -> bool:
+    def invalidate(self, table: str, id: Id, *, wait: float | None = None) -> bool:
         """Removes a row from the cache, so that the next ``get`` loads it.
 
-        Returns ``False``, and removes nothing, while a write to it is pending: the cache is then newer than
-        Postgres.
+        While a write to it is pending the cache is newer than Postgres: then nothing is removed.
+
+        Args:
+            wait: how long to wait for a pending write to be committed, in seconds. Without it none is waited
+                for, and ``False`` means that there is one.
+
+        Raises:
+            FlushTimeout: a write was still pending after ``wait`` seconds.
         """
-        return self._carrier.run(self._core.invalidate(table, id))
+        return self._carrier.run(self._core.invalidate(table, id, wait))
+
+    def invalidate_many(self, table: str, ids: Sequence[Id]) -> list[bool]:
+        """Removes many rows from the cache in one round trip; ``False`` where a write is pending."""
+        return self._carrier.run(self._core.invalidate_many(table, ids))
+
+    def table(self, kind: type[R], *, name: str | None = None, key: str | Sequence[str] = "id") -> Table[R]:
+        """Rows as objects of a class: a dataclass, msgspec Struct, attrs class or Pydantic model.
+
+        Args:
+            kind: the class; its fields are the columns.
+            name: the table; the class's name in snake case unless given.
+            key: the field that is the primary key, or several in order.
+
+        Raises:
+            TypeError: the class has no such field, or a field of a type that cannot be read back.
+        """
+        return Table(self, self._carrier, TypedRows(self._core, kind, name, key))
+
+    # Coordinating.
+
+    def lock(
+        self,
+        name: str,
+        *,
+        timeout: float,
+        blocking: bool = True,
+        blocking_timeout: float | None = None,
+        sleep: float = 0.1,
+        thread_local: bool = True,
+    ) -> Lock:
+        """``with wb.lock("reports", timeout=30) as lock:`` one holder at a time.
+
+        Args:
+            name: printable text of at most 256 bytes.
+            timeout: after so many seconds somebody else may have it, unless it is extended.
+            blocking: whether to wait for it.
+            blocking_timeout: longest wait, in seconds; ``None`` waits for ever.
+            sleep: seconds between two attempts.
+            thread_local: ``False`` if one thread acquires it and another releases it.
+
+        Entering raises LockNotAcquired; leaving raises LockLost if the time ran out. A pause of the process
+        can outlast any timeout: only what checks ``lock.fence`` is safe from a holder that lost it.
+        """
+        return Lock(
+            self.redis,
+            self._carrier,
+            LockSteps(self.keys, name, timeout),
+            blocking=blocking,
+            blocking_timeout=blocking_timeout,
+            sleep=sleep,
+            thread_local=thread_local,
+        )
+
+    def rate_limit(self, name: str, limit: int, per: float) -> RateLimiter:
+        """``wb.rate_limit("mails", 100, per=60).acquire()``; the arguments are of :class:`RateLimit`."""
+        return RateLimiter(self._carrier, RateSteps(self.keys, RateLimit(name, limit, per)))
 
 
 def refuse_decoding(client: Any) -> None:
     """Raises ``ValueError`` for a client whose replies are no bytes."""
     if client.get_encoder().decode_responses:
         raise ValueError("the Redis client must be made with decode_responses=False")
+
+
+def _carrier(client: Redis, settings: Settings) -> Carrier:
+    if not settings.near_cache:
+        return Carrier(client)
+    from .near import NearCache  # noqa: PLC0415 - few need them
+    from .near_carrier import NearCarrier  # noqa: PLC0415
+
+    return NearCarrier(client, NearCache(client, settings.near_cache, settings.near_cache_ttl))

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 from .cache import BulkLoader, Loader, Row, RowCache, Wanted
 from .directory import TableDirectory
-from .enqueue import Enqueue, pack_write, pack_write_with_frames
+from .enqueue import Enqueue, Variant, pack_write, pack_write_with_frames
 from .errors import InvalidWrite
 from .identity import cache_key
 from .keys import QueueKeys
-from .message import Id, Op, Write, make_write
+from .message import Id, Op, Write, make_write, with_trace
+from .observer import Observer, guarded
+from .packing import PackedWrite
+from .rate_steps import admit_writes
 from .session import SessionPool
 from .settings import Settings
-from .steps import Steps
+from .steps import Steps, T
 
 
 class Accepted(NamedTuple):
@@ -36,39 +41,65 @@ class Core:
         self._cache = RowCache(self.keys, settings)
         self._directory = TableDirectory(self.keys)
         self._enqueue = Enqueue(self.keys, sessions)
+        self.traceparent: Callable[[], str | None] | None = None  # of the span at hand, if it is sampled
 
     def close(self) -> None:
         """Lets go of the connections that idle sessions keep."""
         self._enqueue.close()
 
+    def call(self, operation: str, table: str, size: int, begin: Callable[[], Steps[T]]) -> Steps[T]:
+        """Steps that are a call of the application's, about so many rows."""
+        return begin()
+
     def write(self, op: Op, table: str, id: Id, data: Mapping[str, Any] | None) -> Steps[Accepted]:
         """One write."""
         return self.send([make_write(op, table, id, data)])
 
-    def send(self, writes: Sequence[Write]) -> Steps[Accepted]:
-        """All of the writes, or none."""
+    def with_ttl(self, ttl: int) -> Core:
+        """This client for rows that stay cached so long, and no shorter."""
+        other = copy.copy(self)
+        other.settings = dataclasses.replace(self.settings, ttl=ttl, ttl_jitter=0, refresh_ahead=None)
+        other._cache = RowCache(self.keys, other.settings)
+        return other
+
+    def send(
+        self, writes: Sequence[Write], variant: Variant | None = None, sizes: list[int] | None = None
+    ) -> Steps[Accepted]:
+        """All of the writes, or none, as a variant of the script accepts them.
+
+        ``sizes`` gets the bytes of each message.
+        """
         settings = self.settings
+        trace = None if self.traceparent is None else self.traceparent()
         entries: list[str] = []
         packed: list[bytes] = []
         if self._packing is not None:
             writes = [self._packing.write(write) for write in writes]
         for write in writes:
             entry = yield from self._cache_key(write.table, write.key)
-            message = write.message(entry, settings.ttl)
+            message = write.message(entry, settings.entry_ttl())
             if len(message) > settings.max_message_bytes:
                 raise InvalidWrite(
                     f"{write.table}: the message has {len(message)} bytes, at most "
                     f"{settings.max_message_bytes} are allowed (max_message_bytes)"
                 )
+            if trace is not None:  # a limit that a write keeps to must not depend on tracing
+                message = with_trace(message, trace, isinstance(write, PackedWrite))
+            if sizes is not None:
+                sizes.append(len(message))
             entries.append(entry)
             packed.append(self._pack(write.op, message, write.cache_fields()))
+        if settings.admit is not None:
+            yield from admit_writes(self.keys, settings.admit, writes)
         ops = {write.op for write in writes}
-        seq, generation = yield from self._enqueue.steps(entries, ops, packed, settings.max_queue_length)
+        seq, generation = yield from self._enqueue.steps(
+            entries, ops, packed, settings.max_queue_length, variant
+        )
         return Accepted(seq, generation)
 
     def get(self, table: str, id: Id, load: Loader | None, timeout: float) -> Steps[Row | None]:
         """A row, or nothing."""
-        where = yield from self._where(table, id)
+        where = yield from self.where(table, id)
         return (yield from self._cache.get(Wanted(where, id), table, load, timeout))
 
     def get_many(
@@ -77,13 +108,20 @@ class Core:
         """A row or nothing for each id."""
         wanted = []
         for id in ids:
-            wanted.append(Wanted((yield from self._where(table, id)), id))
+            wanted.append(Wanted((yield from self.where(table, id)), id))
         return (yield from self._cache.get_many(wanted, table, load, timeout))
 
-    def invalidate(self, table: str, id: Id) -> Steps[bool]:
+    def invalidate(self, table: str, id: Id, wait: float | None) -> Steps[bool]:
         """Whether nothing is cached any more."""
-        where = yield from self._where(table, id)
-        return (yield from self._cache.invalidate(where))
+        where = yield from self.where(table, id)
+        return (yield from self._cache.invalidate(where, table, wait))
+
+    def invalidate_many(self, table: str, ids: Sequence[Id]) -> Steps[list[bool]]:
+        """For each id, whether nothing is cached any more."""
+        names = []
+        for id in ids:
+            names.append((yield from self.where(table, id)))
+        return (yield from self._cache.invalidate_many(names))
 
     def _cache_key(self, table: str, key: str | Mapping[str, str]) -> Steps[str]:
         found = self._directory.known(table)
@@ -94,6 +132,40 @@ class Core:
             raise InvalidWrite(f"{table}: {made!r} is a key of the queue itself; set a prefix for cache keys")
         return made
 
-    def _where(self, table: str, id: Id) -> Steps[str]:
+    def where(self, table: str, id: Id) -> Steps[str]:
         """The row's cache key; table and id are validated as a write's are."""
         return self._cache_key(table, make_write("delete", table, id, None).key)
+
+
+class ObservedCore(Core):
+    """A core whose writes an observer hears of."""
+
+    def __init__(self, settings: Settings, sessions: SessionPool, observer: Observer) -> None:
+        super().__init__(settings, sessions)
+        self._observer = observer
+
+    def send(
+        self, writes: Sequence[Write], variant: Variant | None = None, sizes: list[int] | None = None
+    ) -> Steps[Accepted]:
+        """See :meth:`Core.send`."""
+        observer, sizes = self._observer, []
+        try:
+            accepted = yield from super().send(writes, variant, sizes)
+        except Exception as error:
+            for write in writes:
+                observer.write_failed(write.table, write.op, error)
+            raise
+        for write, size in zip(writes, sizes, strict=True):
+            observer.wrote(write.table, write.op, size)
+        return accepted
+
+
+def make_core(settings: Settings, sessions: SessionPool) -> Core:
+    """A core that is observed and traced as the settings say."""
+    observer = guarded(settings.observer)
+    core = Core(settings, sessions) if observer is None else ObservedCore(settings, sessions, observer)
+    if settings.tracer is None:
+        return core
+    from .opentelemetry import TracedCore  # noqa: PLC0415 - not everybody has what it imports
+
+    return cast(Core, TracedCore(core, settings.tracer))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from typing import cast
+from typing import NamedTuple, cast
 
 import msgspec
 from redis.exceptions import RedisError, ResponseError
@@ -42,6 +42,18 @@ def _string(text: str | bytes) -> bytes:
     return b"\xdb" + len(raw).to_bytes(4, "big") + raw
 
 
+class Variant(NamedTuple):
+    """A script that accepts writes as ``enqueue`` does; what it is told beyond that, which comes last."""
+
+    script: Script
+    keys: Sequence[str]
+    args: Sequence[Argument]
+
+
+class EntryChanged(Exception):
+    """A variant found an entry that is not as it was told. Nothing was written."""
+
+
 class Enqueue:
     """The producers' way into a queue."""
 
@@ -51,18 +63,26 @@ class Enqueue:
         self._sessions = sessions
 
     def steps(
-        self, cache_keys: Sequence[str], ops: Set[Op], writes: Sequence[bytes], max_queue_length: int
+        self,
+        cache_keys: Sequence[str],
+        ops: Set[Op],
+        writes: Sequence[bytes],
+        max_queue_length: int,
+        variant: Variant | None = None,
     ) -> Steps[tuple[int, int]]:
         """Accepts all of the writes or none; returns the first one's seq, and the generation.
 
         ``writes`` are from :func:`pack_write`, and ``ops`` what occurs in them.
         """
+        script, keys, args = variant or (_ENQUEUE, (), ())
         session = None
         try:
             session = self._sessions.borrow()
             head: list[Argument] = [session.id, session.counter, max_queue_length, " ".join(ops)]
             try:
-                reply = yield from run_script(_ENQUEUE, (*self._keys, *cache_keys), [*head, *writes], session)
+                reply = yield from run_script(
+                    script, (*self._keys, *cache_keys, *keys), [*head, *writes, *args], session
+                )
             except ResponseError as error:
                 reply = yield from self._accepted_before(session, error)
         except BaseException as error:
@@ -77,6 +97,8 @@ class Enqueue:
             raise QueueFull(self._queue, int(second), max_queue_length)
         if first == b"stale":
             raise OutcomeUnknown("write: a later call of the same session has overtaken this one")
+        if first == b"changed":
+            raise EntryChanged
         return int(first), int(second)
 
     def close(self) -> None:

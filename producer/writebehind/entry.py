@@ -1,8 +1,8 @@
 """A cache entry: the hash of one row in Redis, and what it says to a reader. No I/O.
 
 Fields: column → JSON text, or the frame of one (`frame.py`); ``@seq`` the last write that changed it
-(0: loaded); ``@is`` marker, tombstone, negative or fill, absent for a row; ``@token`` of a fill; ``@dirty``
-once a write that it shows was rejected.
+(0: loaded); ``@is`` marker, tombstone, negative or fill, absent for a row; ``@token`` of a fill; ``@refresh``
+while a reader loads it anew; ``@dirty`` once a write that it shows was rejected.
 While a write is pending the entry has no TTL.
 """
 
@@ -21,11 +21,12 @@ State = Literal["absent", "row", "marker", "gone", "filling", "foreign"]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """``gone`` is a tombstone or a negative entry: there is no such row. ``seq`` is a marker's."""
+    """``gone`` is a tombstone or a negative entry: there is no such row. ``refresh`` is a row's token."""
 
     state: State
     columns: dict[str, bytes]
     seq: int = 0
+    refresh: bytes = b""
 
 
 _STATES: dict[bytes, State] = {
@@ -66,7 +67,7 @@ def read_entry(fields: Mapping[bytes, bytes], *, unpacks: bool = True) -> Entry:
             columns |= unpack_all({column: columns[column] for column in framed_columns(columns)})
         except BadFrame:
             return Entry("marker", {}, int(seq))
-    return Entry("row", columns, int(seq))
+    return Entry("row", columns, int(seq), fields.get(b"@refresh", b""))
 
 
 def row_decoder(

@@ -3,16 +3,23 @@
 WriteBehindError
  ├─ InvalidWrite        the call's arguments cannot be written; nothing was sent
  ├─ InvalidLoad         what a loader returned is not what it was asked for
+ ├─ RowMismatch         a cached row does not fit the class it is read as
  ├─ QueueFull           the queue is at its bound; nothing was written
  ├─ RedisUnavailable    no answer from Redis: the write may or may not have been accepted
  ├─ RedisRefused        Redis answered with an error; nothing was written
  │   └─ RedisFull       it is out of memory (maxmemory)
  ├─ WriteRejected       Postgres refused the write: it is a dead letter, with the reason
+ ├─ SessionEnded        there is no such login session: it never was, has expired, or was revoked
  ├─ FlushTimeout        not committed within the time given; it may be later
+ ├─ RateLimited         the setting `admit` refused the write; nothing was written
+ ├─ LockNotAcquired     somebody else had the lock for as long as was waited
+ ├─ LockLost            the lock ran out before it was released or extended
  └─ OutcomeUnknown      Redis lost its history, or the receipt is too old to tell
 """
 
 from __future__ import annotations
+
+from redis.exceptions import LockError, LockNotOwnedError
 
 
 class WriteBehindError(Exception):
@@ -25,6 +32,23 @@ class InvalidWrite(WriteBehindError, ValueError):
 
 class InvalidLoad(WriteBehindError, ValueError):
     """What a loader returned cannot be told from a mistake: nothing was cached."""
+
+
+class RowMismatch(WriteBehindError, ValueError):
+    """A cached row does not fit the class of a typed table, and there was no loader to read it afresh.
+
+    It was written by another version of the application, or with some of its columns only. ``field`` is the
+    one that does not fit, or ``None`` where the class as a whole refused. Give a loader, and a new
+    ``version`` to a client whose classes have changed.
+    """
+
+    def __init__(self, kind: str, field: str | None, reason: str) -> None:
+        where = f"{kind}.{field}" if field else kind
+        super().__init__(
+            f"the cached row does not fit {where}: {reason}; "
+            "give get a loader, and the client a new version when its classes change"
+        )
+        self.field, self.reason = field, reason
 
 
 class QueueFull(WriteBehindError):
@@ -66,9 +90,54 @@ class WriteRejected(WriteBehindError):
         self.seq, self.sqlstate, self.reason = seq, sqlstate, reason
 
 
+class SessionEnded(WriteBehindError, LookupError):
+    """There is no such login session (any more). Nothing was written; the user has to log in."""
+
+
 class FlushTimeout(WriteBehindError, TimeoutError):
     """The write was not committed in Postgres within the time given; it is still queued."""
 
 
 class OutcomeUnknown(WriteBehindError):
     """Whether the write was committed can no longer be told from Redis."""
+
+
+class LockNotAcquired(WriteBehindError, LockError):
+    """Somebody else had the lock for as long as was waited."""
+
+    def __init__(self, name: str) -> None:
+        message = f"lock {name!r} is held by somebody else; try again later, or wait longer for it"
+        super().__init__(message)
+        self.args = (message,)  # redis-py's class leaves there what the constructor was given
+        self.name = name
+
+
+class LockLost(WriteBehindError, LockNotOwnedError):
+    """The lock ran out before it was released or extended: somebody else may have had it since.
+
+    What was written meanwhile is safe only where it was checked against the fence.
+    """
+
+    def __init__(self, name: str) -> None:
+        message = (
+            f"lock {name!r} ran out while it was held, and may be another's now: "
+            "give it a longer timeout, or extend it in time"
+        )
+        super().__init__(message)
+        self.args = (message,)
+        self.name = name
+
+
+class RateLimited(WriteBehindError):
+    """The setting ``admit`` gave a rate limit that has no slots left for the write. Nothing was written.
+
+    ``retry_after``: seconds until it would be let in; infinite for a batch that is larger than the limit.
+    """
+
+    def __init__(self, name: str, retry_after: float, cost: int, limit: int, per: float) -> None:
+        todo = f"try again in {retry_after:.3f} s" if cost <= limit else "send smaller batches"
+        super().__init__(
+            f"rate limit {name!r}: no room for {cost} more writes, of {limit} in {per:g} s; "
+            f"nothing was written: {todo}"
+        )
+        self.name, self.retry_after = name, retry_after

@@ -1,4 +1,4 @@
-"""The names of a queue's keys in Redis. One hash tag, so that they share a cluster slot; none has a TTL."""
+"""The names of a queue's keys in Redis. One hash tag: they share a cluster slot. Locks, rates have a TTL."""
 
 from __future__ import annotations
 
@@ -79,6 +79,33 @@ class QueueKeys:
         return self._own("paused")
 
     @property
+    def sessions(self) -> str:
+        """Sorted set of one score: ``user:id`` of each login session that may not be committed yet."""
+        return self._own("sessions")
+
+    @property
+    def session_seqs(self) -> str:
+        """Sorted set: the same members → seq of the write that made the session."""
+        return self._own("sessions:seq")
+
+    def closing(self, user: str) -> str:
+        """String, with a TTL: there while all of a user's sessions are revoked, and none is rotated."""
+        return self._own(f"sessions:closing:{user}")
+
+    @property
     def tables(self) -> str:
         """Hash: table as a message may name it → JSON of its name and key columns, for cache keys."""
         return self._own("tables")
+
+    def lock(self, name: str) -> str:
+        """String ``token:fence``, with a TTL: who has an application's lock."""
+        return self._own(f"lock:{name}")
+
+    @property
+    def fence(self) -> str:
+        """String: the fencing token last given out, of all locks together."""
+        return self._own("fence")
+
+    def rate(self, name: str) -> str:
+        """Sorted set, with a TTL: the slots of an application's rate limit → when they were taken, in µs."""
+        return self._own(f"rate:{name}")

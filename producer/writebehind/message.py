@@ -65,6 +65,12 @@ class Write(msgspec.Struct, frozen=True, gc=False):
         return cache_fields(self.columns)
 
 
+def with_trace(message: bytes, trace: str, is_packed: bool = False) -> bytes:
+    """The message with the ``traceparent`` of what wrote it: one of version 2, as a packed one is already."""
+    version = b"" if is_packed else b',"v":2'
+    return b'%b%b,"trace":"%b"}' % (message[:-1], version, trace.encode())
+
+
 def cache_fields(columns: Mapping[str, bytes]) -> list[str]:
     """Field, JSON text, field, ... as the hash of a row holds its columns."""
     # Our own fields begin with @, so a column's @ is doubled.

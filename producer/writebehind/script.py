@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any, Protocol
@@ -18,11 +19,19 @@ class Client(Protocol):
     def execute_command(self, *args: Any, **options: Any) -> Any: ...
 
 
+_INCLUDE = re.compile(rb"^-- include (\w+)\n", re.MULTILINE)
+
+
 class Script:
-    """One Lua script of a package's ``lua`` folder."""
+    """One Lua script of a package's ``lua`` folder; its line ``-- include x`` stands for those of ``x``."""
 
     def __init__(self, package: str, name: str) -> None:
-        self.source = resources.files(package).joinpath("lua", f"{name}.lua").read_bytes()
+        folder = resources.files(package).joinpath("lua")
+
+        def read(name: str) -> bytes:
+            return folder.joinpath(f"{name}.lua").read_bytes()
+
+        self.source = _INCLUDE.sub(lambda m: read(m[1].decode()).partition(b"\n")[2], read(name))
         self.sha = hashlib.sha1(self.source, usedforsecurity=False).hexdigest()
 
     def __call__(self, client: Client, keys: Sequence[str], args: Sequence[Argument]) -> Any:

@@ -27,7 +27,7 @@ def program(name: str) -> str:
     """Where ``prometheus`` or ``promtool`` is; the test is skipped where it is not installed."""
     found = shutil.which(name)
     if found is None:
-        missing(f"{name} is not on the PATH; on Debian: apt-get install prometheus")
+        missing(f"{name} is not on the PATH; on Debian: apt-get install prometheus prometheus-alertmanager")
     assert found is not None
     return found
 

@@ -31,6 +31,7 @@ from .pause_cli import pause_command, resume_command
 from .signals import Signals
 from .status import read_status, render
 from .top_cli import top
+from .verdict import verdict
 from .verify_cli import verify_command
 
 _CONNECT_TIMEOUT_S = 10
@@ -94,10 +95,14 @@ def init(config: Config) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @config_options("redis_url", "postgres_url", "queue")
 def status(config: Config, as_json: bool) -> None:
-    """Show the queue, its owner, the ledger and the dead letters. Exit code 1 if a server is down."""
+    """Whether the data is safe and how far behind it is: the queue, its owner, the ledger, the dead letters.
+
+    Exit code 1 if a server is down.
+    """
     found = read_status(config)
-    encoded = msgspec.json.format(msgspec.json.encode(found)).decode()
-    click.echo(encoded if as_json else render(found))
+    answer = {"verdict": verdict(found), **msgspec.to_builtins(found)}
+    encoded = msgspec.json.format(msgspec.json.encode(answer)).decode()
+    click.echo(encoded if as_json else f"{verdict(found)}\n\n{render(found)}")
     sys.exit(0 if found.ok else 1)
 
 

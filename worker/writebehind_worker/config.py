@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, timeout_from_conninfo
 from redis import ConnectionPool
 
 from writebehind.keys import DEFAULT_QUEUE
@@ -164,6 +164,9 @@ class Config:
     refuse_newer: bool = _option(
         False, "Messages of a later wire format become dead letters; else the worker stops at one."
     )
+    tracing: bool = _option(
+        False, "Spans of OpenTelemetry for what is flushed; OTEL_ variables say where they go."
+    )
     log_level: str = _option(
         "info", "Least level that is logged.", choices=("debug", "info", "warning", "error")
     )
@@ -236,7 +239,7 @@ def _check_redis_url(url: str) -> None:
 
 def _check_postgres_url(url: str) -> None:
     try:
-        conninfo_to_dict(url)
+        parameters = conninfo_to_dict(url)
     except psycopg.ProgrammingError:
         # libpq's message, and whatever it could not parse, may hold a piece of the password.
         raise (
@@ -244,6 +247,11 @@ def _check_postgres_url(url: str) -> None:
                 "cannot be parsed; allowed: postgresql://user@host:5432/db, or 'host=… dbname=…'"
             )
         ) from None
+    try:
+        timeout_from_conninfo(parameters)
+    except psycopg.ProgrammingError:
+        given = parameters["connect_timeout"]
+        raise SETTINGS["postgres_url"].wrong(f"has connect_timeout={given}; allowed: whole seconds") from None
 
 
 def _check_queue(queue: str) -> None:

@@ -82,7 +82,9 @@ class Heartbeat:
     def _look_for_risks(self) -> None:
         if time.monotonic() >= self._risks_at:
             self._risks_at = time.monotonic() + _RISKS_EVERY_S
-            self._metrics.redis_risks_are(redis_risks(self._client.info()))
+            info: dict[str, Any] = self._client.info()
+            self._metrics.redis_risks_are(redis_risks(info))
+            self._metrics.redis_told(info)
 
     def _reap(self) -> None:
         """Producer sessions end without saying so; one that was idle for a day is taken as ended."""

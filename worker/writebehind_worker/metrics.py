@@ -19,6 +19,7 @@ from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from .figures import MOST_REASONS, Backlog, DeadLetters, Figures
+from .redis_figures import RedisFigures
 from .version import installed_version
 
 Outcome = Literal["applied", "rejected", "rollback", "passed_over"]
@@ -32,6 +33,8 @@ LAG_BUCKETS_S = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300,
 )  # fmt: skip
 FLUSH_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+MESSAGE_BUCKETS = tuple(1 << power for power in range(7, 21))
+"""Bytes: 128 B to 1 MiB."""
 BATCH_BUCKETS = (1, 10, 100, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000, 100_000)
 
 
@@ -51,6 +54,10 @@ class Metrics:
         self._reason = _Bounded(50)
         self._lag = _LagHistogram()
         self.registry.register(self._lag)
+        self._message_size = _SizeHistogram()
+        self.registry.register(self._message_size)
+        self._redis_figures = RedisFigures()
+        self.registry.register(self._redis_figures)
         self._count()
         self._measure()
         self._identify()
@@ -166,6 +173,10 @@ class Metrics:
         self._add(flushes=1, flush_s=seconds)
         self._flushed_at.set(time.time())
 
+    def received(self, items: Sequence[bytes]) -> None:
+        """The messages of a batch, each counted once: as it is committed."""
+        self._message_size.observe_all(list(map(len, items)))
+
     def lag(self, commit_us: int, seqs_us: Sequence[int]) -> None:
         """Writes accepted at ``seqs_us`` are durable at ``commit_us``: both µs of Redis' clock."""
         self._lag.observe_all(commit_us, seqs_us)
@@ -216,6 +227,7 @@ class Metrics:
         for reason in get_args(Hold):
             self._held.labels(reason).set(0)
         self.redis_risks_are(())
+        self._redis_figures.are({})
         self._tell(risks=risks)
 
     def redis_risks_are(self, risks: Collection[RedisRisk]) -> None:
@@ -223,6 +235,10 @@ class Metrics:
         for risk in get_args(RedisRisk):
             self._risk.labels(risk).set(risk in risks)
         self._tell(risks=frozenset(risks))
+
+    def redis_told(self, info: Mapping[str, Any]) -> None:
+        """The ``INFO`` of the server that the owner talks to."""
+        self._redis_figures.are(info)
 
     def nothing_is_known(self) -> None:
         """Of the queue and of the dead letters: the next owner tells."""
@@ -328,4 +344,36 @@ class _LagHistogram(Collector):
             "Time from a write's acceptance to its commit in Postgres.",
             buckets=buckets,
             sum_value=sum_s,
+        )
+
+
+class _SizeHistogram(Collector):
+    """As `_LagHistogram`: a whole batch at once, no call for each message."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._at_most = [0] * len(MESSAGE_BUCKETS)
+        self._count = self._sum = 0
+
+    def observe_all(self, sizes: Sequence[int]) -> None:
+        ordered = sorted(sizes)
+        at_most = [bisect_right(ordered, bound) for bound in MESSAGE_BUCKETS]
+        with self._lock:
+            self._at_most = [old + new for old, new in zip(self._at_most, at_most, strict=True)]
+            self._count += len(ordered)
+            self._sum += sum(ordered)
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        with self._lock:
+            buckets = [
+                (str(float(bound)), float(count))
+                for bound, count in zip(MESSAGE_BUCKETS, self._at_most, strict=True)
+            ]
+            buckets.append(("+Inf", float(self._count)))
+            total = self._sum
+        yield HistogramMetricFamily(
+            "writebehind_message_size_bytes",
+            "Size of a message as it came from Redis.",
+            buckets=buckets,
+            sum_value=total,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import psycopg
 from structlog.typing import FilteringBoundLogger
@@ -21,6 +21,9 @@ from .resolve import RowId
 from .sqlstate import Verdict, advice, judge
 from .state import WorkerState
 from .unit import Unit
+
+if TYPE_CHECKING:
+    from .tracing import FlushTracing
 
 _COUNT_EVERY_S = 1.0  # the open dead letters; more seldom where there are so many that it takes long
 _COUNT_SHARE = 0.02
@@ -78,6 +81,11 @@ class Persister:
         self._state, self._metrics, self._log = state, metrics, log
         self._now_us, self._failure = now_us, failure
         self._count_at = 0.0
+        self._tracing: FlushTracing | None = None
+        if config.tracing:
+            from .tracing import FlushTracing  # noqa: PLC0415 - not everybody has what it imports
+
+            self._tracing = FlushTracing(config.queue, log)
 
     def idle(self) -> None:
         """There is nothing to flush: a server that is gone is noticed, and said."""
@@ -101,6 +109,7 @@ class Persister:
         A broken connection or a lost ownership is raised.
         """
         waiting = _Waiting(Backoff())
+        began_ns = time.time_ns()
         while True:
             started = time.monotonic()
             try:
@@ -111,6 +120,8 @@ class Persister:
                 if flushed is None:
                     break
                 self._went_through(unit, flushed, time.monotonic() - started)
+                if self._tracing is not None:
+                    self._tracing.flushed(unit, flushed, began_ns)
                 unit.land()
                 yield unit, flushed
                 return
@@ -183,6 +194,8 @@ class Persister:
         self._state.progress()
         self._metrics.postgres_is(True)
         self._metrics.flush([len(batch.items) for batch in unit.batches], seconds)
+        for batch in unit.batches:
+            self._metrics.received(batch.items)
         self._metrics.lag(self._now_us(), unit.seqs)
         for (table, outcome), writes in flushed.writes.items():
             self._metrics.flushed(table, outcome, writes)

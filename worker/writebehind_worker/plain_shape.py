@@ -36,6 +36,7 @@ class PlainMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, gc=
     key: str | None = None
     ttl: Annotated[int, Meta(ge=1, le=MAX_TTL_S)] | None = None
     v: Literal[1, 2] = 1
+    trace: Raw = Raw(b"")  # whatever it is: only `tracing` looks at it
 
 
 class PlainShape(msgspec.Struct, frozen=True, eq=False):

@@ -89,6 +89,7 @@ class _Envelope(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     v: int = 1
     packed: dict[str, str] | None = None
     unpacked: int | None = None
+    trace: msgspec.Raw = msgspec.Raw(b"")  # whatever it is: only `tracing` looks at it
 
 
 _decode = msgspec.json.Decoder(_Envelope).decode

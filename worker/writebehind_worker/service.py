@@ -54,6 +54,7 @@ class Service:
         configure_logging(self._config.log_level, self._config.log_format)
         last_words = ""
         try:
+            _prepare_tracing(self._config)
             self._endpoint = self._serve(self._config)
             self._reporter.start()
             self._manager.ready()
@@ -129,6 +130,7 @@ class Service:
         number, config = self._at_hand
         try:
             stall_after_s(config)  # for its errors
+            _prepare_tracing(config)
             self._move_endpoint(config)
         except Exception as error:  # whatever it is, the worker goes on as before
             self._refuse(number, error)
@@ -175,6 +177,14 @@ class Service:
     def _waiting(self) -> int:
         backlog = self._figures_of(self._config.queue).metrics.figures().backlog
         return 0 if backlog is None else backlog.length
+
+
+def _prepare_tracing(config: Config) -> None:
+    """Raises `FatalError` where spans are asked for and cannot be made."""
+    if config.tracing:
+        from .tracing_setup import prepare_tracing  # noqa: PLC0415 - not everybody has what it imports
+
+        prepare_tracing()
 
 
 def changes(before: Config, after: Config) -> list[str]:

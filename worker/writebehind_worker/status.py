@@ -187,10 +187,10 @@ def render(status: Status) -> str:
 
 
 def _redis_lines(queue: QueueStatus) -> Iterator[tuple[str, str]]:
-    yield "waiting", _counted(queue.length)
+    yield "waiting", counted(queue.length)
     yield "frozen", f"{sum(b.items for b in queue.frozen)} writes in {len(queue.frozen)} batches"
     for batch in queue.frozen:
-        yield "", f"batch {batch.id}: {_counted(batch.items)}"
+        yield "", f"batch {batch.id}: {counted(batch.items)}"
     pending = queue.length or queue.frozen
     unknown = "unknown: it carries no seq" if pending else "nothing is pending"
     yield "oldest", unknown if queue.oldest_age_s is None else f"{queue.oldest_age_s:.1f} s old"
@@ -206,7 +206,7 @@ def _redis_lines(queue: QueueStatus) -> Iterator[tuple[str, str]]:
     )
 
 
-def _counted(writes: int) -> str:
+def counted(writes: int) -> str:
     return f"{writes} write" if writes == 1 else f"{writes} writes"
 
 

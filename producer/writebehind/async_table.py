@@ -1,0 +1,81 @@
+"""``AsyncTable``: rows as objects of a class of the application's, on an event loop."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic
+
+from .async_batch import AsyncBatch
+from .async_carrier import AsyncCarrier
+from .async_receipt import AsyncReceipt
+from .shape import R
+from .table import TableWrites, TypedId, checked_names
+from .typed_rows import TypedRows
+
+if TYPE_CHECKING:
+    from .async_client import AsyncWriteBehind
+
+
+class AsyncTable(Generic[R]):
+    """:class:`Table` for asyncio: the same calls, awaited; made by :meth:`AsyncWriteBehind.table`.
+
+    A loader may be a coroutine function.
+    """
+
+    def __init__(self, wb: AsyncWriteBehind, carrier: AsyncCarrier, rows: TypedRows[R]) -> None:
+        self._wb, self._carrier, self._rows = wb, carrier, rows
+        self._shape, self.name = rows.shape, rows.name
+
+    async def put(self, row: R) -> AsyncReceipt:
+        """See :meth:`Table.put`."""
+        return await self._wb.put(self.name, self._shape.id_of(self.name, row), self._shape.values(row))
+
+    async def patch(
+        self, id: TypedId, changes: Mapping[str, Any] | None = None, /, **named: Any
+    ) -> AsyncReceipt:
+        """See :meth:`Table.patch`."""
+        data = self._shape.changes(self.name, {**(changes or {}), **named})
+        return await self._wb.patch(self.name, self._rows.id(id), data)
+
+    async def increment(
+        self, id: TypedId, deltas: Mapping[str, Any] | None = None, /, **named: Any
+    ) -> AsyncReceipt:
+        """See :meth:`Table.increment`."""
+        data = checked_names(self._shape, self.name, {**(deltas or {}), **named})
+        return await self._wb.increment(self.name, self._rows.id(id), data)
+
+    async def delete(self, id: TypedId) -> AsyncReceipt:
+        """See :meth:`Table.delete`."""
+        return await self._wb.delete(self.name, self._rows.id(id))
+
+    def into(self, batch: AsyncBatch) -> TableWrites[R]:
+        """See :meth:`Table.into`."""
+        return TableWrites(batch, self._rows)
+
+    async def get(
+        self,
+        id: TypedId,
+        load: Callable[[Any], R | Mapping[str, Any] | Awaitable[R | Mapping[str, Any] | None] | None]
+        | None = None,
+        *,
+        timeout: float = 5.0,
+    ) -> R | None:
+        """See :meth:`Table.get`."""
+        return await self._carrier.run(self._rows.get(id, load, timeout))
+
+    async def get_many(
+        self,
+        ids: Sequence[TypedId],
+        load: Callable[
+            [list[Any]], Mapping[Any, Any] | Sequence[Any] | Awaitable[Mapping[Any, Any] | Sequence[Any]]
+        ]
+        | None = None,
+        *,
+        timeout: float = 5.0,
+    ) -> list[R | None]:
+        """See :meth:`Table.get_many`."""
+        return await self._carrier.run(self._rows.get_many(ids, load, timeout))
+
+    async def invalidate(self, id: TypedId, *, wait: float | None = None) -> bool:
+        """See :meth:`Table.invalidate`."""
+        return await self._carrier.run(self._rows.invalidate(id, wait))

@@ -1,0 +1,283 @@
+"""What the session stores do, as steps: every decision of both stands here."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from redis.exceptions import ResponseError
+
+from .batch import MAX_BATCH
+from .cache import Loader, Wanted
+from .core import Accepted, Core
+from .enqueue import EntryChanged, Variant
+from .entry import Entry, read_entry, row_decoder
+from .errors import InvalidLoad, QueueFull, RedisFull, RedisRefused, RedisUnavailable, SessionEnded
+from .login_session import (
+    Lifetime,
+    LoginSession,
+    check_fields,
+    make_token,
+    read_session,
+    session_id,
+    user_text,
+)
+from .message import Write, make_write
+from .pauses import pauses
+from .script import Script
+from .steps import Load, Pause, Pipeline, Steps, run_script
+from .translate import redis_errors_as_ours
+
+IdsLoader = Callable[[str], Any]
+"""Gives the ids of a user's sessions; for the async store it may be a coroutine function."""
+
+_SESSION = Script("writebehind", "session")
+_REOPEN = Script("writebehind", "reopen")
+_CLOSED_FOR_S = 60
+_MOST_PASSES = 10
+_UNKNOWN = "there is no such session: it has expired, was revoked, or never was"
+
+
+class Found(NamedTuple):
+    """A live session; ``columns`` is its cache entry, or ``None`` if it was loaded; ``now`` is Redis'."""
+
+    session: LoginSession
+    columns: Mapping[str, bytes] | None
+    seq: int
+    now: dt.datetime
+
+
+class SessionCore:
+    """A session store without its connection. The steps of each method raise as the store's method says."""
+
+    def __init__(
+        self,
+        core: Core,
+        load: Loader,
+        load_ids_of_user: IdsLoader,
+        lifetime: Lifetime,
+        table: str,
+        timeout: float,
+    ) -> None:
+        self._core = core.with_ttl(lifetime.ttl_s)
+        self._load, self._load_ids_of_user = load, load_ids_of_user
+        self._lifetime, self._table, self._timeout = lifetime, table, timeout
+        self._row = row_decoder(core.settings.parse_float)
+        self._keys = core.keys
+
+    def create(self, user_id: Any, fields: Mapping[str, Any]) -> Steps[str]:
+        """The token of a new session."""
+        user = user_text(user_id)
+        check_fields(self._table, fields)
+        now, applied = yield from self._moment()
+        token = make_token()
+        own = {"user_id": user, "created_at": now, "expires_at": self._lifetime.end(now, now)}
+        write = self._write("put", token, {**fields, **own})
+        yield from self._send([write], "", user, str(write.key), applied)
+        return token
+
+    def get(self, token: Any) -> Steps[LoginSession | None]:
+        """The session, or nothing; what cannot be prolonged for lack of room lives on all the same."""
+        found = yield from self._find(token)
+        if found is None:
+            return None
+        with suppress(QueueFull, RedisFull, RedisUnavailable):
+            return (yield from self._prolong(found))
+        return found.session
+
+    def touch(self, token: Any) -> Steps[bool]:
+        """Whether the session lives."""
+        found = yield from self._find(token)
+        if found is not None:
+            yield from self._prolong(found)
+        return found is not None
+
+    def update(self, token: Any, fields: Mapping[str, Any]) -> Steps[Accepted]:
+        """Changes fields of a session that lives."""
+        check_fields(self._table, fields)
+        for pause in self._attempts():
+            found = yield from self._live(token)
+            due = self._lifetime.is_due(found.session, found.now)
+            changes = {**fields, "expires_at": self._end(found)} if due else fields
+            write = self._write("patch", token, changes)
+            with suppress(EntryChanged):
+                return (yield from self._send([write], "row", found.session.user_id))
+            yield Pause(pause)
+        raise self._contended()
+
+    def rotate(self, token: Any) -> Steps[str]:
+        """The new token of a session that lives."""
+        for pause in self._attempts():
+            found = yield from self._live(token)
+            if found.columns is not None:
+                new = make_token()
+                # As text, not as values: no digit of a number is lost.
+                write = self._write("put", new, {"expires_at": self._end(found)})
+                columns = {**found.columns, **write.columns}
+                if "id" in columns:
+                    columns["id"] = write.id_json
+                moved = Write("put", write.table, write.id_json, write.key, columns)
+                _, applied = yield from self._moment()
+                with suppress(EntryChanged):
+                    yield from self._send(
+                        [self._write("delete", token, None), moved],
+                        str(found.seq),
+                        found.session.user_id,
+                        str(moved.key),
+                        applied,
+                    )
+                    return new
+            yield Pause(pause)
+        raise self._contended()
+
+    def revoke(self, token: Any) -> Steps[Accepted | None]:
+        """Ends a session; nothing is written for what is no token."""
+        if session_id(token) is None:
+            return None
+        return (yield from self._core.send([self._write("delete", token, None)]))
+
+    def revoke_all(self, user_id: Any, except_token: Any) -> Steps[list[Accepted]]:
+        """Ends all sessions of a user, but perhaps one; where each was accepted.
+
+        None is rotated meanwhile, and so escapes under another id. If this fails, that lasts until its time
+        runs out: the others are still to be revoked, and the caller will call again.
+        """
+        user = user_text(user_id)
+        kept = session_id(except_token)
+        closing, token = self._keys.closing(self._label(user)), make_token()
+        done: set[str] = set()
+        accepted: list[Accepted] = []
+        for _ in range(_MOST_PASSES):
+            ids = sorted((yield from self._close(user, closing, token)) - done - {kept or ""})
+            for start in range(0, len(ids), MAX_BATCH):
+                chunk = ids[start : start + MAX_BATCH]
+                first = yield from self._core.send(
+                    [make_write("delete", self._table, id, None) for id in chunk]
+                )
+                accepted += [Accepted(first.seq + i, first.generation) for i in range(len(chunk))]
+            done.update(ids)
+            with redis_errors_as_ours("revoke_all"):
+                if (yield from run_script(_REOPEN, [closing], [token])):
+                    break
+        return accepted
+
+    def _close(self, user: str, closing: str, token: str) -> Steps[set[str]]:
+        """The user's sessions, none of which can be rotated from now on.
+
+        Those that may not be committed yet, and only then those that are: so that none slips through.
+        """
+        label = self._label(user)
+        close = ("SET", closing, token, "EX", _CLOSED_FOR_S)
+        look = ("ZRANGEBYLEX", self._keys.sessions, f"[{label}:", f"({label};")
+        with redis_errors_as_ours("revoke_all"):
+            _, pending = yield Pipeline([close, look])
+        ids = {member.decode().rpartition(":")[2] for member in pending}
+        committed = yield Load(self._load_ids_of_user, user)
+        if isinstance(committed, str | bytes | Mapping) or not isinstance(committed, Iterable):
+            raise InvalidLoad(f"load_ids_of_user must return ids, not {type(committed).__name__}")
+        for id in committed:
+            if not isinstance(id, str):
+                raise InvalidLoad(
+                    f"load_ids_of_user must return the ids as text, not {type(id).__name__}: "
+                    f"of each row its first column"
+                )
+            ids.add(id)
+        return ids
+
+    def _find(self, token: Any) -> Steps[Found | None]:
+        id = session_id(token)
+        if id is None:
+            return None
+        where = yield from self._core._cache_key(self._table, id)
+        with redis_errors_as_ours("session"):
+            fields, clock = yield Pipeline([("HGETALL", where), ("TIME",)], keeps_errors=True)
+            for reply in (fields, clock):
+                if isinstance(reply, Exception) and not _is_foreign(reply):
+                    raise reply
+        entry = Entry("foreign", {}) if isinstance(fields, Exception) else read_entry(fields)
+        if entry.state == "gone":
+            return None
+        row, columns = None, None
+        if entry.state == "row":
+            row, columns = self._row(entry.columns), entry.columns
+        else:
+            row = yield from self._core._cache.get(Wanted(where, id), self._table, self._load, self._timeout)
+            if row is None:
+                return None
+        session, now = read_session(self._table, id, row), _utc(clock)
+        end = self._lifetime.not_beyond(session.created_at, session.expires_at)
+        if end < session.expires_at:  # written by a store that allowed more
+            session = dataclasses.replace(session, expires_at=end)
+        return Found(session, columns, entry.seq, now) if now < end else None
+
+    def _live(self, token: Any) -> Steps[Found]:
+        found = yield from self._find(token)
+        if found is None:
+            raise SessionEnded(_UNKNOWN)
+        return found
+
+    def _prolong(self, found: Found) -> Steps[LoginSession]:
+        """The session, its end moved if that is due; of many readers one writes."""
+        session = found.session
+        if not self._lifetime.is_due(session, found.now):
+            return session
+        end = self._end(found)
+        write = make_write("patch", self._table, session.id, {"expires_at": end})
+        with suppress(EntryChanged):
+            yield from self._send([write], str(found.seq), session.user_id)
+            return dataclasses.replace(session, expires_at=end)
+        return session
+
+    def _end(self, found: Found) -> dt.datetime:
+        return self._lifetime.end(found.session.created_at, found.now)
+
+    def _attempts(self) -> Iterator[float]:
+        """How long to pause after each attempt; the timeout bounds them all."""
+        deadline = time.monotonic() + self._timeout
+        for pause in pauses():
+            yield pause
+            if time.monotonic() + pause > deadline:
+                return
+
+    def _send(
+        self, writes: list[Write], must_be: str, user: str, new_id: str = "", applied: int = 0
+    ) -> Steps[Accepted]:
+        label, keys = self._label(user), self._keys
+        names = (keys.sessions, keys.session_seqs, keys.closing(label))
+        new = f"{label}:{new_id}" if new_id else ""
+        return self._core.send(writes, Variant(_SESSION, names, (must_be, new, applied)))
+
+    def _write(self, op: Any, token: str, data: Mapping[str, Any] | None) -> Write:
+        id = session_id(token)
+        assert id is not None
+        return make_write(op, self._table, id, data)
+
+    def _moment(self) -> Steps[tuple[dt.datetime, int]]:
+        """Redis' time, and the last seq known committed."""
+        with redis_errors_as_ours("session"):
+            clock, applied = yield Pipeline([("TIME",), ("GET", self._keys.applied)])
+        return _utc(clock), int(applied or 0)
+
+    def _label(self, user: str) -> str:
+        """Of one length, and without a colon, whatever a user is called."""
+        return hashlib.sha256(f"{self._table}\0{user}".encode()).hexdigest()[:32]
+
+    def _contended(self) -> RedisRefused:
+        return RedisRefused(
+            f"{self._table}: the session could not be written within {self._timeout} s: something else "
+            "writes to its cache key, or all sessions of its user are being revoked"
+        )
+
+
+def _utc(clock: tuple[Any, Any]) -> dt.datetime:
+    seconds, micros = clock
+    return dt.datetime.fromtimestamp(int(seconds), dt.UTC) + dt.timedelta(microseconds=int(micros))
+
+
+def _is_foreign(error: Exception) -> bool:
+    return isinstance(error, ResponseError) and str(error).startswith("WRONGTYPE")

@@ -1,0 +1,128 @@
+"""``Table``: rows as objects of a class of the application's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic
+
+from .batch import Batch
+from .carrier import Carrier
+from .message import Id
+from .receipt import Receipt
+from .shape import R, RowShape
+from .typed_rows import TypedRows
+
+if TYPE_CHECKING:
+    from .async_batch import AsyncBatch
+    from .client import WriteBehind
+
+TypedId = Id | tuple[Any, ...]
+"""Of a key of several fields it is a tuple, in the order in which ``key`` names them."""
+
+
+class Table(Generic[R]):
+    """Rows of one table as objects of one class; made by :meth:`WriteBehind.table`.
+
+    An id is the value of the key field; of several, the tuple of their values. Writes raise as those of
+    :class:`WriteBehind` do, and :class:`InvalidWrite` for a field that the class does not have, or a value
+    that its field cannot hold.
+    """
+
+    def __init__(self, wb: WriteBehind, carrier: Carrier, rows: TypedRows[R]) -> None:
+        self._wb, self._carrier, self._rows = wb, carrier, rows
+        self._shape, self.name = rows.shape, rows.name
+
+    def put(self, row: R) -> Receipt:
+        """The row exists, and is so: all fields are written. See :meth:`WriteBehind.put`."""
+        return self._wb.put(self.name, self._shape.id_of(self.name, row), self._shape.values(row))
+
+    def patch(self, id: TypedId, changes: Mapping[str, Any] | None = None, /, **named: Any) -> Receipt:
+        """Changes fields of a row that exists. See :meth:`WriteBehind.patch`."""
+        data = self._shape.changes(self.name, {**(changes or {}), **named})
+        return self._wb.patch(self.name, self._rows.id(id), data)
+
+    def increment(self, id: TypedId, deltas: Mapping[str, Any] | None = None, /, **named: Any) -> Receipt:
+        """Adds to numeric fields. See :meth:`WriteBehind.increment`."""
+        data = checked_names(self._shape, self.name, {**(deltas or {}), **named})
+        return self._wb.increment(self.name, self._rows.id(id), data)
+
+    def delete(self, id: TypedId) -> Receipt:
+        """The row does not exist any more. See :meth:`WriteBehind.delete`."""
+        return self._wb.delete(self.name, self._rows.id(id))
+
+    def into(self, batch: Batch) -> TableWrites[R]:
+        """Typed writes that go into a batch: ``with wb.batch() as batch: users.into(batch).put(row)``."""
+        return TableWrites(batch, self._rows)
+
+    def get(
+        self,
+        id: TypedId,
+        load: Callable[[Any], R | Mapping[str, Any] | None] | None = None,
+        *,
+        timeout: float = 5.0,
+    ) -> R | None:
+        """The row as last written, or ``None``. See :meth:`WriteBehind.get`.
+
+        A cached row that does not fit the class counts as a miss: it is loaded afresh, once a write that it
+        shows is committed.
+
+        Args:
+            load: called with ``id`` on a miss; returns a row, or a mapping field → value.
+            timeout: longest wait, in seconds, for a write that the cache cannot show yet.
+
+        Raises:
+            RowMismatch: the cached row does not fit, and there is no loader.
+            InvalidLoad: what the loader returned does not fit.
+            FlushTimeout: as :meth:`WriteBehind.get`.
+        """
+        return self._carrier.run(self._rows.get(id, load, timeout))
+
+    def get_many(
+        self,
+        ids: Sequence[TypedId],
+        load: Callable[[list[Any]], Mapping[Any, Any] | Sequence[Any]] | None = None,
+        *,
+        timeout: float = 5.0,
+    ) -> list[R | None]:
+        """A row or ``None`` for each id. See :meth:`WriteBehind.get_many`.
+
+        Cached rows that do not fit the class are treated as by :meth:`get`.
+        """
+        return self._carrier.run(self._rows.get_many(ids, load, timeout))
+
+    def invalidate(self, id: TypedId, *, wait: float | None = None) -> bool:
+        """Removes a row from the cache. See :meth:`WriteBehind.invalidate`."""
+        return self._carrier.run(self._rows.invalidate(id, wait))
+
+
+class TableWrites(Generic[R]):
+    """Typed writes of one table into a batch; made by ``into`` of a table."""
+
+    def __init__(self, batch: Batch | AsyncBatch, rows: TypedRows[R]) -> None:
+        self._batch, self._rows = batch, rows
+        self._shape, self.name = rows.shape, rows.name
+
+    def put(self, row: R) -> None:
+        """See :meth:`Table.put`."""
+        self._batch.put(self.name, self._shape.id_of(self.name, row), self._shape.values(row))
+
+    def patch(self, id: TypedId, changes: Mapping[str, Any] | None = None, /, **named: Any) -> None:
+        """See :meth:`Table.patch`."""
+        data = self._shape.changes(self.name, {**(changes or {}), **named})
+        self._batch.patch(self.name, self._rows.id(id), data)
+
+    def increment(self, id: TypedId, deltas: Mapping[str, Any] | None = None, /, **named: Any) -> None:
+        """See :meth:`Table.increment`."""
+        data = checked_names(self._shape, self.name, {**(deltas or {}), **named})
+        self._batch.increment(self.name, self._rows.id(id), data)
+
+    def delete(self, id: TypedId) -> None:
+        """See :meth:`Table.delete`."""
+        self._batch.delete(self.name, self._rows.id(id))
+
+
+def checked_names(shape: RowShape[Any], table: str, deltas: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The deltas, if each is of a field that may change."""
+    for name in deltas:
+        shape.check_name(table, name)
+    return deltas

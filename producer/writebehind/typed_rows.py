@@ -1,0 +1,94 @@
+"""Typed rows read through the cache. No I/O: steps."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from typing import Any, Generic, cast
+
+from .cache import BulkLoader, Loader, RowCache, Wanted
+from .core import Core
+from .errors import RowMismatch
+from .message import Id
+from .shape import R, RowShape
+from .steps import Steps
+
+_WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+
+
+class TypedRows(Generic[R]):
+    """The rows of one table as objects of one class."""
+
+    def __init__(self, core: Core, kind: type[R], name: str | None, key: str | Sequence[str]) -> None:
+        self._core = core
+        self.shape = RowShape(kind, (key,) if isinstance(key, str) else tuple(key), core.settings.parse_float)
+        self.name = name or _WORD.sub("_", kind.__name__).lower()
+        self._cache = RowCache(core.keys, core.settings, self.shape)
+
+    def get(self, id: Any, load: Loader | None, timeout: float) -> Steps[R | None]:
+        """See :meth:`Table.get`."""
+        return self._core.call("get", self.name, 1, lambda: self._get(id, load, timeout))
+
+    def get_many(self, ids: Sequence[Any], load: BulkLoader | None, timeout: float) -> Steps[list[R | None]]:
+        """See :meth:`Table.get_many`."""
+        return self._core.call("get_many", self.name, len(ids), lambda: self._get_many(ids, load, timeout))
+
+    def _get(self, id: Any, load: Loader | None, timeout: float) -> Steps[R | None]:
+        wanted = yield from self._wanted(id)
+        deadline = time.monotonic() + timeout
+        try:
+            row = yield from self._cache.get(wanted, self.name, load, timeout)
+        except RowMismatch:
+            if load is None:
+                raise
+            row = yield from self._afresh(wanted, load, deadline)
+        return cast(R | None, row)
+
+    def _get_many(self, ids: Sequence[Any], load: BulkLoader | None, timeout: float) -> Steps[list[R | None]]:
+        wanted: list[Wanted] = []
+        for id in ids:
+            wanted.append((yield from self._wanted(id)))
+        deadline = time.monotonic() + timeout
+        try:
+            rows = yield from self._cache.get_many(wanted, self.name, load, timeout)
+        except RowMismatch:
+            if load is None:
+                raise
+            # Which of them it was is not known: rare enough to look at each.
+            rows = []
+            for each in wanted:
+                rows.append((yield from self._one_of_many(each, load, deadline)))
+        return cast(list[R | None], rows)
+
+    def invalidate(self, id: Any, wait: float | None) -> Steps[bool]:
+        """See :meth:`Table.invalidate`."""
+        return self._core.invalidate(self.name, self.id(id), wait)
+
+    def id(self, id: Any) -> Id:
+        """The id as the untyped calls have it."""
+        return self.shape.id(self.name, id)
+
+    def _wanted(self, id: Any) -> Steps[Wanted]:
+        return Wanted((yield from self._core.where(self.name, self.id(id))), id)
+
+    def _one_of_many(self, wanted: Wanted, load: BulkLoader, deadline: float) -> Steps[Any]:
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            try:
+                return (yield from self._cache.get_many([wanted], self.name, load, left))[0]
+            except RowMismatch:
+                if left == 0.0:
+                    raise
+                yield from self._cache.remove_when_settled(wanted.where, self.name, deadline)
+
+    def _afresh(self, wanted: Wanted, load: Loader, deadline: float) -> Steps[Any]:
+        """The cached row does not fit the class: it counts as a miss. Until it is removed, and stays so."""
+        while True:
+            yield from self._cache.remove_when_settled(wanted.where, self.name, deadline)
+            left = max(0.0, deadline - time.monotonic())
+            try:
+                return (yield from self._cache.get(wanted, self.name, load, left))
+            except RowMismatch:
+                if left == 0.0:
+                    raise

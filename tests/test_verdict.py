@@ -1,0 +1,72 @@
+"""The sentence that `writebehind status` opens with: is my data safe, and how far behind is it?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from writebehind_worker.status import DeadLetterCount, FrozenBatchStatus, LedgerStatus, QueueStatus, Status
+from writebehind_worker.verdict import verdict
+
+
+def status(ledger: LedgerStatus | None = None, dead: int = 0, **of_queue: Any) -> Status:
+    usual: dict[str, Any] = {
+        "length": 0,
+        "frozen": (),
+        "oldest_age_s": None,
+        "owner": "host:42",
+        "lease_remaining_s": 5.0,
+        "epoch": 7,
+        "seq": 1,
+        "generation": "1",
+        "applied": 1,
+        "acked": 1,
+        "paused": None,
+    }
+    letters = (DeadLetterCount("row", "23505", dead, None),) if dead else ()
+    queue = QueueStatus(**usual | of_queue)
+    return Status("q", queue, None, ledger or LedgerStatus(epoch=7), letters, None)
+
+
+WAITING: dict[str, Any] = {"length": 3, "frozen": (FrozenBatchStatus(1, 2),), "oldest_age_s": 4.2}
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (status(), "Every accepted write is settled."),
+        (status(dead=2), "Nothing waits. Of those refused 2 are dead letters: see writebehind dead list."),
+        (
+            status(lease_remaining_s=None),
+            "Every accepted write is settled, but no worker brings any to Postgres.",
+        ),
+        (
+            status(**WAITING),
+            "5 writes wait in Redis, the oldest for 4.2 s, and a worker brings them to Postgres.",
+        ),
+        (
+            status(dead=1, **WAITING | {"lease_remaining_s": -3.0}),
+            "5 writes wait in Redis, the oldest for 4.2 s, and no worker brings any to Postgres."
+            " Of those refused 1 is a dead letter: see writebehind dead list.",
+        ),
+        (
+            status(**WAITING | {"paused": "migration"}),
+            "5 writes wait in Redis, the oldest for 4.2 s, and the queue is paused.",
+        ),
+        (
+            status(LedgerStatus(epoch=7, waiting_for="a lock on users"), **WAITING),
+            "5 writes wait in Redis, the oldest for 4.2 s, and they wait for a lock on users.",
+        ),
+        (status(length=1), "1 write waits in Redis, and a worker brings them to Postgres."),
+    ],
+)
+def test_it_answers_both_questions(found: Status, expected: str) -> None:
+    assert verdict(found) == expected
+
+
+def test_a_server_that_is_down_is_said() -> None:
+    no_postgres = Status("q", status(**WAITING).redis, None, None, None, "down")
+    assert verdict(no_postgres) == "5 writes wait in Redis, the oldest for 4.2 s, and Postgres takes none."
+    no_redis = Status("q", None, "down", LedgerStatus(), (), None)
+    assert verdict(no_redis).startswith("Not known: Redis does not answer.")

@@ -1,0 +1,1 @@
+"""Servers, workers and faults for tests: what the pytest plugin gives, and our own tests use."""
