@@ -9,7 +9,9 @@ from .async_session_store import AsyncSessionStore
 from .async_table import AsyncTable
 from .batch import Batch
 from .client import WriteBehind
+from .durability import Durability
 from .errors import (
+    DurabilityNotReached,
     FlushTimeout,
     InvalidLoad,
     InvalidWrite,
@@ -55,6 +57,7 @@ __all__ = [
     "SessionStore",
     "AsyncSessionStore",
     "LoginSession",
+    "Durability",
     "Options",
     "Settings",
     "Observer",
@@ -69,6 +72,7 @@ __all__ = [
     "WriteRejected",
     "SessionEnded",
     "FlushTimeout",
+    "DurabilityNotReached",
     "OutcomeUnknown",
     "LockNotAcquired",
     "LockLost",

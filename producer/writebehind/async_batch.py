@@ -8,6 +8,7 @@ from types import TracebackType
 from .async_carrier import AsyncCarrier
 from .async_receipt import AsyncReceipt
 from .batch import Writes
+from .durability import Assurance, confirm
 from .message import Write
 from .receipt import wait_durable
 
@@ -19,10 +20,13 @@ class AsyncBatch(Writes):
     """
 
     def __init__(
-        self, send: Callable[[Sequence[Write]], Awaitable[list[AsyncReceipt]]], carrier: AsyncCarrier
+        self,
+        send: Callable[[Sequence[Write], Assurance | None], Awaitable[tuple[list[AsyncReceipt], str | None]]],
+        carrier: AsyncCarrier,
+        wanted: Assurance | None,
     ) -> None:
         super().__init__()
-        self._send, self._carrier = send, carrier
+        self._send, self._carrier, self._wanted = send, carrier, wanted
         self.receipts: list[AsyncReceipt] = []
 
     async def wait(self, timeout: float | None = None) -> None:
@@ -41,5 +45,8 @@ class AsyncBatch(Writes):
         traceback: TracebackType | None,
     ) -> None:
         if kind is None and self._writes:
-            self.receipts = await self._send(self._writes)
+            self.receipts, unreached = await self._send(self._writes, self._wanted)
             self._writes = []
+            if self._wanted is not None:
+                first, last = self.receipts[0], self.receipts[-1]
+                await self._carrier.run(confirm(self._wanted, unreached, first, last, is_one=False))

@@ -16,6 +16,7 @@ from .async_table import AsyncTable
 from .cache import BulkLoader, Loader, Row
 from .client import CONNECTIONS, refuse_decoding
 from .core import make_core
+from .durability import Assurance, Durability, confirm
 from .lock_steps import LockSteps
 from .message import Id, Op, Write
 from .rate import RateLimit
@@ -48,6 +49,7 @@ class AsyncWriteBehind:
         self.redis = client
         self._core = make_core(settings, SessionPool())
         self._carrier = AsyncCarrier(client)
+        self._core.answers_within(client.connection_pool.connection_kwargs.get("socket_timeout"))
         self.keys, self.settings = self._core.keys, settings
 
     @classmethod
@@ -73,33 +75,74 @@ class AsyncWriteBehind:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def put(self, table: str, id: Id, data: Mapping[str, Any]) -> AsyncReceipt:
+    async def put(
+        self,
+        table: str,
+        id: Id,
+        data: Mapping[str, Any],
+        *,
+        wait: float | None = None,
+        durability: Durability | None = None,
+    ) -> AsyncReceipt:
         """See :meth:`WriteBehind.put`."""
-        return await self._write("put", table, id, data)
+        return await self._write("put", table, id, data, wait, durability)
 
-    async def patch(self, table: str, id: Id, data: Mapping[str, Any]) -> AsyncReceipt:
+    async def patch(
+        self,
+        table: str,
+        id: Id,
+        data: Mapping[str, Any],
+        *,
+        wait: float | None = None,
+        durability: Durability | None = None,
+    ) -> AsyncReceipt:
         """See :meth:`WriteBehind.patch`."""
-        return await self._write("patch", table, id, data)
+        return await self._write("patch", table, id, data, wait, durability)
 
-    async def increment(self, table: str, id: Id, data: Mapping[str, Any]) -> AsyncReceipt:
+    async def increment(
+        self,
+        table: str,
+        id: Id,
+        data: Mapping[str, Any],
+        *,
+        wait: float | None = None,
+        durability: Durability | None = None,
+    ) -> AsyncReceipt:
         """See :meth:`WriteBehind.increment`."""
-        return await self._write("increment", table, id, data)
+        return await self._write("increment", table, id, data, wait, durability)
 
-    async def delete(self, table: str, id: Id) -> AsyncReceipt:
+    async def delete(
+        self, table: str, id: Id, *, wait: float | None = None, durability: Durability | None = None
+    ) -> AsyncReceipt:
         """See :meth:`WriteBehind.delete`."""
-        return await self._write("delete", table, id, None)
+        return await self._write("delete", table, id, None, wait, durability)
 
-    def batch(self) -> AsyncBatch:
+    def batch(self, *, wait: float | None = None, durability: Durability | None = None) -> AsyncBatch:
         """``async with wb.batch() as batch:``; see :meth:`WriteBehind.batch`."""
-        return AsyncBatch(self._send, self._carrier)
+        return AsyncBatch(self._send, self._carrier, self._core.wanted(wait, durability))
 
-    async def _write(self, op: Op, table: str, id: Id, data: Mapping[str, Any] | None) -> AsyncReceipt:
-        seq, generation = await self._carrier.run(self._core.write(op, table, id, data))
-        return AsyncReceipt(self._carrier, self.keys, generation, seq)
+    async def _write(
+        self,
+        op: Op,
+        table: str,
+        id: Id,
+        data: Mapping[str, Any] | None,
+        wait: float | None,
+        durability: Durability | None,
+    ) -> AsyncReceipt:
+        wanted = self._core.wanted(wait, durability)
+        accepted = await self._carrier.run(self._core.write(op, table, id, data, wanted))
+        receipt = AsyncReceipt(self._carrier, self.keys, accepted.generation, accepted.seq)
+        if wanted is not None:
+            await self._carrier.run(confirm(wanted, accepted.unreached, receipt, receipt, is_one=True))
+        return receipt
 
-    async def _send(self, writes: Sequence[Write]) -> list[AsyncReceipt]:
-        seq, generation = await self._carrier.run(self._core.send(writes))
-        return [AsyncReceipt(self._carrier, self.keys, generation, seq + i) for i in range(len(writes))]
+    async def _send(
+        self, writes: Sequence[Write], wanted: Assurance | None
+    ) -> tuple[list[AsyncReceipt], str | None]:
+        seq, generation, unreached = await self._carrier.run(self._core.send(writes, wanted=wanted))
+        receipts = [AsyncReceipt(self._carrier, self.keys, generation, seq + i) for i in range(len(writes))]
+        return receipts, unreached
 
     async def get(
         self, table: str, id: Id, load: Loader | None = None, *, timeout: float = 5.0

@@ -51,8 +51,8 @@ class AsyncSessionStore:
 
     async def update(self, token: str | None, fields: Mapping[str, Any]) -> AsyncReceipt:
         """See :meth:`SessionStore.update`."""
-        seq, generation = await self._carrier.run(self._core.update(token, fields))
-        return AsyncReceipt(self._carrier, self._keys, generation, seq)
+        accepted = await self._carrier.run(self._core.update(token, fields))
+        return AsyncReceipt(self._carrier, self._keys, accepted.generation, accepted.seq)
 
     async def rotate(self, token: str | None) -> str:
         """See :meth:`SessionStore.rotate`."""
@@ -70,4 +70,4 @@ class AsyncSessionStore:
     ) -> list[AsyncReceipt]:
         """See :meth:`SessionStore.revoke_all`."""
         accepted = await self._carrier.run(self._core.revoke_all(user_id, except_token))
-        return [AsyncReceipt(self._carrier, self._keys, generation, seq) for seq, generation in accepted]
+        return [AsyncReceipt(self._carrier, self._keys, a.generation, a.seq) for a in accepted]

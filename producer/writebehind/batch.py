@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any
 
 from .carrier import Carrier
+from .durability import Assurance, confirm
 from .errors import InvalidWrite
 from .message import Id, Op, Write, make_write
 from .receipt import Receipt, wait_durable
@@ -58,9 +59,14 @@ class Batch(Writes):
     ``receipts`` has one receipt a write, in order, once the block has ended.
     """
 
-    def __init__(self, send: Callable[[Sequence[Write]], list[Receipt]], carrier: Carrier) -> None:
+    def __init__(
+        self,
+        send: Callable[[Sequence[Write], Assurance | None], tuple[list[Receipt], str | None]],
+        carrier: Carrier,
+        wanted: Assurance | None,
+    ) -> None:
         super().__init__()
-        self._send, self._carrier = send, carrier
+        self._send, self._carrier, self._wanted = send, carrier, wanted
         self.receipts: list[Receipt] = []
 
     def wait(self, timeout: float | None = None) -> None:
@@ -79,5 +85,8 @@ class Batch(Writes):
         traceback: TracebackType | None,
     ) -> None:
         if kind is None and self._writes:
-            self.receipts = self._send(self._writes)
+            self.receipts, unreached = self._send(self._writes, self._wanted)
             self._writes = []
+            if self._wanted is not None:
+                first, last = self.receipts[0], self.receipts[-1]
+                self._carrier.run(confirm(self._wanted, unreached, first, last, is_one=False))

@@ -11,6 +11,7 @@ from .batch import Batch
 from .cache import BulkLoader, Loader, Row
 from .carrier import Carrier
 from .core import make_core
+from .durability import Assurance, Durability, confirm
 from .lock import Lock
 from .lock_steps import LockSteps
 from .message import Id, Op, Write
@@ -42,6 +43,7 @@ class WriteBehind:
         self.redis = client
         self._core = make_core(settings, ConnectedSessionPool(client))
         self._carrier = _carrier(client, settings)
+        self._core.answers_within(client.connection_pool.connection_kwargs.get("socket_timeout"))
         self.keys, self.settings = self._core.keys, settings
 
     @classmethod
@@ -67,38 +69,80 @@ class WriteBehind:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # Writing. Each raises InvalidWrite, QueueFull, RedisFull, RedisRefused or RedisUnavailable.
+    # Writing. Each raises InvalidWrite, QueueFull, RedisFull, RedisRefused or RedisUnavailable. With ``wait``
+    # a call returns when the write is in Postgres, or raises WriteRejected, or FlushTimeout after so many
+    # seconds. With ``durability`` it waits for that instead, and may raise DurabilityNotReached. The
+    # ``receipt`` of these errors is the write's: it is accepted, and must not be repeated.
 
-    def put(self, table: str, id: Id, data: Mapping[str, Any]) -> Receipt:
+    def put(
+        self,
+        table: str,
+        id: Id,
+        data: Mapping[str, Any],
+        *,
+        wait: float | None = None,
+        durability: Durability | None = None,
+    ) -> Receipt:
         """The row exists and these columns have these values. Columns not given stay as they are.
 
         ``data`` is the row as the application sees it: until its TTL, ``get`` answers with just that.
         """
-        return self._write("put", table, id, data)
+        return self._write("put", table, id, data, wait, durability)
 
-    def patch(self, table: str, id: Id, data: Mapping[str, Any]) -> Receipt:
+    def patch(
+        self,
+        table: str,
+        id: Id,
+        data: Mapping[str, Any],
+        *,
+        wait: float | None = None,
+        durability: Durability | None = None,
+    ) -> Receipt:
         """Changes columns of a row that exists; if it does not, the write is rejected."""
-        return self._write("patch", table, id, data)
+        return self._write("patch", table, id, data, wait, durability)
 
-    def increment(self, table: str, id: Id, data: Mapping[str, Any]) -> Receipt:
+    def increment(
+        self,
+        table: str,
+        id: Id,
+        data: Mapping[str, Any],
+        *,
+        wait: float | None = None,
+        durability: Durability | None = None,
+    ) -> Receipt:
         """Adds to numeric columns (null counts as 0); inserts the row with the deltas if it is missing."""
-        return self._write("increment", table, id, data)
+        return self._write("increment", table, id, data, wait, durability)
 
-    def delete(self, table: str, id: Id) -> Receipt:
+    def delete(
+        self, table: str, id: Id, *, wait: float | None = None, durability: Durability | None = None
+    ) -> Receipt:
         """The row does not exist any more; it is no error if it never did."""
-        return self._write("delete", table, id, None)
+        return self._write("delete", table, id, None, wait, durability)
 
-    def batch(self) -> Batch:
+    def batch(self, *, wait: float | None = None, durability: Durability | None = None) -> Batch:
         """``with wb.batch() as batch:`` many writes in one round trip, all accepted or none."""
-        return Batch(self._send, self._carrier)
+        return Batch(self._send, self._carrier, self._core.wanted(wait, durability))
 
-    def _write(self, op: Op, table: str, id: Id, data: Mapping[str, Any] | None) -> Receipt:
-        seq, generation = self._carrier.run(self._core.write(op, table, id, data))
-        return Receipt(self._carrier, self.keys, generation, seq)
+    def _write(
+        self,
+        op: Op,
+        table: str,
+        id: Id,
+        data: Mapping[str, Any] | None,
+        wait: float | None,
+        durability: Durability | None,
+    ) -> Receipt:
+        wanted = self._core.wanted(wait, durability)
+        accepted = self._carrier.run(self._core.write(op, table, id, data, wanted))
+        receipt = Receipt(self._carrier, self.keys, accepted.generation, accepted.seq)
+        if wanted is not None:
+            self._carrier.run(confirm(wanted, accepted.unreached, receipt, receipt, is_one=True))
+        return receipt
 
-    def _send(self, writes: Sequence[Write]) -> list[Receipt]:
-        seq, generation = self._carrier.run(self._core.send(writes))
-        return [Receipt(self._carrier, self.keys, generation, seq + i) for i in range(len(writes))]
+    def _send(self, writes: Sequence[Write], wanted: Assurance | None) -> tuple[list[Receipt], str | None]:
+        seq, generation, unreached = self._carrier.run(self._core.send(writes, wanted=wanted))
+        receipts = [Receipt(self._carrier, self.keys, generation, seq + i) for i in range(len(writes))]
+        return receipts, unreached
 
     # Reading.
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from .cache import BulkLoader, Loader, Row, RowCache, Wanted
 from .directory import TableDirectory
-from .enqueue import Enqueue, Variant, pack_write, pack_write_with_frames
+from .durability import Assurance, Durability, assurance
+from .enqueue import Accepted, Enqueue, Variant, pack_write, pack_write_with_frames
 from .errors import InvalidWrite
 from .identity import cache_key
 from .keys import QueueKeys
@@ -20,13 +21,6 @@ from .rate_steps import admit_writes
 from .session import SessionPool
 from .settings import Settings
 from .steps import Steps, T
-
-
-class Accepted(NamedTuple):
-    """Writes that one call has put into the queue: the first one's seq; the others follow it."""
-
-    seq: int
-    generation: int
 
 
 class Core:
@@ -41,7 +35,12 @@ class Core:
         self._cache = RowCache(self.keys, settings)
         self._directory = TableDirectory(self.keys)
         self._enqueue = Enqueue(self.keys, sessions)
+        self._usual = assurance(None, settings.durability, settings.durability_timeout, settings.replicas)
         self.traceparent: Callable[[], str | None] | None = None  # of the span at hand, if it is sampled
+
+    def answers_within(self, socket_timeout: float | None) -> None:
+        """How long its connections wait for a reply, in seconds; ``None``: for ever."""
+        self._enqueue.socket_timeout = socket_timeout
 
     def close(self) -> None:
         """Lets go of the connections that idle sessions keep."""
@@ -51,9 +50,23 @@ class Core:
         """Steps that are a call of the application's, about so many rows."""
         return begin()
 
-    def write(self, op: Op, table: str, id: Id, data: Mapping[str, Any] | None) -> Steps[Accepted]:
+    def wanted(self, wait: float | None, durability: Durability | None) -> Assurance | None:
+        """What a call waits for; of its arguments, or else as the settings say."""
+        settings = self.settings
+        if wait is None and durability is None:
+            return self._usual
+        return assurance(wait, durability, settings.durability_timeout, settings.replicas)
+
+    def write(
+        self,
+        op: Op,
+        table: str,
+        id: Id,
+        data: Mapping[str, Any] | None,
+        wanted: Assurance | None = None,
+    ) -> Steps[Accepted]:
         """One write."""
-        return self.send([make_write(op, table, id, data)])
+        return self.send([make_write(op, table, id, data)], wanted=wanted)
 
     def with_ttl(self, ttl: int) -> Core:
         """This client for rows that stay cached so long, and no shorter."""
@@ -63,7 +76,11 @@ class Core:
         return other
 
     def send(
-        self, writes: Sequence[Write], variant: Variant | None = None, sizes: list[int] | None = None
+        self,
+        writes: Sequence[Write],
+        variant: Variant | None = None,
+        sizes: list[int] | None = None,
+        wanted: Assurance | None = None,
     ) -> Steps[Accepted]:
         """All of the writes, or none, as a variant of the script accepts them.
 
@@ -92,10 +109,9 @@ class Core:
         if settings.admit is not None:
             yield from admit_writes(self.keys, settings.admit, writes)
         ops = {write.op for write in writes}
-        seq, generation = yield from self._enqueue.steps(
-            entries, ops, packed, settings.max_queue_length, variant
+        return (
+            yield from self._enqueue.steps(entries, ops, packed, settings.max_queue_length, variant, wanted)
         )
-        return Accepted(seq, generation)
 
     def get(self, table: str, id: Id, load: Loader | None, timeout: float) -> Steps[Row | None]:
         """A row, or nothing."""
@@ -145,12 +161,16 @@ class ObservedCore(Core):
         self._observer = observer
 
     def send(
-        self, writes: Sequence[Write], variant: Variant | None = None, sizes: list[int] | None = None
+        self,
+        writes: Sequence[Write],
+        variant: Variant | None = None,
+        sizes: list[int] | None = None,
+        wanted: Assurance | None = None,
     ) -> Steps[Accepted]:
         """See :meth:`Core.send`."""
         observer, sizes = self._observer, []
         try:
-            accepted = yield from super().send(writes, variant, sizes)
+            accepted = yield from super().send(writes, variant, sizes, wanted)
         except Exception as error:
             for write in writes:
                 observer.write_failed(write.table, write.op, error)

@@ -8,6 +8,7 @@ from typing import NamedTuple, cast
 import msgspec
 from redis.exceptions import RedisError, ResponseError
 
+from .durability import Assurance, send_safely
 from .errors import OutcomeUnknown, QueueFull
 from .keys import QueueKeys
 from .message import Op
@@ -50,6 +51,17 @@ class Variant(NamedTuple):
     args: Sequence[Argument]
 
 
+class Accepted(NamedTuple):
+    """Writes that one call has put into the queue: the first one's seq; the others follow it.
+
+    ``unreached`` says why they are not as safe as was wanted, if they are not.
+    """
+
+    seq: int
+    generation: int
+    unreached: str | None = None
+
+
 class EntryChanged(Exception):
     """A variant found an entry that is not as it was told. Nothing was written."""
 
@@ -61,6 +73,7 @@ class Enqueue:
         self._queue, self._producers = keys.queue, keys.producers
         self._keys = (keys.queue, keys.clock, keys.producers)
         self._sessions = sessions
+        self.socket_timeout: float | None = None  # of the connections, in seconds
 
     def steps(
         self,
@@ -69,8 +82,9 @@ class Enqueue:
         writes: Sequence[bytes],
         max_queue_length: int,
         variant: Variant | None = None,
-    ) -> Steps[tuple[int, int]]:
-        """Accepts all of the writes or none; returns the first one's seq, and the generation.
+        wanted: Assurance | None = None,
+    ) -> Steps[Accepted]:
+        """Accepts all of the writes or none.
 
         ``writes`` are from :func:`pack_write`, and ``ops`` what occurs in them.
         """
@@ -79,12 +93,18 @@ class Enqueue:
         try:
             session = self._sessions.borrow()
             head: list[Argument] = [session.id, session.counter, max_queue_length, " ".join(ops)]
+            unreached = None
+            names, given = (*self._keys, *cache_keys, *keys), [*head, *writes, *args]
             try:
-                reply = yield from run_script(
-                    script, (*self._keys, *cache_keys, *keys), [*head, *writes, *args], session
-                )
+                if wanted is None or wanted.level == "committed":
+                    reply = yield from run_script(script, names, given, session)
+                else:
+                    sent = yield from send_safely(script, names, given, wanted, self.socket_timeout)
+                    reply, unreached = sent
             except ResponseError as error:
                 reply = yield from self._accepted_before(session, error)
+                if wanted is not None and wanted.level != "committed":
+                    unreached = f"the write is queued; whether it is {wanted.level} is not known: {error}"
         except BaseException as error:
             if session is not None:
                 self._sessions.forget(session)
@@ -99,7 +119,7 @@ class Enqueue:
             raise OutcomeUnknown("write: a later call of the same session has overtaken this one")
         if first == b"changed":
             raise EntryChanged
-        return int(first), int(second)
+        return Accepted(int(first), int(second), unreached)
 
     def close(self) -> None:
         """Lets go of the connections that idle sessions keep."""

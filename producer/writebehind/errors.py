@@ -11,6 +11,7 @@ WriteBehindError
  ├─ WriteRejected       Postgres refused the write: it is a dead letter, with the reason
  ├─ SessionEnded        there is no such login session: it never was, has expired, or was revoked
  ├─ FlushTimeout        not committed within the time given; it may be later
+ ├─ DurabilityNotReached  accepted, but not as safe as was asked for in time
  ├─ RateLimited         the setting `admit` refused the write; nothing was written
  ├─ LockNotAcquired     somebody else had the lock for as long as was waited
  ├─ LockLost            the lock ran out before it was released or extended
@@ -19,11 +20,21 @@ WriteBehindError
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from redis.exceptions import LockError, LockNotOwnedError
+
+if TYPE_CHECKING:
+    from .receipt import AnyReceipt
 
 
 class WriteBehindError(Exception):
-    """Base class of all errors of this library."""
+    """Base class of all errors of this library.
+
+    ``receipt`` is that of an accepted write whose call raised this instead of returning it.
+    """
+
+    receipt: AnyReceipt | None = None
 
 
 class InvalidWrite(WriteBehindError, ValueError):
@@ -96,6 +107,13 @@ class SessionEnded(WriteBehindError, LookupError):
 
 class FlushTimeout(WriteBehindError, TimeoutError):
     """The write was not committed in Postgres within the time given; it is still queued."""
+
+
+class DurabilityNotReached(WriteBehindError, TimeoutError):
+    """The write is accepted and queued, but not as safe as was asked for: not in time, or Redis cannot tell.
+
+    To repeat the call would be to write twice. ``receipt`` still tells when it is in Postgres.
+    """
 
 
 class OutcomeUnknown(WriteBehindError):

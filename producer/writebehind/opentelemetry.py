@@ -16,7 +16,8 @@ except ImportError as error:
     ) from error
 
 from .cache import Row
-from .core import Accepted, Core
+from .core import Core
+from .enqueue import Accepted
 from .message import Id, Op, Write
 from .steps import Load, Steps, T
 

@@ -93,8 +93,8 @@ class SessionStore:
 
     def update(self, token: str | None, fields: Mapping[str, Any]) -> Receipt:
         """Changes some fields at once, and prolongs the session. Raises as :meth:`set`."""
-        seq, generation = self._carrier.run(self._core.update(token, fields))
-        return Receipt(self._carrier, self._keys, generation, seq)
+        accepted = self._carrier.run(self._core.update(token, fields))
+        return Receipt(self._carrier, self._keys, accepted.generation, accepted.seq)
 
     def rotate(self, token: str | None) -> str:
         """Gives the session another token, and returns it; the old one is worth nothing from now on.
@@ -133,4 +133,4 @@ class SessionStore:
                 No session of the user can be rotated for a minute, or until that has been done.
         """
         accepted = self._carrier.run(self._core.revoke_all(user_id, except_token))
-        return [Receipt(self._carrier, self._keys, generation, seq) for seq, generation in accepted]
+        return [Receipt(self._carrier, self._keys, a.generation, a.seq) for a in accepted]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+from .durability import Durability, assurance
 from .frame import Compression, compressor
 from .keys import DEFAULT_QUEUE
 from .message import MAX_TTL_S, Op
@@ -39,6 +40,9 @@ class Options(TypedDict, total=False):
     observer: Observer | None
     tracer: Any
     admit: Admit | None
+    durability: Durability
+    durability_timeout: float
+    replicas: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +72,10 @@ class Settings:
         tracer: of OpenTelemetry: a span for each call; from ``writebehind.opentelemetry.get_tracer()``.
         admit: called with table, id (its text, or column → text) and op of each write; the :class:`RateLimit`
             that it counts for, or ``None``. Where that has no slots left, :class:`RateLimited` is raised.
+        durability: what a write waits for: ``accepted`` (nothing more), ``replicated``, ``fsynced`` or
+            ``committed``; see docs/patterns.md.
+        durability_timeout: how long it waits for that, in seconds.
+        replicas: how many must have a write that is ``replicated``.
     """
 
     ttl: int = 3600
@@ -88,6 +96,9 @@ class Settings:
     observer: Observer | None = None
     tracer: Any = None
     admit: Admit | None = None
+    durability: Durability = "accepted"
+    durability_timeout: float = 2.0
+    replicas: int = 1
 
     def __post_init__(self) -> None:
         for name, value in (("ttl", self.ttl), ("negative_ttl", self.negative_ttl)):
@@ -113,6 +124,9 @@ class Settings:
             raise ValueError(
                 f"near_cache_ttl must be from a millisecond to a day, not {self.near_cache_ttl!r}"
             )
+        assurance(None, self.durability, self.durability_timeout, self.replicas)
+        if not isinstance(self.replicas, int) or isinstance(self.replicas, bool) or self.replicas < 1:
+            raise ValueError(f"replicas must be 1 or more, not {self.replicas!r}")
         if self.observer is not None:
             check_observer(self.observer)
         if self.tracer is not None and not hasattr(self.tracer, "start_as_current_span"):

@@ -19,7 +19,10 @@ local last = redis.call('HGET', producers, session)
 if last then
   local seen, seq, generation = string.match(last, '^(%d+):(%d+):(%d+)$')
   seen = tonumber(seen)
-  if seen == counter then return {seq, generation} end
+  if seen == counter then
+    redis.call('HSET', producers, session, last) -- changes nothing: WAIT looks at the connection's last write
+    return {seq, generation}
+  end
   if seen > counter then return {'stale'} end
 end
 

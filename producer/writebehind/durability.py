@@ -1,0 +1,133 @@
+"""How safe a write is when its call returns: accepted, replicated, fsynced or committed. No I/O: steps.
+
+WAIT and WAITAOF are about what their own connection wrote last, so that they go in one pipeline with the
+write. If redis-py sends that again over another connection, the script writes once more what it has written
+for the session, harmlessly, so that there is something to wait for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+from redis.exceptions import NoScriptError, ResponseError
+
+from .errors import DurabilityNotReached, FlushTimeout, OutcomeUnknown, WriteRejected
+from .receipt import AnyReceipt, wait_durable
+from .script import Argument, Script
+from .steps import Pause, Pipeline, Steps
+
+Durability = Literal["accepted", "replicated", "fsynced", "committed"]
+"""accepted: Redis has it in memory. replicated: its replicas, too. fsynced: it is in Redis' AOF on disk.
+committed: it is in Postgres."""
+
+_SLICE_S = 1.0  # of a long wait in Redis: the connection must not seem dead meanwhile
+_QUEUED = "the write is accepted and queued"
+_NOT_ACCEPTED = (b"full", b"stale", b"changed")
+
+
+class Assurance(NamedTuple):
+    """What a call waits for, and how long, in seconds; ``replicas`` is how many must have the write."""
+
+    level: Durability
+    timeout: float
+    replicas: int
+
+
+def assurance(
+    wait: float | None, level: Durability | None, timeout: float, replicas: int
+) -> Assurance | None:
+    """Of the arguments of a call; ``None`` if it is enough that Redis accepts the write.
+
+    Raises:
+        ValueError: there is no such durability, or the time is none.
+    """
+    level = level or ("accepted" if wait is None else "committed")
+    if level not in get_args(Durability):
+        raise ValueError(f"durability must be one of {', '.join(get_args(Durability))}, not {level!r}")
+    seconds = timeout if wait is None else wait
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= 86_400:
+        raise ValueError(f"wait must be seconds, more than 0 and at most a day, not {seconds!r}")
+    if level == "accepted":
+        if wait is not None:
+            raise ValueError("wait: there is nothing to wait for where durability is 'accepted'")
+        return None
+    return Assurance(level, float(seconds), replicas)
+
+
+class Sent(NamedTuple):
+    """The script's reply, and why the durability was not reached, if it was not."""
+
+    reply: Sequence[bytes]
+    unreached: str | None
+
+
+def send_safely(
+    script: Script,
+    keys: Sequence[str],
+    args: Sequence[Argument],
+    wanted: Assurance,
+    socket_timeout: float | None,
+) -> Steps[Sent]:
+    """Runs the script that accepts writes, and waits until they are as safe as wanted.
+
+    Raises as the script does: then nothing was written.
+    """
+    deadline = time.monotonic() + wanted.timeout
+    longest = min(_SLICE_S, socket_timeout / 2 if socket_timeout else _SLICE_S)
+    run = script.command(keys, args)
+    while True:
+        left = deadline - time.monotonic()
+        milliseconds = max(1, int(min(left, longest) * 1000))  # 0 would mean for ever
+        reply, done = yield Pipeline([run, _wait(wanted, milliseconds)], keeps_errors=True)
+        if isinstance(reply, NoScriptError):
+            run = script.whole_command(keys, args)
+            continue
+        if isinstance(reply, Exception):
+            raise reply
+        if reply[0] in _NOT_ACCEPTED or _is_reached(wanted, done):
+            return Sent(reply, None)
+        if isinstance(done, Exception) or time.monotonic() >= deadline:
+            return Sent(reply, _why(wanted, done))
+        yield Pause(0)  # who has been cancelled meanwhile ends here
+
+
+def confirm(
+    wanted: Assurance, unreached: str | None, first: AnyReceipt, last: AnyReceipt, *, is_one: bool
+) -> Steps[None]:
+    """Returns when the accepted writes are as safe as wanted; errors tell the receipt of a single one."""
+    try:
+        if unreached is not None:
+            raise DurabilityNotReached(unreached)
+        if wanted.level == "committed":
+            yield from wait_durable(first, last, wanted.timeout)
+    except (DurabilityNotReached, FlushTimeout, WriteRejected, OutcomeUnknown) as error:
+        error.receipt = last if is_one else None
+        raise
+
+
+def _wait(wanted: Assurance, milliseconds: int) -> Sequence[Argument]:
+    if wanted.level == "fsynced":
+        return "WAITAOF", 1, 0, milliseconds
+    return "WAIT", wanted.replicas, milliseconds
+
+
+def _is_reached(wanted: Assurance, done: Any) -> bool:
+    if isinstance(done, Exception):
+        return False
+    return int(done[0]) >= 1 if wanted.level == "fsynced" else int(done) >= wanted.replicas
+
+
+def _why(wanted: Assurance, done: Any) -> str:
+    if isinstance(done, ResponseError):
+        what = (
+            "WAITAOF needs Redis 7.2 or Valkey, and appendonly yes" if wanted.level == "fsynced" else "WAIT"
+        )
+        return f"{_QUEUED}, but Redis cannot tell whether it is {wanted.level}: {done} ({what})"
+    if wanted.level == "fsynced":
+        return f"{_QUEUED}, but was not on Redis' disk within {wanted.timeout:g} s"
+    return (
+        f"{_QUEUED}, but {int(done)} of {wanted.replicas} replicas had it within "
+        f"{wanted.timeout:g} s (see INFO replication)"
+    )
