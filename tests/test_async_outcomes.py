@@ -122,7 +122,7 @@ def test_both_clients_come_to_the_same(
 
         async def job(client: Any = client, mine: str = mine) -> Any:
             wb = client.from_url(
-                redis_url, queue=mine, prefix=f"{mine}:cache:", max_queue_length=3, max_message_bytes=1000,
+                redis_url, queue=mine, prefix=f"{mine}:cache:", max_queue_length=3, max_message_bytes=1000, ttl_jitter=0,
                 redis_options={"protocol": protocol},
             )  # fmt: skip
             try:

@@ -8,7 +8,7 @@ from types import TracebackType
 from .async_carrier import AsyncCarrier
 from .async_receipt import AsyncReceipt
 from .batch import Writes
-from .durability import Assurance, confirm
+from .durability import Assurance
 from .message import Write
 from .receipt import wait_durable
 
@@ -21,7 +21,9 @@ class AsyncBatch(Writes):
 
     def __init__(
         self,
-        send: Callable[[Sequence[Write], Assurance | None], Awaitable[tuple[list[AsyncReceipt], str | None]]],
+        send: Callable[
+            [Sequence[Write], Assurance | None, Callable[[list[AsyncReceipt]], None]], Awaitable[None]
+        ],
         carrier: AsyncCarrier,
         wanted: Assurance | None,
     ) -> None:
@@ -45,8 +47,8 @@ class AsyncBatch(Writes):
         traceback: TracebackType | None,
     ) -> None:
         if kind is None and self._writes:
-            self.receipts, unreached = await self._send(self._writes, self._wanted)
-            self._writes = []
-            if self._wanted is not None:
-                first, last = self.receipts[0], self.receipts[-1]
-                await self._carrier.run(confirm(self._wanted, unreached, first, last, is_one=False))
+            await self._send(self._writes, self._wanted, self._accepted)
+
+    def _accepted(self, receipts: list[AsyncReceipt]) -> None:
+        """Whatever is waited for now: they must not be sent again."""
+        self.receipts, self._writes = receipts, []

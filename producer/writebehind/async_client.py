@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Unpack
 
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -16,7 +16,7 @@ from .async_table import AsyncTable
 from .cache import BulkLoader, Loader, Row
 from .client import CONNECTIONS, refuse_decoding
 from .core import make_core
-from .durability import Assurance, Durability, confirm
+from .durability import Assurance, Durability, assured
 from .lock_steps import LockSteps
 from .message import Id, Op, Write
 from .rate import RateLimit
@@ -131,18 +131,27 @@ class AsyncWriteBehind:
         durability: Durability | None,
     ) -> AsyncReceipt:
         wanted = self._core.wanted(wait, durability)
-        accepted = await self._carrier.run(self._core.write(op, table, id, data, wanted))
-        receipt = AsyncReceipt(self._carrier, self.keys, accepted.generation, accepted.seq)
-        if wanted is not None:
-            await self._carrier.run(confirm(wanted, accepted.unreached, receipt, receipt, is_one=True))
-        return receipt
+        sending = self._core.write(op, table, id, data, wanted)
+        if wanted is None:
+            accepted = await self._carrier.run(sending)
+            return AsyncReceipt(self._carrier, self.keys, accepted.generation, accepted.seq)
+
+        def keep(seq: int, generation: int) -> list[AsyncReceipt]:
+            return [AsyncReceipt(self._carrier, self.keys, generation, seq)]
+
+        return (await self._carrier.run(assured(sending, wanted, keep)))[0]
 
     async def _send(
-        self, writes: Sequence[Write], wanted: Assurance | None
-    ) -> tuple[list[AsyncReceipt], str | None]:
-        seq, generation, unreached = await self._carrier.run(self._core.send(writes, wanted=wanted))
-        receipts = [AsyncReceipt(self._carrier, self.keys, generation, seq + i) for i in range(len(writes))]
-        return receipts, unreached
+        self, writes: Sequence[Write], wanted: Assurance | None, accept: Callable[[list[AsyncReceipt]], None]
+    ) -> None:
+        def keep(seq: int, generation: int) -> list[AsyncReceipt]:
+            receipts = [
+                AsyncReceipt(self._carrier, self.keys, generation, seq + i) for i in range(len(writes))
+            ]
+            accept(receipts)
+            return receipts
+
+        await self._carrier.run(assured(self._core.send(writes, wanted=wanted), wanted, keep))
 
     async def get(
         self, table: str, id: Id, load: Loader | None = None, *, timeout: float = 5.0

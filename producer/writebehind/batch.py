@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any
 
 from .carrier import Carrier
-from .durability import Assurance, confirm
+from .durability import Assurance
 from .errors import InvalidWrite
 from .message import Id, Op, Write, make_write
 from .receipt import Receipt, wait_durable
@@ -61,7 +61,7 @@ class Batch(Writes):
 
     def __init__(
         self,
-        send: Callable[[Sequence[Write], Assurance | None], tuple[list[Receipt], str | None]],
+        send: Callable[[Sequence[Write], Assurance | None, Callable[[list[Receipt]], None]], None],
         carrier: Carrier,
         wanted: Assurance | None,
     ) -> None:
@@ -85,8 +85,8 @@ class Batch(Writes):
         traceback: TracebackType | None,
     ) -> None:
         if kind is None and self._writes:
-            self.receipts, unreached = self._send(self._writes, self._wanted)
-            self._writes = []
-            if self._wanted is not None:
-                first, last = self.receipts[0], self.receipts[-1]
-                self._carrier.run(confirm(self._wanted, unreached, first, last, is_one=False))
+            self._send(self._writes, self._wanted, self._accepted)
+
+    def _accepted(self, receipts: list[Receipt]) -> None:
+        """Whatever is waited for now: they must not be sent again."""
+        self.receipts, self._writes = receipts, []

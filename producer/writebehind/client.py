@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Unpack
 
 from redis import Redis
@@ -11,7 +11,7 @@ from .batch import Batch
 from .cache import BulkLoader, Loader, Row
 from .carrier import Carrier
 from .core import make_core
-from .durability import Assurance, Durability, confirm
+from .durability import Assurance, Durability, assured
 from .lock import Lock
 from .lock_steps import LockSteps
 from .message import Id, Op, Write
@@ -133,16 +133,25 @@ class WriteBehind:
         durability: Durability | None,
     ) -> Receipt:
         wanted = self._core.wanted(wait, durability)
-        accepted = self._carrier.run(self._core.write(op, table, id, data, wanted))
-        receipt = Receipt(self._carrier, self.keys, accepted.generation, accepted.seq)
-        if wanted is not None:
-            self._carrier.run(confirm(wanted, accepted.unreached, receipt, receipt, is_one=True))
-        return receipt
+        sending = self._core.write(op, table, id, data, wanted)
+        if wanted is None:
+            accepted = self._carrier.run(sending)
+            return Receipt(self._carrier, self.keys, accepted.generation, accepted.seq)
 
-    def _send(self, writes: Sequence[Write], wanted: Assurance | None) -> tuple[list[Receipt], str | None]:
-        seq, generation, unreached = self._carrier.run(self._core.send(writes, wanted=wanted))
-        receipts = [Receipt(self._carrier, self.keys, generation, seq + i) for i in range(len(writes))]
-        return receipts, unreached
+        def keep(seq: int, generation: int) -> list[Receipt]:
+            return [Receipt(self._carrier, self.keys, generation, seq)]
+
+        return (self._carrier.run(assured(sending, wanted, keep)))[0]
+
+    def _send(
+        self, writes: Sequence[Write], wanted: Assurance | None, accept: Callable[[list[Receipt]], None]
+    ) -> None:
+        def keep(seq: int, generation: int) -> list[Receipt]:
+            receipts = [Receipt(self._carrier, self.keys, generation, seq + i) for i in range(len(writes))]
+            accept(receipts)
+            return receipts
+
+        self._carrier.run(assured(self._core.send(writes, wanted=wanted), wanted, keep))
 
     # Reading.
 

@@ -9,8 +9,8 @@ from typing import Any, cast
 
 from .cache import BulkLoader, Loader, Row, RowCache, Wanted
 from .directory import TableDirectory
-from .durability import Assurance, Durability, assurance
-from .enqueue import Accepted, Enqueue, Variant, pack_write, pack_write_with_frames
+from .durability import Accepted, Assurance, Durability, assurance
+from .enqueue import Enqueue, Variant, pack_write, pack_write_with_frames
 from .errors import InvalidWrite
 from .identity import cache_key
 from .keys import QueueKeys

@@ -8,8 +8,8 @@ for the session, harmlessly, so that there is something to wait for.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 from redis.exceptions import NoScriptError, ResponseError
 
@@ -22,9 +22,22 @@ Durability = Literal["accepted", "replicated", "fsynced", "committed"]
 """accepted: Redis has it in memory. replicated: its replicas, too. fsynced: it is in Redis' AOF on disk.
 committed: it is in Postgres."""
 
+R = TypeVar("R", bound=AnyReceipt)
+
 _SLICE_S = 1.0  # of a long wait in Redis: the connection must not seem dead meanwhile
 _QUEUED = "the write is accepted and queued"
 _NOT_ACCEPTED = (b"full", b"stale", b"changed")
+
+
+class Accepted(NamedTuple):
+    """Writes that one call has put into the queue: the first one's seq; the others follow it.
+
+    ``unreached`` says why they are not as safe as was wanted, if they are not.
+    """
+
+    seq: int
+    generation: int
+    unreached: str | None = None
 
 
 class Assurance(NamedTuple):
@@ -93,18 +106,25 @@ def send_safely(
         yield Pause(0)  # who has been cancelled meanwhile ends here
 
 
-def confirm(
-    wanted: Assurance, unreached: str | None, first: AnyReceipt, last: AnyReceipt, *, is_one: bool
-) -> Steps[None]:
-    """Returns when the accepted writes are as safe as wanted; errors tell the receipt of a single one."""
+def assured(
+    sending: Steps[Accepted], wanted: Assurance | None, keep: Callable[[int, int], Sequence[R]]
+) -> Steps[Sequence[R]]:
+    """Sends writes, and returns their receipts when they are as safe as wanted.
+
+    ``keep`` makes them of the first seq and the generation as soon as the writes are accepted. An error
+    tells the receipt of a single write.
+    """
+    seq, generation, unreached = yield from sending
+    receipts = keep(seq, generation)
     try:
         if unreached is not None:
             raise DurabilityNotReached(unreached)
-        if wanted.level == "committed":
-            yield from wait_durable(first, last, wanted.timeout)
+        if wanted is not None and wanted.level == "committed":
+            yield from wait_durable(receipts[0], receipts[-1], wanted.timeout)
     except (DurabilityNotReached, FlushTimeout, WriteRejected, OutcomeUnknown) as error:
-        error.receipt = last if is_one else None
+        error.receipt = receipts[0] if len(receipts) == 1 else None
         raise
+    return receipts
 
 
 def _wait(wanted: Assurance, milliseconds: int) -> Sequence[Argument]:

@@ -8,7 +8,7 @@ from typing import NamedTuple, cast
 import msgspec
 from redis.exceptions import RedisError, ResponseError
 
-from .durability import Assurance, send_safely
+from .durability import Accepted, Assurance, send_safely
 from .errors import OutcomeUnknown, QueueFull
 from .keys import QueueKeys
 from .message import Op
@@ -49,17 +49,6 @@ class Variant(NamedTuple):
     script: Script
     keys: Sequence[str]
     args: Sequence[Argument]
-
-
-class Accepted(NamedTuple):
-    """Writes that one call has put into the queue: the first one's seq; the others follow it.
-
-    ``unreached`` says why they are not as safe as was wanted, if they are not.
-    """
-
-    seq: int
-    generation: int
-    unreached: str | None = None
 
 
 class EntryChanged(Exception):

@@ -17,7 +17,7 @@ except ImportError as error:
 
 from .cache import Row
 from .core import Core
-from .enqueue import Accepted
+from .durability import Accepted
 from .message import Id, Op, Write
 from .steps import Load, Steps, T
 

@@ -15,7 +15,8 @@ from redis.exceptions import ResponseError
 from .batch import MAX_BATCH
 from .cache import Loader, Wanted
 from .core import Core
-from .enqueue import Accepted, EntryChanged, Variant
+from .durability import Accepted
+from .enqueue import EntryChanged, Variant
 from .entry import Entry, read_entry, row_decoder
 from .errors import InvalidLoad, QueueFull, RedisFull, RedisRefused, RedisUnavailable, SessionEnded
 from .login_session import (
