@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from writebehind.message import Write, make_write
+from writebehind.message import Write, cache_fields, make_write
 from writebehind_worker.config import Config
 
 from .load import TABLE, Load
@@ -71,7 +71,7 @@ def make_items(load: Load) -> Items:
 
 def entry(op: Literal["put", "increment"], id: int, seq: int, write: Write) -> bytes:
     """A pending entry: the row, or for an increment of what was not cached a marker."""
-    fields = write.cache_fields() if op == "put" else ["@is", "marker"]
+    fields = cache_fields(write.columns) if op == "put" else ["@is", "marker"]
     return pack(b"HSET", cache_key(id).encode(), b"@seq", b"%d" % seq, *(f.encode() for f in fields))
 
 

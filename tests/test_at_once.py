@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import zlib
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -58,6 +60,18 @@ def message(table: str, id: str, data: Data | None, op: str = "put", /, **others
         members["op"] = json.dumps(op)
     members |= {name: json.dumps(value) for name, value in others.items()}
     return ("{" + ",".join(f'"{name}":{value}' for name, value in members.items()) + "}").encode()
+
+
+def packed(table: str, id: str, data: Data, op: str, columns: Sequence[str]) -> bytes:
+    """As `message`, with these columns packed."""
+    body = message(table, id, {n: v for n, v in data.items() if n not in columns}, op, v=2)
+    frames = {n: b64encode(zlib.compress(data[n].encode())).decode() for n in columns}
+    size = sum(len(data[n].encode()) for n in columns)
+    return b'%b,"packed":%b,"unpacked":%d}' % (
+        body[:-1],
+        json.dumps(frames, separators=(",", ":")).encode(),
+        size,
+    )
 
 
 TEXTS = (
@@ -167,7 +181,10 @@ def plain_messages(draw: Draw) -> bytes:
     id = draw(st.sampled_from(IDS[table][:2] if op == "patch" else IDS[table]))
     if op in ("increment", "delete"):
         op = "put"
-    return message(table, id, {n: draw(st.sampled_from(values[n])) for n in names}, op)
+    data = {n: draw(st.sampled_from(values[n])) for n in names}
+    if draw(st.integers(0, 7)) == 0:
+        return packed(table, id, data, op, draw(st.lists(st.sampled_from(names), min_size=1, unique=True)))
+    return message(table, id, data, op)
 
 
 SMALL = st.sampled_from(["1", "2", "-0", "5"])
@@ -196,7 +213,12 @@ def any_messages(draw: Draw) -> bytes:
     if is_odd():
         data |= draw(st.sampled_from([{"nmae": "1"}, {"twice": "1"}, {"id": id}, {"": "1"}]))
     others = draw(st.sampled_from(ODD_OTHERS)) if is_odd() else {}
-    body = message(table, id, None if op == "delete" else {} if is_odd() else data, op, **others)
+    if op == "delete" or not is_odd():
+        body = message(table, id, None if op == "delete" else {} if is_odd() else data, op, **others)
+    else:  # an increment that is packed is odd as well
+        body = packed(
+            table, id, data, op, draw(st.lists(st.sampled_from(sorted(data)), min_size=1, unique=True))
+        )
     if is_odd():
         body = draw(
             st.sampled_from(

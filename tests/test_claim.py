@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
+import zlib
+from base64 import b64encode
 
 import pytest
 import redis
@@ -14,6 +17,14 @@ from writebehind_worker.frozen import FrozenBatch
 from writebehind_worker.lease import Lease
 from writebehind_worker.owned_queue import CONNECTIONS, OwnedQueue
 from writebehind_worker.redis_server import RedisLink
+
+
+def packed(number: int, table: str, size: int) -> bytes:
+    """A message that unpacks to so many bytes."""
+    frame = b64encode(zlib.compress(b"1" * size)).decode()
+    message = {"table": table, "id": number, "data": {}, "v": 2, "packed": {"a": frame}, "unpacked": size}
+    return json.dumps(message, separators=(",", ":")).encode()
+
 
 _sizes = st.lists(st.one_of(st.integers(1, 60), st.integers(900, 3000)), min_size=1, max_size=40)
 
@@ -56,3 +67,75 @@ def test_every_item_comes_once_in_order_and_within_the_bounds(
             check()
         finally:
             redis_client.config_set("maxmemory", before)
+
+
+def test_what_is_packed_counts_as_it_is_unpacked(
+    redis_url: str, redis_client: redis.Redis, queue: str
+) -> None:
+    keys = QueueKeys(queue)
+    numbers = itertools.count()
+    with RedisLink(redis_url) as link:
+        assert Lease(redis_client, keys, "token", "me", 60).take() is None
+        link.open(CONNECTIONS)
+        owned = OwnedQueue(link, keys, "token")
+        owned.own(1, 0)
+        kinds = st.one_of(
+            st.integers(1, 5000).map(lambda size: (False, size)),
+            st.integers(1, 5000).map(lambda size: (True, size)),
+        )
+        tables = st.sampled_from(["t", "t" * 1000])  # large items take another way
+
+        @settings(max_examples=60)
+        @given(st.lists(kinds, min_size=1, max_size=20), tables, st.integers(1, 10_000))
+        def check(items: list[tuple[bool, int]], table: str, most_bytes: int) -> None:
+            left = [
+                packed(next(numbers), table, size) if is_packed else b"%d".ljust(size) % next(numbers)
+                for is_packed, size in items
+            ]
+            weights = [
+                len(item) + (size if is_packed else 0)
+                for item, (is_packed, size) in zip(left, items, strict=True)
+            ]
+            redis_client.lpush(queue, *left)
+            while isinstance(batch := owned.claim(1000, most_bytes, 0.0), FrozenBatch):
+                count = len(batch.items)
+                assert batch.items == left[:count]
+                assert batch.size_bytes == sum(weights[:count])
+                assert batch.size_bytes == FrozenBatch(1, batch.items, 0).size_bytes, "as it is read again"
+                assert count == 1 or batch.size_bytes <= most_bytes
+                assert count == len(left) or batch.size_bytes + weights[count] > most_bytes
+                left, weights = left[count:], weights[count:]
+                owned.acknowledge([batch.id], 0, batch.id, [])
+            assert left == []
+
+        check()
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        b'{"table":"t","id":1,"data":{"unpacked":5000000}}',
+        b'{"table":"t","id":1,"data":{},"unpacked":5000000}',
+        b'{"table":"t","id":1,"packed":{},"unpacked":67108865}',
+        b'{"table":"t","id":1,"packed":{},"unpacked":99999999999999999999}',
+        b'{"table":"t","id":1,"packed":{},"unpacked":"5000000"}',
+        b'{"table":"t","id":1,"packed":{},"unpacked":-5000000}',
+        b'{"table":"t","id":1,"packed":{},"unpacked":5000000,"key":"' + b"k" * 200 + b'"}',
+        b'{"table":"t","id":1,"packed":{},"unpacked":',
+        b'{"packed":"unpacked":',
+    ],
+    ids=repr,
+)
+def test_what_is_not_unpacked_counts_as_it_is(
+    redis_url: str, redis_client: redis.Redis, queue: str, item: bytes
+) -> None:
+    keys = QueueKeys(queue)
+    with RedisLink(redis_url) as link:
+        assert Lease(redis_client, keys, "token", "me", 60).take() is None
+        link.open(CONNECTIONS)
+        owned = OwnedQueue(link, keys, "token")
+        owned.own(1, 0)
+        redis_client.lpush(queue, item)
+        batch = owned.claim(10, 100, 0.0)
+        assert isinstance(batch, FrozenBatch)
+        assert batch.size_bytes == len(item) == FrozenBatch(1, [item], 0).size_bytes

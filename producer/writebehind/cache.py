@@ -64,6 +64,7 @@ class RowCache:
         self._refresh = None if ahead is None else Refresh(ahead, settings.fill_timeout)
         self.refresh_failed: Callable[[str, Exception], None] = log_failure
         self._observer = guarded(settings.observer)
+        self._packing = settings.packing()
 
     def get(self, wanted: Wanted, table: str, load: Loader | None, timeout: float) -> Steps[Row | None]:
         """See :meth:`WriteBehind.get`."""
@@ -295,7 +296,8 @@ class RowCache:
             return "negative", self._settings.negative_ttl, []
         if len(columns) > MAX_COLUMNS:
             return ABANDONED
-        return "row", self._settings.entry_ttl(), cache_fields(columns)
+        fields = cache_fields(columns) if self._packing is None else self._packing.fields(columns)
+        return ABANDONED if fields is None else ("row", self._settings.entry_ttl(), fields)
 
     def _end_fills(self, names: Sequence[str], token: str, outcomes: Iterable[Outcome]) -> Steps[list[Any]]:
         calls: list[tuple[Sequence[str], Sequence[Argument]]] = [

@@ -10,12 +10,13 @@ from typing import Any, cast
 from .cache import BulkLoader, Loader, Row, RowCache, Wanted
 from .directory import TableDirectory
 from .durability import Accepted, Assurance, Durability, assurance
-from .enqueue import Enqueue, Variant, pack_write
+from .enqueue import Enqueue, Variant, pack_write, pack_write_with_frames
 from .errors import InvalidWrite
 from .identity import cache_key
 from .keys import QueueKeys
 from .message import Id, Op, Write, make_write, with_trace
 from .observer import Observer, guarded
+from .packing import PackedWrite
 from .rate_steps import admit_writes
 from .session import SessionPool
 from .settings import Settings
@@ -29,6 +30,8 @@ class Core:
         self.settings = settings
         self.keys = QueueKeys(settings.queue)
         self._prefix = settings.cache_prefix
+        self._packing = settings.packing()
+        self._pack = pack_write if self._packing is None else pack_write_with_frames
         self._cache = RowCache(self.keys, settings)
         self._directory = TableDirectory(self.keys)
         self._enqueue = Enqueue(self.keys, sessions)
@@ -87,6 +90,8 @@ class Core:
         trace = None if self.traceparent is None else self.traceparent()
         entries: list[str] = []
         packed: list[bytes] = []
+        if self._packing is not None:
+            writes = [self._packing.write(write) for write in writes]
         for write in writes:
             entry = yield from self._cache_key(write.table, write.key)
             message = write.message(entry, settings.entry_ttl())
@@ -96,11 +101,11 @@ class Core:
                     f"{settings.max_message_bytes} are allowed (max_message_bytes)"
                 )
             if trace is not None:  # a limit that a write keeps to must not depend on tracing
-                message = with_trace(message, trace)
+                message = with_trace(message, trace, isinstance(write, PackedWrite))
             if sizes is not None:
                 sizes.append(len(message))
             entries.append(entry)
-            packed.append(pack_write(write.op, message, write.cache_fields()))
+            packed.append(self._pack(write.op, message, write.cache_fields()))
         if settings.admit is not None:
             yield from admit_writes(self.keys, settings.admit, writes)
         ops = {write.op for write in writes}

@@ -1,8 +1,8 @@
 """A cache entry: the hash of one row in Redis, and what it says to a reader. No I/O.
 
-Fields: column → JSON text; ``@seq`` the last write that changed it (0: loaded); ``@is`` marker, tombstone,
-negative or fill, absent for a row; ``@token`` of a fill; ``@refresh`` while a reader loads it anew;
-``@dirty`` once a write that it shows was rejected.
+Fields: column → JSON text, or the frame of one (`frame.py`); ``@seq`` the last write that changed it
+(0: loaded); ``@is`` marker, tombstone, negative or fill, absent for a row; ``@token`` of a fill; ``@refresh``
+while a reader loads it anew; ``@dirty`` once a write that it shows was rejected.
 While a write is pending the entry has no TTL.
 """
 
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
+
+from .frame import MARKS, BadFrame, framed_columns, unpack_all
 
 State = Literal["absent", "row", "marker", "gone", "filling", "foreign"]
 
@@ -36,8 +38,12 @@ _STATES: dict[bytes, State] = {
 }
 
 
-def read_entry(fields: Mapping[bytes, bytes]) -> Entry:
-    """What a hash in the cache says."""
+def read_entry(fields: Mapping[bytes, bytes], *, unpacks: bool = True) -> Entry:
+    """What a hash in the cache says. Unless it ``unpacks``, columns of a row may be frames.
+
+    A row that cannot be unpacked here is to its reader what a marker is: the write that it shows, if it shows
+    one, is waited for, and then Postgres tells.
+    """
     if not fields:
         return Entry("absent", {})
     kind = fields.get(b"@is")
@@ -46,12 +52,21 @@ def read_entry(fields: Mapping[bytes, bytes]) -> Entry:
         return Entry("foreign", {})
     if kind is not None:
         return Entry(_STATES.get(kind, "foreign"), {}, int(seq))
-    columns = {}
+    columns, are_plain = {}, True
     for name, value in fields.items():
         if not name.startswith(b"@"):
             columns[name.decode()] = value
         elif name.startswith(b"@@"):
             columns[name[1:].decode()] = value
+        else:
+            continue
+        if value[:1] in MARKS:
+            are_plain = False
+    if unpacks and not are_plain:
+        try:
+            columns |= unpack_all({column: columns[column] for column in framed_columns(columns)})
+        except BadFrame:
+            return Entry("marker", {}, int(seq))
     return Entry("row", columns, int(seq), fields.get(b"@refresh", b""))
 
 

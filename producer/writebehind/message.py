@@ -9,7 +9,7 @@ import dataclasses
 import datetime as dt
 import enum
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final, Literal, NoReturn
 from uuid import UUID
@@ -60,14 +60,15 @@ class Write(msgspec.Struct, frozen=True, gc=False):
             encode(self.table), self.id_json, op, data, encode(cache_key), ttl_s,
         )  # fmt: skip
 
-    def cache_fields(self) -> list[str]:
+    def cache_fields(self) -> Sequence[str | bytes]:
         """Column, JSON text, column, ... as the cache entry holds them."""
         return cache_fields(self.columns)
 
 
-def with_trace(message: bytes, trace: str) -> bytes:
-    """The message with the ``traceparent`` of what wrote it, which makes it one of version 2."""
-    return b'%b,"v":2,"trace":"%b"}' % (message[:-1], trace.encode())
+def with_trace(message: bytes, trace: str, is_packed: bool = False) -> bytes:
+    """The message with the ``traceparent`` of what wrote it: one of version 2, as a packed one is already."""
+    version = b"" if is_packed else b',"v":2'
+    return b'%b%b,"trace":"%b"}' % (message[:-1], version, trace.encode())
 
 
 def cache_fields(columns: Mapping[str, bytes]) -> list[str]:

@@ -140,11 +140,14 @@ def tell_looks(observer: Observer, table: str, states: Sequence[str]) -> None:
 
 
 def tell_fills(
-    observer: Observer, table: str, outcomes: Sequence[tuple[str, int, list[str]]], replies: Sequence[Any]
+    observer: Observer,
+    table: str,
+    outcomes: Sequence[tuple[str, int, Sequence[str | bytes]]],
+    replies: Sequence[Any],
 ) -> None:
     """What became of loaded rows; no ``replies``: Redis did not answer."""
     for i, (kind, _, fields) in enumerate(outcomes):
         if kind != "abandon" and i < len(replies) and replies[i] == 1:
-            observer.filled(table, sum(len(text.encode()) for text in fields))
+            observer.filled(table, sum(len(t if isinstance(t, bytes) else t.encode()) for t in fields))
         else:
             observer.fill_lost(table)

@@ -16,7 +16,7 @@ from .translate import redis_errors_as_ours
 _BEGIN_REFRESH = Script("writebehind", "begin_refresh")
 _END_REFRESH = Script("writebehind", "end_refresh")
 
-Outcome = tuple[str, int, list[str]]
+Outcome = tuple[str, int, Sequence[str | bytes]]
 """What a reader's load came to: ``row``, ``negative`` or ``abandon``; time to live, s; fields."""
 ABANDONED: Outcome = ("abandon", 1, [])
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from .durability import Durability, assurance
+from .frame import Compression, compressor
 from .keys import DEFAULT_QUEUE
 from .message import MAX_TTL_S, Op
 from .observer import Observer, check_observer
+from .packing import Packing
 from .rate import RateLimit
 
 Admit = Callable[[str, "str | dict[str, str]", Op], RateLimit | None]
@@ -26,6 +28,8 @@ class Options(TypedDict, total=False):
     version: str | int | None
     max_queue_length: int
     max_message_bytes: int
+    compress_above: int | None
+    compression: Compression
     negative_ttl: int
     fill_timeout: float
     ttl_jitter: float
@@ -51,7 +55,10 @@ class Settings:
         prefix: put before every cache key.
         version: of the rows' shape; part of every cache key, so that another shape is never read.
         max_queue_length: writes pending at which :class:`QueueFull` is raised.
-        max_message_bytes: largest message, in bytes of JSON.
+        max_message_bytes: largest message, in bytes of JSON, as it is sent: large values may be compressed.
+        compress_above: a value whose JSON text has more bytes is kept compressed, if that makes it smaller;
+            ``None``: none is. See docs/patterns.md.
+        compression: ``zlib``, or ``zstd``, for which all need Python 3.14 or the package zstandard.
         negative_ttl: how long it is remembered that a row does not exist, in seconds.
         fill_timeout: how long one reader may take to load a row before another may, in seconds.
         ttl_jitter: share of ``ttl``, 0 to 0.9, by which an entry's own may be shorter, at random: rows cached
@@ -77,6 +84,8 @@ class Settings:
     version: str | int | None = None
     max_queue_length: int = 1_000_000
     max_message_bytes: int = 1 << 20
+    compress_above: int | None = None
+    compression: Compression = "zlib"
     negative_ttl: int = 5
     fill_timeout: float = 5.0
     ttl_jitter: float = 0.1
@@ -95,6 +104,10 @@ class Settings:
         for name, value in (("ttl", self.ttl), ("negative_ttl", self.negative_ttl)):
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_TTL_S:
                 raise ValueError(f"{name} must be whole seconds from 1 to {MAX_TTL_S}, not {value!r}")
+        above = self.compress_above
+        if above is not None and (not isinstance(above, int) or isinstance(above, bool) or above < 0):
+            raise ValueError(f"compress_above must be a number of bytes, or None, not {above!r}")
+        compressor(self.compression)
         if not 0.001 <= self.fill_timeout <= 86_400:
             raise ValueError(f"fill_timeout must be from a millisecond to a day, not {self.fill_timeout!r}")
         if not 0 <= self.ttl_jitter <= 0.9:
@@ -124,6 +137,10 @@ class Settings:
         if not self.ttl_jitter:
             return self.ttl
         return max(1, round(self.ttl * (1 - random.random() * self.ttl_jitter)))  # noqa: S311 - no secret
+
+    def packing(self) -> Packing | None:
+        """What compresses large values; ``None``: nothing does."""
+        return None if self.compress_above is None else Packing(self.compress_above, self.compression)
 
     @property
     def cache_prefix(self) -> str:

@@ -73,6 +73,7 @@ class Copy:
             statement_timeout_s=30,
             breaker=Breaker(),
             publish=lambda _: None,
+            refuse_newer=True,  # a later version is a dead letter, as any odd message is
         )
         self.heard = Heard()
         self.at_once: list[int] = []

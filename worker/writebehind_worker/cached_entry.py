@@ -58,11 +58,11 @@ class CachedEntry(msgspec.Struct, frozen=True):
 
     @property
     def entry(self) -> Entry:
-        """What it says to a reader."""
+        """What it says to a reader, but that columns may be frames: see `unpacked_columns`."""
         if self.fields is None:
             return Entry("foreign", {})
         try:
-            return read_entry(self.fields)
+            return read_entry(self.fields, unpacks=False)
         except UnicodeDecodeError:  # the name of a field: no column
             return Entry("foreign", {})
 

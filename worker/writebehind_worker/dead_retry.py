@@ -7,28 +7,38 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import psycopg
 from redis import Redis
 
 from writebehind.carrier import Carrier
-from writebehind.enqueue import Enqueue, pack_write
+from writebehind.enqueue import Enqueue, pack_write_with_frames
 from writebehind.errors import QueueFull
 from writebehind.keys import QueueKeys
-from writebehind.message import MAX_COLUMNS, Op, cache_fields
+from writebehind.message import MAX_COLUMNS, Op
+from writebehind.packing import packed_fields
 from writebehind.pauses import pauses
 from writebehind.session import SessionPool
 from writebehind.translate import redis_errors_as_ours
 
 from .dead import PAGE, Letter
 from .errors import FatalError
-from .received import Message, receive
+from .packed_rows import frames_of
+from .received import receive
 
 _BYTES_AT_ONCE = 8 << 20
 _OURS = ("seq", "retry", "force")
 _decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+class Shown(NamedTuple):
+    """A write to a cache entry: ``fields`` are column, JSON text or frame, ..."""
+
+    op: Op
+    cache_key: str
+    fields: Sequence[str | bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +47,7 @@ class Retry:
 
     letter: int
     message: bytes
-    shown: Message | None
+    shown: Shown | None
 
 
 def make_retry(letter: Letter, body: bytes, keys: QueueKeys, *, force: bool) -> Retry | None:
@@ -85,19 +95,22 @@ def _fields(body: bytes) -> dict[str, bytes] | None:
 def _composed(fields: Mapping[str, bytes], letter: int, force: bool) -> bytes:
     """`table` in front, where the script puts `seq` before it; values keep their texts."""
     kept = [(n, v) for n, v in fields.items() if n not in _OURS]
-    kept.sort(key=lambda member: member[0] != "table")
+    kept.sort(key=lambda member: (member[0] != "table", member[0] == "unpacked"))
     kept.append(("retry", str(letter).encode()))
     if force:
         kept.append(("force", b"true"))
     return b"{" + b",".join(msgspec.json.encode(name) + b":" + value for name, value in kept) + b"}"
 
 
-def _shown(message: bytes, keys: QueueKeys) -> Message | None:
+def _shown(message: bytes, keys: QueueKeys) -> Shown | None:
     """The message as the producers' script takes it, or ``None`` if that must not touch the cache for it."""
     read = receive(0, message, 0)
     if read.fault is not None or read.cache_key is None or keys.owns(read.cache_key):
         return None
-    return read if len(read.columns or ()) <= MAX_COLUMNS else None
+    columns = {name: bytes(text) for name, text in (read.columns or {}).items()}
+    if len(columns) > MAX_COLUMNS:
+        return None
+    return Shown(read.op, read.cache_key, packed_fields(columns, frames_of(read)))
 
 
 def chunks(letters: Iterable[Letter]) -> Iterator[list[Letter]]:
@@ -143,11 +156,9 @@ class Sender:
         for retry in retries:
             shown = retry.shown
             assert shown is not None
-            assert shown.cache_key is not None
-            fields = cache_fields({name: bytes(text) for name, text in (shown.columns or {}).items()})
             entries.append(shown.cache_key)
             ops.add(shown.op)
-            packed.append(pack_write(shown.op, retry.message, fields))
+            packed.append(pack_write_with_frames(shown.op, retry.message, shown.fields))
         self._carrier.run(self._enqueue.steps(entries, ops, packed, self._limit))
 
     def _push(self, retries: Sequence[Retry]) -> None:

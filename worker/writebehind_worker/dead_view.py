@@ -14,6 +14,7 @@ from rich.text import Text
 
 from .dead import Letter, Reason
 from .dead_retry import Outcome
+from .packed_rows import readable
 from .sqlstate import condition
 
 _UNITS = ((86_400, "d"), (3600, "h"), (60, "min"))
@@ -82,16 +83,21 @@ def letter_json(letter: Letter) -> dict[str, Any]:
 
 
 def full_json(letter: Letter, history: Sequence[dict[str, Any]], body: bytes) -> dict[str, Any]:
-    """With the history and the body: ``body``, or ``body_base64`` where it is no text."""
+    """With the history and the body: ``body``, or ``body_base64`` where it is no text.
+
+    ``body_unpacked`` is there where columns of it are packed.
+    """
     whole = letter_json(letter) | {"history": list(history)}
     try:
-        return whole | {"body": body.decode()}
+        whole |= {"body": body.decode()}
+        unpacked = readable(body)
+        return whole if unpacked == body else whole | {"body_unpacked": unpacked.decode()}
     except UnicodeDecodeError:
         return whole | {"body_base64": base64.b64encode(body).decode()}
 
 
 def full(letter: Letter, history: Sequence[dict[str, Any]], body: bytes) -> str:
-    """For a terminal: one fact a line, its rejections, the body last."""
+    """For a terminal: one fact a line, its rejections, the body last, unpacked."""
     facts = [
         ("dead letter", str(letter.id)),
         ("table", letter.table or "unknown"),
@@ -111,9 +117,13 @@ def full(letter: Letter, history: Sequence[dict[str, Any]], body: bytes) -> str:
         facts.append(("before", f"{before['at']}: {code(before['sqlstate'])}: {before['reason']}"))
     if letter.retried_at is not None:
         facts.append(("retried", f"{_time(letter.retried_at)}: rejected again, as above"))
-    facts.append(("body", f"{letter.body_bytes} bytes"))
+    shown = readable(body)
+    size = f"{letter.body_bytes} bytes"
+    facts.append(
+        ("body", size if shown == body else f"{size}, with packed columns, which are shown unpacked")
+    )
     lines = [f"{label:<13}{' '.join(printable(text).split())}" for label, text in facts]
-    return "\n".join([*lines, printable(body.decode(errors="backslashreplace"))])
+    return "\n".join([*lines, printable(shown.decode(errors="backslashreplace"))])
 
 
 def outcome(found: Outcome, timeout_s: float) -> Iterator[str]:

@@ -33,6 +33,8 @@ Rows = dict[PlainShape, dict[Key, Values]]
 
 class _Message(PlainMessage, forbid_unknown_fields=True, gc=False):
     data: Raw = Raw(b"")
+    packed: Raw = Raw(b"")
+    unpacked: int | None = None
 
 
 _decode = msgspec.json.Decoder(_Message).decode
@@ -212,9 +214,13 @@ class _Reading:
         kinds: dict[tuple[str, Op], list[_Message]] = defaultdict(list)
         for message in messages:
             kinds[message.table, message.op].append(message)
+            if len(message.packed):
+                self.odd_tables.add(self._table(message.table).oid)
         for (name, op), those in kinds.items():
             self._count[name] += len(those)
             table = self._table(name)
+            if table.oid in self.odd_tables:
+                continue
             try:
                 self._read(table, op, [m.id for m in those], [m.data for m in those])
             except _ODD:

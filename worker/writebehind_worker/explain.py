@@ -26,6 +26,7 @@ from .key_reader import KeyReader
 from .known_tables import KnownTables, read_published
 from .obstacles import obstacles
 from .other_queues import OtherQueues
+from .packed_rows import unpacked_columns
 from .postgres import Connection
 from .redis_server import RedisLink
 from .resolve import Key, key_text
@@ -232,7 +233,9 @@ class Explainer:
 
     def _compare(self, comparison: RowComparison, made: Explanation, table: Table) -> None:
         entry = made.entry
-        columns = entry.entry.columns if entry and entry.standing in ("row", "stuck") else {}
+        columns = (
+            unpacked_columns(entry.entry.columns) if entry and entry.standing in ("row", "stuck") else {}
+        )
         (compared,) = comparison(table, [CachedRow(made.identity.key, columns)])
         made.exists = compared.exists
         if entry and entry.standing in ("row", "gone"):

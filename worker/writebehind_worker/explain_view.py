@@ -8,6 +8,7 @@ from typing import Any, Literal
 from .cached_entry import CachedEntry
 from .dead_view import code, printable
 from .explain import Explanation, LetterView
+from .packed_rows import readable, unpacked_columns
 from .row_search import FoundWrite
 from .verify import expires_in_s
 from .verify_view import many, why
@@ -173,8 +174,9 @@ def _entry_lines(found: Explanation, with_values: bool) -> Iterator[tuple[str, s
         if b"@dirty" in (entry.fields or {}):
             text += "; an earlier write of it was rejected: it is deleted when this one is settled"
     yield "cache", text
-    columns = entry.entry.columns
+    columns: Mapping[str, bytes] = entry.entry.columns
     if columns and with_values:
+        columns = unpacked_columns(columns)
         yield from (("", _value(name, value)) for name, value in columns.items())
     elif columns:
         yield "", f"columns {', '.join(columns)}"
@@ -192,7 +194,7 @@ def _pending_lines(found: Explanation, with_values: bool) -> Iterator[tuple[str,
         if write.cache_key not in (None, found.identity.cache_key):
             yield "", f"  its cache key is another: {write.cache_key} (--prefix, --version or --key)"
         if with_values:
-            yield "", f"  {_cut(write.body.decode(errors='backslashreplace'))}"
+            yield "", f"  {_cut(readable(write.body).decode(errors='backslashreplace'))}"
     if count > _MOST_WRITES:
         yield "", f"and {count - _MOST_WRITES:,} more"
     if not search.is_whole:
@@ -296,7 +298,9 @@ def as_json(found: Explanation, *, with_values: bool) -> dict[str, Any]:
             "expires_in_s": None
             if entry.standing == "absent"
             else expires_in_s(entry.expires_ms, found.now_ms),
-            "columns": _columns(entry.entry.columns, with_values),
+            "columns": _columns(
+                unpacked_columns(entry.entry.columns) if with_values else entry.entry.columns, with_values
+            ),
         }
     if (search := found.found) is not None:
         made["pending"] = {
@@ -316,7 +320,7 @@ def as_json(found: Explanation, *, with_values: bool) -> dict[str, Any]:
 
 def _write_json(write: FoundWrite, with_values: bool) -> dict[str, Any]:
     made = {name: getattr(write, name) for name in write.__struct_fields__ if name != "body"}
-    return made | ({"body": write.body.decode(errors="backslashreplace")} if with_values else {})
+    return made | ({"body": readable(write.body).decode(errors="backslashreplace")} if with_values else {})
 
 
 def _columns(columns: Mapping[str, bytes], with_values: bool) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg
 
+from writebehind.frame import ZSTD_HINT
 from writebehind.identity import TableKey
 from writebehind.message import WIRE_VERSION
 
@@ -18,7 +19,7 @@ from .breaker import Breaker
 from .bulk import Bulk
 from .catalog import Catalog, load_catalog, read_versions
 from .digest import Digest
-from .errors import NewerVersion, OwnershipLost
+from .errors import FatalError, NewerVersion, OwnershipLost
 from .execution import Statement, Untouched
 from .frozen import FrozenBatch, split_applied_before
 from .history import LedgerRow
@@ -107,6 +108,10 @@ class Flusher:
         if newer is not None and not self._refuse_newer:
             raise NewerVersion(
                 "a message in the queue has the wire format's", newer, WIRE_VERSION, _NEWER_HINT
+            )
+        if any(m.lacks_zstd for m in batch.messages) and not self._refuse_newer:
+            raise FatalError(
+                "a message in the queue is compressed with zstd, and this writebehind cannot", ZSTD_HINT
             )
         for alterations in range(_MOST_ALTERATIONS):
             try:

@@ -6,18 +6,20 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
-from .received import Message, receive
+from .received import Message, declared_size, receive
 
 _SEQ = re.compile(rb'\{"seq":([0-9]{1,16}),"table":')
 
 
 class FrozenBatch:
     """``items`` oldest first, as they are in Redis; ``id`` is ``epoch << 32 | n``, unique in the life of the
-    ledger; ``clock`` is the highest seq that the queue had given out.
+    ledger; ``clock`` is the highest seq that the queue had given out; ``size_bytes`` is that of all items,
+    packed columns unpacked.
     """
 
-    def __init__(self, id: int, items: Sequence[bytes], clock: int) -> None:
+    def __init__(self, id: int, items: Sequence[bytes], clock: int, size_bytes: int | None = None) -> None:
         self.id, self.items, self.clock = id, items, clock
+        self.size_bytes = sum(len(i) + declared_size(i) for i in items) if size_bytes is None else size_bytes
 
     @cached_property
     def messages(self) -> Sequence[Message]:
@@ -28,11 +30,6 @@ class FrozenBatch:
     def applied_seq(self) -> int:
         """The highest seq in it; 0 if none has one."""
         return max((m.seq for m in self.messages if m.seq is not None), default=0)
-
-    @cached_property
-    def size_bytes(self) -> int:
-        """Of all items."""
-        return sum(map(len, self.items))
 
 
 def stamped_seq(item: bytes) -> int | None:

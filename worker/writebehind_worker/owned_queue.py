@@ -176,11 +176,11 @@ class OwnedQueue:
             return 0.0
         self._claimed += 1
         self._inflight.append(batch)
-        now, clock, taken = rest
+        now, clock, taken, size = rest
         if len(items) != int(taken):  # a proxy that reads from a replica, say
             raise OwnershipLost("Redis does not show the batch that was claimed: it is read again")
         self._saw_time(int(now))
-        return FrozenBatch(batch, items, int(clock))
+        return FrozenBatch(batch, items, int(clock), int(size))
 
     def _at_once(self, *commands: Sequence[Argument]) -> list[Any]:
         """The replies to commands that are sent together: an exception where Redis refuses one."""

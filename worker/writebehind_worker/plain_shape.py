@@ -26,7 +26,7 @@ _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 
 
 class PlainMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
-    """The wire format but for what is rare: a key of several columns, a retry."""
+    """The wire format but for what is rare: a key of several columns, a retry, packed columns."""
 
     table: str
     id: Key

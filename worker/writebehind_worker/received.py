@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from base64 import b64decode
 from collections.abc import Mapping
 from typing import Any, get_args
 
 import msgspec
 
+from writebehind.frame import MAX_UNPACKED_BYTES, BadFrame, NoZstd, unpack
 from writebehind.identity import scalar_text
 from writebehind.message import MAX_TTL_S, WIRE_VERSION, Op
 
@@ -15,6 +17,9 @@ _OPS = frozenset(get_args(Op))
 _NUMBER = re.compile(rb"-?[0-9]")
 # Whole pairs, or the digit of a half. It begins with what is searched for fast: a body may be of any length.
 _SURROGATE = re.compile(rb"\\u[dD](?:[89abAB]..\\u[dD][c-fC-F]|([89a-fA-F]))", re.DOTALL)
+# Within the last bytes, which `claim.lua` looks at: what comes after it must be short.
+_UNPACKED, _TAIL = re.compile(rb',"unpacked":([0-9]+)[,}]'), 160
+PACKED_VERSION = 2
 DEFAULT_TTL_S = 3600
 _MOST_VERSION = 1000  # beyond it is a mistake, not a newer version
 
@@ -68,6 +73,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     force: bool = False  # also if that one is superseded, or was applied before Redis went back
     fault: Fault | None = None
     newer_version: int | None = None  # of the wire format, where it is one that we do not know
+    lacks_zstd: bool = False  # it is compressed in a way that this installation cannot read
 
 
 class _Envelope(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -81,10 +87,13 @@ class _Envelope(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     retry: int | None = None
     force: bool = False
     v: int = 1
+    packed: dict[str, str] | None = None
+    unpacked: int | None = None
     trace: msgspec.Raw = msgspec.Raw(b"")  # whatever it is: only `tracing` looks at it
 
 
 _decode = msgspec.json.Decoder(_Envelope).decode
+_decode_raw = msgspec.json.Decoder(msgspec.Raw).decode
 _decode_key = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
@@ -98,6 +107,9 @@ def receive(position: int, body: bytes, clock: int) -> Message:
         if not body.isascii():
             body.decode()  # msgspec takes the insides of Raw as they come
         return _message(position, body, _decode(body), clock)
+    except NoZstd as error:
+        reason = f"`packed`: a column {error}"
+        return msgspec.structs.replace(_faulty(position, body, reason, clock), lacks_zstd=True)
     except UnicodeDecodeError as error:
         return _faulty(position, body, f"not UTF-8: {error.reason} at byte {error.start}", clock)
     except RecursionError:
@@ -135,7 +147,7 @@ def _message(position: int, body: bytes, read: _Envelope, clock: int) -> Message
         read.op,  # type: ignore[arg-type]
         id_text,
         id_json,
-        _columns(read),
+        _columns(read) if read.packed is None and read.unpacked is None else _packed_columns(read, body),
         read.seq,
         read.key,
         read.ttl or DEFAULT_TTL_S,
@@ -164,6 +176,56 @@ def _columns(read: _Envelope) -> Mapping[str, JsonText]:
         if not _NUMBER.match(delta):
             raise _Bad(f"increment of {shown(name)}: the delta must be a JSON number")
     return deltas
+
+
+def _packed_columns(read: _Envelope, body: bytes) -> Mapping[str, JsonText]:
+    """All columns, `data` first."""
+    if read.v < PACKED_VERSION:
+        raise _Bad(f"`packed` is of version {PACKED_VERSION}: say so by `v`")
+    if read.op not in ("put", "patch"):
+        raise _Bad(f"`{read.op}` takes no `packed`")
+    if read.data is None:
+        raise _Bad("`data` is missing; it may be empty beside `packed`")
+    frames = {name: _frame(name, text) for name, text in (read.packed or {}).items()}
+    if not frames:
+        raise _Bad("`packed` is empty: leave it and `unpacked` out")
+    if both := [name for name in frames if name in read.data]:
+        raise _Bad(f"{shown(both[0])} is in both `data` and `packed`")
+    if read.unpacked is not None and read.unpacked > MAX_UNPACKED_BYTES:
+        raise _Bad(f"`packed` unpacks to {read.unpacked} bytes: {MAX_UNPACKED_BYTES} is the most")
+    if read.unpacked is None or read.unpacked != declared_size(body):
+        raise _Bad("`unpacked` must stand at the end: the bytes of JSON that `packed` unpacks to, in all")
+    left, columns = read.unpacked, dict(read.data)
+    for name, frame in frames.items():
+        try:
+            text = unpack(frame, left)
+        except NoZstd:
+            raise
+        except BadFrame as error:
+            raise _Bad(f"`packed`: {shown(name)} {error}") from error
+        left -= len(text)
+        try:
+            text.decode()  # msgspec takes the insides of Raw as they come
+            columns[name] = _decode_raw(text)
+        except (UnicodeDecodeError, msgspec.MsgspecError) as error:
+            raise _Bad(f"`packed`: {shown(name)} unpacks to what is no JSON: {error}") from error
+    if left:
+        raise _Bad(f"`packed` unpacks to {left} bytes less than `unpacked` says")
+    return columns
+
+
+def _frame(name: str, text: str) -> bytes:
+    try:
+        return b64decode(text, validate=True)
+    except ValueError as error:
+        raise _Bad(f"`packed`: {shown(name)} is no base64: {error}") from error
+
+
+def declared_size(body: bytes) -> int:
+    """What an item says that its packed columns unpack to, where ``claim.lua`` sees it; else 0."""
+    found = _UNPACKED.search(body, max(0, len(body) - _TAIL))
+    size = int(found[1]) if found and b'"packed":' in body else 0
+    return size if size <= MAX_UNPACKED_BYTES else 0
 
 
 def _id(raw: bytes) -> tuple[Mapping[str, str] | str, Mapping[str, bytes] | bytes]:

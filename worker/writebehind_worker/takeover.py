@@ -69,7 +69,7 @@ def _adopt(
     generation: int | None = None
     rollback_seq, rollback_items = row.rollback_seq, row.rollback_items
     if history.must_count:  # how far, nothing else tells
-        bodies = [m.body for b in left for m in b.messages]
+        bodies = [item for b in left for item in b.items]
         rollback_seq = row.applied_seq
         rollback_items, is_all = count_applied_before(bodies, rollback_seq, holdings.clock_seq)
         if not is_all and (waiting := queue.count_applied_before(rollback_seq, holdings.clock_seq, progress)):

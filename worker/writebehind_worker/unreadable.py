@@ -13,7 +13,7 @@ from .resolve import Write
 from .sqlstate import Verdict, judge
 from .statement import read
 
-_MOST_BYTES = 2**20  # of a message: a longer one takes too long to send again
+_MOST_BYTES = 2**20  # of a write: a longer one takes too long to send again
 
 
 def find_unreadable(conn: psycopg.Connection[Any], write: Write) -> str | None:
@@ -21,9 +21,9 @@ def find_unreadable(conn: psycopg.Connection[Any], write: Write) -> str | None:
 
     Inside the batch's transaction, in which it leaves nothing behind.
     """
-    if len(write.message.body) > _MOST_BYTES:
-        return None
     values = write.texts
+    if sum(map(len, values.values())) > _MOST_BYTES:
+        return None
     names = list(values)
     if _can_read(conn, write, names, values):
         return None

@@ -23,6 +23,7 @@ from .cache_names import CacheNames, key_texts
 from .cached_entry import NO_TTL, CachedEntry, read_entries
 from .known_tables import KnownTables
 from .other_queues import OtherQueues
+from .packed_rows import unpacked_columns
 from .row_comparison import CachedRow, Compared, RowComparison
 from .table import Table
 
@@ -33,6 +34,7 @@ _FORGET = Script("writebehind_worker", "forget")
 _SCANNED_AT_ONCE = 1000
 _MOST_LOOKS = 6
 _MOST_NAMES = 20
+_MOST_BYTES = 32 << 20  # of values, compared at once
 
 Fault = Literal["columns", "missing", "exists", "stuck"]
 """``columns`` differ; the row is ``missing`` in Postgres; it ``exists`` and the cache says that it does not;
@@ -203,8 +205,11 @@ class Verification:
         return found
 
     def _differences(self, asked: Sequence[_Asked]) -> Iterator[Difference]:
+        for part, rows in _parts(asked):
+            yield from self._compared(part, rows)
+
+    def _compared(self, asked: Sequence[_Asked], rows: Sequence[CachedRow]) -> Iterator[Difference]:
         table = asked[0].table
-        rows = [CachedRow(one.key, one.entry.entry.columns) for one in asked]
         for one, compared in zip(asked, self._compare(table, rows), strict=True):
             difference = difference_of(one.entry, table, compared)
             if difference is not None:
@@ -215,6 +220,23 @@ class Verification:
                 name = f"{table.full_name}.{column}"
                 if len(self.tally.unknown_columns) < _MOST_NAMES or name in self.tally.unknown_columns:
                     self.tally.unknown_columns[name] += 1
+
+
+def _parts(asked: Sequence[_Asked]) -> Iterator[tuple[Sequence[_Asked], Sequence[CachedRow]]]:
+    """So many at once as can be held, unpacked."""
+    part: list[_Asked] = []
+    rows: list[CachedRow] = []
+    size = 0
+    for one in asked:
+        columns = unpacked_columns(one.entry.entry.columns)
+        bytes_ = sum(map(len, columns.values()))
+        if part and size + bytes_ > _MOST_BYTES:
+            yield part, rows
+            part, rows, size = [], [], 0
+        size += bytes_
+        part.append(one)
+        rows.append(CachedRow(one.key, columns))
+    yield part, rows
 
 
 def difference_of(entry: CachedEntry, table: Table, compared: Compared) -> Difference | None:

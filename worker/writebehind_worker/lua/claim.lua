@@ -5,14 +5,27 @@
 -- KEYS  1 queue   2 {q}:inflight   3 {q}:lease   4 {q}:epoch   5 {q}:acked   6 {q}:clock
 --       7 {q}:processing:<batch>   8 {q}:paused
 -- ARGV  1 token   2 epoch   3 frozen batches as the owner believes, comma-separated
---       4 acked as the owner believes   5 batch id   6 most items   7 most bytes
+--       4 acked as the owner believes   5 batch id   6 most items   7 most bytes, unpacked: see `weight`
 --       8 write delay, µs: fewer items than (6) wait until the oldest is so old
 -- Returns {'lost', why}, {'paused', what the key holds}, {'empty'}, {'wait', µs left} (-1: the oldest does not tell its age)
---         or {'ok', now µs, seq of the clock, items}. The items are read by LRANGE, in the same round trip: as a script's
+--         or {'ok', now µs, seq of the clock, items, their bytes}. The items are read by LRANGE, in the same round trip: as a script's
 --         answer they cost Redis a third more.
 
 local CHUNK = 1000 -- unpack fails near 8,000
 local LARGE = 1000 -- bytes of an item
+local TAIL, MOST_UNPACKED = 160, 64 * 1024 * 1024 -- as received.py and frame.py have them
+
+local find, match, sub = string.find, string.match, string.sub
+
+-- Bytes of an item once its packed columns are unpacked: what the worker will hold of it. What says so in another
+-- way, or says what is not so, or too much, it does not unpack.
+local function weight(item)
+  if find(item, 'unpacked":', -TAIL, true) then
+    local unpacked = tonumber(match(sub(item, -TAIL), ',"unpacked":(%d+)[,}]') or 0)
+    if unpacked <= MOST_UNPACKED and find(item, '"packed":', 1, true) then return #item + unpacked end
+  end
+  return #item
+end
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -55,11 +68,12 @@ local is_large = #redis.call('LINDEX', KEYS[1], -1) > LARGE
 if is_large and redis.acl_check_cmd('LMOVE', KEYS[1], KEYS[7], 'RIGHT', 'RIGHT') then
   -- One by one: copied, they would be written to the append-only file once more (8 kB: 0.6 of the time).
   while taken < math.min(most, length) do
-    bytes = bytes + #redis.call('LMOVE', KEYS[1], KEYS[7], 'RIGHT', 'RIGHT')
-    if bytes > room and taken > 0 then
+    local size = weight(redis.call('LMOVE', KEYS[1], KEYS[7], 'RIGHT', 'RIGHT'))
+    if bytes + size > room and taken > 0 then
       redis.call('LMOVE', KEYS[7], KEYS[1], 'RIGHT', 'RIGHT') -- back to where it was
       break
     end
+    bytes = bytes + size
     taken = taken + 1
   end
 else
@@ -68,8 +82,9 @@ else
     local items = redis.call('LRANGE', KEYS[1], -(taken + want), -(taken + 1))
     local chunk, size = {}, 0
     for i = #items, 1, -1 do
-      bytes = bytes + #items[i]
-      if bytes > room and taken > 0 then break end
+      local weighs = weight(items[i])
+      if bytes + weighs > room and taken > 0 then break end
+      bytes = bytes + weighs
       taken = taken + 1
       size = size + 1
       chunk[size] = items[i]
@@ -80,4 +95,4 @@ else
   redis.call('LTRIM', KEYS[1], 0, -(taken + 1))
 end
 redis.call('RPUSH', KEYS[2], ARGV[5])
-return {'ok', string.format('%.0f', now), clock, taken}
+return {'ok', string.format('%.0f', now), clock, taken, bytes}

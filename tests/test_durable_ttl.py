@@ -1,0 +1,78 @@
+"""Once a write is durable, its entry has a time to live, or is gone: from each state, by each client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+import redis
+from tests.support.both_clients import Make, clients
+from tests.support.wait import wait_until
+from tests.support.workers import RunningWorker
+
+from writebehind.keys import QueueKeys
+
+LONG = "said again and again, " * 50
+ROW = {"id": 1, "body": LONG, "n": 1}
+
+
+@pytest.fixture(params=["sync", "async"])
+def client(request: pytest.FixtureRequest, redis_url: str, queue: str) -> Iterator[Make]:
+    with clients(request.param, redis_url, queue=queue, prefix=f"{queue}:", fill_timeout=0.2) as make:
+        yield make
+
+
+def reach(wb: Any, state: str) -> None:
+    """Brings the entry of row 1 into this state."""
+    if state == "row":
+        wb.put("docs", 1, {"body": LONG, "n": 1})
+    elif state == "loaded":
+        wb.get("docs", 1, lambda _: ROW)
+    elif state == "marker":
+        wb.increment("docs", 1, {"n": 1})
+    elif state == "tombstone":
+        wb.delete("docs", 1)
+    elif state == "negative":
+        wb.get("docs", 1, lambda _: None)
+
+
+STATES = ("absent", "row", "loaded", "marker", "tombstone", "negative", "filling")
+
+
+@pytest.mark.parametrize("above", [None, 0], ids=["plain", "compressed"])
+def test_every_entry_has_a_time_to_live_once_its_write_is_durable(
+    client: Make,
+    redis_client: redis.Redis,
+    queue: str,
+    pg: psycopg.Connection[Any],
+    options: dict[str, Any],
+    above: int | None,
+) -> None:
+    pg.execute("CREATE TABLE docs (id int PRIMARY KEY, body text, n int CHECK (n < 1000))")
+    wb = client(compress_above=above, ttl=100)
+    entry, applied, reached = f"{queue}:docs:1", QueueKeys(queue).applied, set()
+    with RunningWorker(**options):
+        for state in STATES:
+            for op, data in (
+                ("put", {"body": LONG, "n": 2}),
+                ("patch", {"body": LONG * 2}),
+                ("increment", {"n": 3}),
+                ("delete", None),
+                ("put", {"n": 5000}),
+                ("patch", {"body": LONG, "n": 5000}),
+            ):
+                redis_client.delete(entry)
+                pg.execute("INSERT INTO docs VALUES (1, 'x', 0) ON CONFLICT (id) DO UPDATE SET n = 0")
+                if state == "filling":
+                    redis_client.hset(entry, mapping={"@is": "fill", "@token": "another's"})
+                    redis_client.pexpire(entry, 200)
+                reach(wb, state)
+                receipt = wb.delete("docs", 1) if op == "delete" else getattr(wb, op)("docs", 1, data)
+                wait_until(lambda seq=receipt.seq: int(redis_client.get(applied) or 0) >= seq)  # type: ignore[misc]
+                left = redis_client.ttl(entry)
+                reached.add((state, op, left == -2))
+                assert left == -2 or 0 < left <= 100, (state, op, left, redis_client.hgetall(entry))
+    assert len({(state, op) for state, op, _ in reached}) == len(STATES) * 4
+    assert not redis_client.exists(queue)
