@@ -29,7 +29,7 @@ _ROWS = 500
 _MANY = 100
 _TTL_S = 3600
 _TEXT = " ".join(random.Random(11).choices(("alpha", "beta", "gamma", "delta", "epsilon"), k=6000))
-_ROW: dict[str, Any] = user(random.Random(12), 1)
+_ROW = dict(user(random.Random(12), 1))
 
 Call = Callable[[int], object]
 Pair = tuple[Call, Call]
