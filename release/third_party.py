@@ -31,7 +31,7 @@ _PLATFORMS = (("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64"))
 
 @dataclass(frozen=True)
 class Part:
-    """A package that is needed to run; ``needed_for`` is library, worker or embedded."""
+    """A package that is needed to run; ``needed_for`` is the library, or one of its extras."""
 
     name: str
     version: str
@@ -43,9 +43,9 @@ def parts() -> list[Part]:
     """All, in the order of their names. Raises ``LookupError`` for one that is not locked or installed."""
     locked = {package.name: str(package.version) for package in read_lock(LOCK.read_text())}
     found: dict[NormalizedName, str] = {}
-    for needed_for, extra in (("library", None), ("worker", "worker"), ("embedded", "embedded")):
+    for extra in (None, "worker", "zstd", "opentelemetry", "embedded", "testing"):
         for name in _closure(required(extra)):
-            found.setdefault(name, needed_for)
+            found.setdefault(name, extra or "library")
     return [Part(name, locked[name], licence(name), found[name]) for name in sorted(found)]
 
 
