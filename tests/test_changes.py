@@ -101,6 +101,7 @@ def test_a_change_is_heard_only_once_it_is_in_postgres(
                     write(turn)
                 last = max(written)
                 for listener in (one, two):
+                    wait_until(lambda listener=listener: Change in map(type, listener.heard))  # type: ignore[misc]
                     wait_until(lambda listener=listener: listener.heard[-1].seq == last)  # type: ignore[misc]
     assert [seq for seq, row in seen if row is None or int(row[0]) < written[seq or 0]] == []
     assert set(one.ids) == set(range(40))

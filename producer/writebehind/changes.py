@@ -92,7 +92,7 @@ class Changes:
             self._closed.wait(next(self._pauses))
 
     def _connect(self) -> None:
-        self._pubsub = PubSub(self._pool)  # type: ignore[no-untyped-call]
+        self._pubsub = PubSub(self._pool)
         self._pubsub.subscribe(self._channel)
         self._heard_at, self._asked = time.monotonic(), False
 
