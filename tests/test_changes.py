@@ -239,9 +239,12 @@ def test_nothing_is_published_by_default(
     assert listener.heard == [Missed(), Change("end")]
 
 
-def test_silence_is_not_taken_for_life(connect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_silence_is_not_taken_for_life(
+    protocol: int, connect: Any, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("writebehind.changes.SILENCE_S", 0.3)
-    with Listener(connect().changes()) as listener:
+    with Listener(connect(f"{redis_url}?protocol={protocol}").changes()) as listener:
         time.sleep(1.5)
         assert listener.missed == 1  # the server has answered
         listener.changes._asked = True  # as if its answers were lost
