@@ -160,6 +160,7 @@ def test_every_option_is_read_from_its_variable(setting: Any) -> None:
         "tables": ("users app.pages", ("users", "app.pages")),
         "allow_eviction": ("1", True),
         "refuse_newer": ("1", True),
+        "publish_changes": ("1", True),
         "tracing": ("1", True),
         "log_level": ("debug", "debug"),
         "log_format": ("json", "json"),
@@ -262,6 +263,7 @@ def test_help_shows_each_variable_and_default_but_no_value_in_force(tmp_path: Pa
             "tables": "(none)",
             "allow_eviction": "no-allow-eviction",
             "refuse_newer": "no-refuse-newer",
+            "publish_changes": "no-publish-changes",
             "tracing": "no-tracing",
         }.get(setting.field, str(setting.default))
         assert f"[envvar:{setting.variable};default:{default}]" in shown

@@ -421,6 +421,20 @@ def test_a_right_that_is_missing_in_redis(
     assert right[1:].upper() in found["redis.rights"][0].what.upper()
 
 
+def test_changes_that_may_not_be_published(
+    sound: EmbeddedServers, redis_admin: redis.Redis, urls: dict[str, Any]
+) -> None:
+    asked = urls | {"redis_url": redis_as(sound, "worker"), "publish_changes": True}
+    found = doctor(**asked)
+    assert bad(found) == {("redis.changes", "warning")}
+    assert QueueKeys().changes in found["redis.changes"][0].what
+    try:
+        grant(redis_admin, "worker", [*rules("worker"), "+publish", f"&{QueueKeys().changes}"])
+        assert bad(doctor(**asked)) == set()
+    finally:
+        grant(redis_admin, "worker", rules("worker"))
+
+
 # Postgres.
 
 

@@ -1,6 +1,7 @@
 """Write to Redis, return at once; a worker brings every write to Postgres exactly once, in order."""
 
 from .async_batch import AsyncBatch
+from .async_changes import AsyncChanges
 from .async_client import AsyncWriteBehind
 from .async_lock import AsyncLock
 from .async_rate_limiter import AsyncRateLimiter
@@ -8,6 +9,8 @@ from .async_receipt import AsyncReceipt
 from .async_session_store import AsyncSessionStore
 from .async_table import AsyncTable
 from .batch import Batch
+from .change import Change, Missed
+from .changes import Changes
 from .client import WriteBehind
 from .durability import Durability
 from .errors import (
@@ -58,6 +61,10 @@ __all__ = [
     "AsyncSessionStore",
     "LoginSession",
     "Durability",
+    "Changes",
+    "AsyncChanges",
+    "Change",
+    "Missed",
     "Options",
     "Settings",
     "Observer",

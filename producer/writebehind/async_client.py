@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Unpack
 
 from redis.asyncio import BlockingConnectionPool, Redis
 
 from .async_batch import AsyncBatch
 from .async_carrier import AsyncCarrier
+from .async_changes import AsyncChanges
 from .async_lock import AsyncLock
 from .async_rate_limiter import AsyncRateLimiter
 from .async_receipt import AsyncReceipt
@@ -178,6 +179,10 @@ class AsyncWriteBehind:
     ) -> AsyncTable[R]:
         """See :meth:`WriteBehind.table`."""
         return AsyncTable(self, self._carrier, TypedRows(self._core, kind, name, key))
+
+    def changes(self, tables: Iterable[str] | None = None) -> AsyncChanges:
+        """See :meth:`WriteBehind.changes`."""
+        return AsyncChanges(self.redis, self.keys.changes, tables)
 
     def lock(
         self,

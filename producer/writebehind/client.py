@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Unpack
 
 from redis import Redis
@@ -10,6 +10,7 @@ from redis import Redis
 from .batch import Batch
 from .cache import BulkLoader, Loader, Row
 from .carrier import Carrier
+from .changes import Changes
 from .core import make_core
 from .durability import Assurance, Durability, assured
 from .lock import Lock
@@ -219,6 +220,17 @@ class WriteBehind:
             TypeError: the class has no such field, or a field of a type that cannot be read back.
         """
         return Table(self, self._carrier, TypedRows(self._core, kind, name, key))
+
+    def changes(self, tables: Iterable[str] | None = None) -> Changes:
+        """``with wb.changes() as changes: for change in changes:`` hears of rows as they become durable.
+
+        The worker must run with ``publish_changes``. First, and whenever the connection was lost, comes a
+        :class:`Missed`; every other is a :class:`Change`. It does not end by itself.
+
+        Args:
+            tables: only changes of these, named as the writes name them; all unless given.
+        """
+        return Changes(self.redis, self.keys.changes, tables)
 
     # Coordinating.
 

@@ -97,6 +97,11 @@ class QueueKeys:
         """Hash: table as a message may name it → JSON of its name and key columns, for cache keys."""
         return self._own("tables")
 
+    @property
+    def changes(self) -> str:
+        """Channel: what has become durable, where the worker is told to publish it."""
+        return self._own("changes")
+
     def lock(self, name: str) -> str:
         """String ``token:fence``, with a TTL: who has an application's lock."""
         return self._own(f"lock:{name}")

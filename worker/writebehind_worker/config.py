@@ -164,6 +164,9 @@ class Config:
     refuse_newer: bool = _option(
         False, "Messages of a later wire format become dead letters; else the worker stops at one."
     )
+    publish_changes: bool = _option(
+        False, "Publish each change that is durable in Redis, for the caches of applications."
+    )
     tracing: bool = _option(
         False, "Spans of OpenTelemetry for what is flushed; OTEL_ variables say where they go."
     )

@@ -16,7 +16,7 @@ be lost. fatal: as things are, `writebehind run` brings nothing to Postgres: it 
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 
 Check = Literal[
-    "redis.connection", "redis.version", "redis.cluster", "redis.role", "redis.rights",
+    "redis.connection", "redis.version", "redis.cluster", "redis.role", "redis.rights", "redis.changes",
     "redis.eviction", "redis.persistence", "redis.appendfsync", "redis.write_errors",
     "redis.memory", "redis.replicas", "redis.clients", "redis.timeout", "redis.socket_timeout",
     "postgres.connection", "postgres.version", "postgres.writable", "postgres.ledger",

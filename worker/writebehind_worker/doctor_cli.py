@@ -26,7 +26,15 @@ _MARK_WIDTH = max(map(len, SEVERITIES)) + 1
 
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@config_options("redis_url", "postgres_url", "queue", "tables", "allow_eviction", "statement_timeout_s")
+@config_options(
+    "redis_url",
+    "postgres_url",
+    "queue",
+    "tables",
+    "allow_eviction",
+    "publish_changes",
+    "statement_timeout_s",
+)
 def doctor_command(config: Config, as_json: bool) -> None:
     """Check both servers; say what is wrong and how to mend it. It changes nothing.
 

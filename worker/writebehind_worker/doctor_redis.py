@@ -17,7 +17,7 @@ from writebehind.keys import QueueKeys
 from .config import Config, one_line, redacted
 from .doctor import ClockReading, Finding, duration, names, size
 from .errors import FatalError
-from .redis_rights import missing
+from .redis_rights import may_publish, missing
 from .redis_server import (
     RedisLink,
     cluster_error,
@@ -40,7 +40,8 @@ _RIGHTS_REMEDY = "give it the line of writebehind-worker in deploy/redis-acl.con
 class RedisFacts:
     """What a server tells. ``told`` is its configuration as far as CONFIG GET may be asked for it.
 
-    ``missing`` are the commands that the user may not run; None: it could not be found out.
+    ``missing`` are the commands that the user may not run, ``may_publish`` is whether it may tell of
+    changes; None: it could not be found out.
     ``socket_timeout_s`` is our own.
     """
 
@@ -49,6 +50,7 @@ class RedisFacts:
     missing: list[str] | None
     socket_timeout_s: float
     clock: ClockReading | None = None
+    may_publish: bool | None = None
 
 
 def examine_redis(
@@ -80,6 +82,7 @@ def redis_findings(facts: RedisFacts, config: Config) -> Iterator[Finding]:
     )
     yield _role(info)
     yield _rights(facts.missing)
+    yield _changes(facts.may_publish, config)
     yield _eviction(info, config, where)
     yield _persistence(info, facts.told)
     yield _appendfsync(info, facts.told)
@@ -103,10 +106,13 @@ def _read(client: Redis, keys: QueueKeys, clock: Callable[[], float]) -> RedisFa
         lacking = [f"EVAL ({one_line(error)})"]
     except ResponseError:  # too old for the question
         lacking = None
+    publishes: bool | None = None
+    with suppress(ResponseError):
+        publishes = may_publish(client, keys)
     with suppress(ResponseError):
         reading = min((_clock(client, clock) for _ in range(3)), key=lambda r: r.error_s)
     timeout_s = client.connection_pool.connection_kwargs["socket_timeout"]
-    return RedisFacts(info, told, lacking, timeout_s, reading)
+    return RedisFacts(info, told, lacking, timeout_s, reading, publishes)
 
 
 def _clock(client: Redis, clock: Callable[[], float]) -> ClockReading:
@@ -151,6 +157,25 @@ def _rights(lacking: list[str] | None) -> Finding:
         "the user may run what the worker needs on the queue's keys (those of the cache are not checked: "
         "their "
         "prefix is the producers')",
+    )
+
+
+def _changes(may_publish: bool | None, config: Config) -> Finding:
+    channel = QueueKeys(config.queue).changes
+    if not config.publish_changes:
+        return Finding("redis.changes", "ok", "changes are not published (publish_changes is off)")
+    if may_publish is None:
+        return Finding(
+            "redis.changes", "note", "not told: this server cannot be asked whether the user may publish"
+        )
+    if may_publish:
+        return Finding("redis.changes", "ok", f"the user may publish changes to {channel}")
+    return Finding(
+        "redis.changes",
+        "warning",
+        f"the user may not publish to {channel}: who listens hears of no change (the worker flushes all the "
+        "same)",
+        "give it what deploy/redis-acl.conf has for publish_changes, or leave --publish-changes out",
     )
 
 

@@ -71,6 +71,9 @@ class Metrics:
         self._rows = counter("rows", "Rows written, after coalescing.", "table")
         self._retries = counter("retries", "Attempts that are made again, by reason.", "reason")
         self._dead = counter("dead_lettered", "Writes that became dead letters.", "sqlstate")
+        self._changes_refused = counter(
+            "changes_refused", "Messages of changes that Redis refused to publish: caches did not hear."
+        )
         self._rollbacks = counter("rollbacks", "A server came back with older data.", "server")
         self._rolled_back_at = Gauge(
             "writebehind_last_rollback_timestamp_seconds",
@@ -188,6 +191,10 @@ class Metrics:
     def dead_lettered(self, sqlstate: str | None, writes: int) -> None:
         """``sqlstate`` is None where the worker refused the message before Postgres saw it."""
         self._dead.labels(self._code(sqlstate or "none")).inc(writes)
+
+    def changes_refused(self, messages: int) -> None:
+        """Redis refused to publish so many."""
+        self._changes_refused.inc(messages)
 
     def rollback_detected(self, server: Server) -> None:
         self._rollbacks.labels(server).inc()

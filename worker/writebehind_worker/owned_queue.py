@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import msgspec
 from redis import Redis
-from redis.exceptions import NoPermissionError, NoScriptError, OutOfMemoryError
+from redis.exceptions import NoPermissionError, NoScriptError, OutOfMemoryError, ResponseError
 
 from writebehind.identity import TableKey
 from writebehind.keys import QueueKeys
@@ -43,6 +43,7 @@ KEYS_VERSION = 1
 
 TOMBSTONE_TTL_S = 10
 _SETTLED_AT_ONCE = 500  # cache keys a script call, so that Redis answers others in between
+_PUBLISHED_AT_ONCE = 50  # messages of 64 kB at most
 _READ_AT_ONCE = 1000
 _SCANNED_AT_FIRST, _SCANNED_AT_ONCE = 64, 4096  # items a script call, more ...
 _SCANNED_BYTES = 1 << 20  # ... while they are small
@@ -223,6 +224,18 @@ class OwnedQueue:
             if len(entries) > 1:
                 self._settle_again(entries[: len(entries) // 2])
                 self._settle_again(entries[len(entries) // 2 :])
+
+    def publish(self, messages: Sequence[bytes]) -> list[ResponseError]:
+        """Sends them to who listens; what Redis refused is returned. The entries are settled by now."""
+        refused: list[ResponseError] = []
+        for i in range(0, len(messages), _PUBLISHED_AT_ONCE):
+            those = messages[i : i + _PUBLISHED_AT_ONCE]
+            for reply in self._at_once(*(("PUBLISH", self._keys.changes, message) for message in those)):
+                if isinstance(reply, ResponseError):
+                    refused.append(reply)
+                elif isinstance(reply, Exception):
+                    raise reply
+        return refused
 
     def acknowledge(
         self, batches: Sequence[int], applied_seq: int, last_batch: int, rejections: Sequence[Rejection]

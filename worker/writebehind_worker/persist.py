@@ -122,6 +122,8 @@ class Persister:
                 self._went_through(unit, flushed, time.monotonic() - started)
                 if self._tracing is not None:
                     self._tracing.flushed(unit, flushed, began_ns)
+                if self._config.publish_changes:
+                    unit.read_changes()
                 unit.land()
                 yield unit, flushed
                 return

@@ -56,6 +56,12 @@ def missing(client: Redis, keys: QueueKeys) -> list[str]:
     return [_shown(commands[place - 1]) for place in places]
 
 
+def may_publish(client: Redis, keys: QueueKeys) -> bool:
+    """Whether the user may tell of changes; raises as :func:`missing`."""
+    refused: list[int] = _RIGHTS(client, [], [msgspec.json.encode([("PUBLISH", keys.changes, "")])])
+    return not refused
+
+
 def _shown(command: Sequence[str]) -> str:
     name, *arguments = command
     if name.startswith("EVAL"):

@@ -37,6 +37,7 @@ from .owned_queue import OwnedQueue
 from .pause import Pause
 from .persist import Persister, Stop
 from .prepared import prepare
+from .publisher import Publisher
 from .settle import Settlement
 from .state import WorkerState
 from .unit import Unit
@@ -71,6 +72,7 @@ class Tenure:
         self._persister = Persister(
             config, flusher, conn, state, metrics, log, queue.now_us, lambda: self._failure
         )
+        self._publisher = Publisher(queue, metrics, log)
         self._most_bytes = config.max_in_flight * config.batch_bytes
         self._turn = threading.Condition()
         self._claimed: deque[FrozenBatch] = deque()  # the first one is being read
@@ -202,6 +204,7 @@ class Tenure:
                 entries += unit.settlements({b.position for b in flushed.buried})
                 rejections += _rejections(unit, flushed)
             self._queue.settle(entries)
+            self._publisher.publish([message for unit, _ in those for message in unit.changes])
             ids = [id for unit, _ in those for id in unit.ids]
             applied_seq = max(unit.applied_seq for unit, _ in those)
             self._queue.acknowledge(ids, applied_seq, those[-1][1].last_batch, rejections)

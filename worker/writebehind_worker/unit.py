@@ -6,6 +6,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 
 from .bulk_rows import bulk_statements
+from .change_messages import change_messages
 from .digest import Digest
 from .execution import Statement
 from .frozen import FrozenBatch
@@ -20,13 +21,14 @@ class Unit:
     """Consecutive batches, oldest first: one, or where all are in ``digest`` several.
 
     ``prepared`` is what is known of a batch that has no digest; ``statements`` what the digest comes to, if
-    that has been found out before its transaction.
+    that has been found out before its transaction; ``changes`` what others must hear, if they are told.
     """
 
     batches: list[FrozenBatch]
     digest: Digest | None = None
     prepared: Prepared | None = None
     statements: Sequence[Statement] = ()
+    changes: Sequence[bytes] = ()
     size_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -75,6 +77,10 @@ class Unit:
         if self.digest is not None:
             self.statements = bulk_statements(self.digest, copies=copies)
             self.digest.close()
+
+    def read_changes(self) -> None:
+        """Finds out what others must hear of it; before it lands."""
+        self.changes = change_messages(item for batch in self.batches for item in batch.items)
 
     def land(self) -> None:
         """It is in Postgres: lets go of all but what Redis must still hear of it."""

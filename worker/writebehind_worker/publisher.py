@@ -1,0 +1,38 @@
+"""Tells other caches of what is durable, where the worker may; flushing does not depend on it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from structlog.typing import FilteringBoundLogger
+
+from .config import one_line
+from .metrics import Metrics
+from .owned_queue import OwnedQueue
+
+_SAY_EVERY_S = 60.0
+
+
+class Publisher:
+    """For the thread that settles and acknowledges."""
+
+    def __init__(self, queue: OwnedQueue, metrics: Metrics, log: FilteringBoundLogger) -> None:
+        self._queue, self._metrics, self._log = queue, metrics, log
+        self._say_at = 0.0
+
+    def publish(self, messages: Sequence[bytes]) -> None:
+        """What Redis refuses is counted and said; a broken connection is raised."""
+        if not messages:
+            return
+        refused = self._queue.publish(messages)
+        if not refused:
+            return
+        self._metrics.changes_refused(len(refused))
+        if time.monotonic() >= self._say_at:
+            self._say_at = time.monotonic() + _SAY_EVERY_S
+            self._log.warning(
+                "redis refuses to publish changes: caches do not hear of them; "
+                "see publish_changes in deploy/redis-acl.conf",
+                reason=one_line(refused[0]),
+            )
