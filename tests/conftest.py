@@ -15,11 +15,11 @@ import redis
 from hypothesis import settings
 from psycopg import sql
 from tests.support.rows import Rows
-from tests.support.servers import Servers, private_servers, session_servers
 from tests.support.workers import Workload
 
 from writebehind import Options, WriteBehind
 from writebehind_worker.embedded import EmbeddedServers
+from writebehind_worker.testing.servers import Servers, private_servers, session_servers
 
 pytest_plugins = ["writebehind_worker.pytest_plugin"]
 

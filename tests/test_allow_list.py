@@ -8,10 +8,10 @@ from typing import Any
 import psycopg
 import pytest
 import redis
-from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker
 
 from writebehind_worker.catalog import load_catalog
+from writebehind_worker.testing.wait import wait_until
 
 TABLES = """
 CREATE SCHEMA app; CREATE SCHEMA other; CREATE SCHEMA "Odd.schema";

@@ -13,7 +13,6 @@ import psycopg
 import pytest
 import redis
 from tests.conftest import SCHEMA
-from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker
 
 from writebehind import WriteBehind
@@ -22,6 +21,7 @@ from writebehind_worker.embedded import EmbeddedServers
 from writebehind_worker.embedded.program import postgres_bin
 from writebehind_worker.embedded.redis import EmbeddedRedis
 from writebehind_worker.pause import pause, resume
+from writebehind_worker.testing.wait import wait_until
 
 KEYS = QueueKeys()
 

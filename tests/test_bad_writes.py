@@ -15,8 +15,6 @@ import psycopg
 import pytest
 import redis
 from psycopg import errors as pg_errors
-from tests.support.servers import Servers
-from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker
 
 from writebehind import WriteBehind
@@ -27,6 +25,8 @@ from writebehind_worker.flush import Flushed, Flusher
 from writebehind_worker.frozen import FrozenBatch
 from writebehind_worker.ledger import Ledger
 from writebehind_worker.postgres import connect
+from writebehind_worker.testing.servers import Servers
+from writebehind_worker.testing.wait import wait_until
 
 CLOCK = 10**15
 BATCHES = itertools.count(1)

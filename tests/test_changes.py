@@ -15,14 +15,14 @@ import psycopg
 import pytest
 import redis
 from tests.support.crashing_worker import CrashingWorker
-from tests.support.servers import private_servers
-from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker, flags
 
 from writebehind import AsyncWriteBehind, Change, Changes, Missed, RedisRefused, WriteBehind
 from writebehind.change import read_changes
 from writebehind.keys import QueueKeys
 from writebehind_worker.change_messages import MOST_BYTES, change_messages
+from writebehind_worker.testing.servers import private_servers
+from writebehind_worker.testing.wait import wait_until
 
 ACL = Path(__file__).parents[1] / "deploy" / "redis-acl.conf"
 Heard = list[Change | Missed]

@@ -21,9 +21,9 @@ from tests.chaos.schedule import FAULTS, LANES, schedule
 from tests.chaos.snapshot import CacheEntry, DeadLetter, Snapshot, State
 from tests.chaos.stage import Stage
 from tests.chaos.stream import Stream
-from tests.support.servers import missing
 
 from writebehind_worker.embedded import ServerNotFound, temporary_data_dir
+from writebehind_worker.testing.servers import missing
 
 WHO = 3
 CHAOS = Path(__file__).parent / "chaos"

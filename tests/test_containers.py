@@ -28,8 +28,9 @@ from tests.support.engine import (
     need_engine,
     running,
 )
-from tests.support.servers import missing
-from tests.support.wait import wait_until
+
+from writebehind_worker.testing.servers import missing
+from writebehind_worker.testing.wait import wait_until
 
 COMPOSE = ROOT / "deploy/docker/compose.yaml"
 SAFE = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")

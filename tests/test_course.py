@@ -9,12 +9,12 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.wait import wait_until
 
 from writebehind_worker.course import RECENT_S, Course, Rates, Sample, between, quantile
 from writebehind_worker.figures import Backlog, DeadLetters, Figures
 from writebehind_worker.metrics import LAG_BUCKETS_S, Metrics
 from writebehind_worker.recorder import Recorder
+from writebehind_worker.testing.wait import wait_until
 
 STEPS = st.lists(
     st.tuples(st.floats(0.01, 30), st.integers(0, 100_000), st.integers(0, 5000)), min_size=1, max_size=80

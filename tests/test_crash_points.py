@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 from tests.support.crashing_worker import CrashingWorker
-from tests.support.wait import wait_until
 from tests.support.workers import Workload, flags
+
+from writebehind_worker.testing.wait import wait_until
 
 # The point, and which call of it.
 FRESH = [

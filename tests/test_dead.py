@@ -20,7 +20,6 @@ from click.testing import CliRunner, Result
 from psycopg.conninfo import make_conninfo
 from rich.console import Console
 from tests.support.crashing_worker import CrashingWorker
-from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker, WorkerProcess, flags
 
 from writebehind import WriteBehind, WriteRejected
@@ -29,6 +28,7 @@ from writebehind_worker import dead_view
 from writebehind_worker.cli import cli
 from writebehind_worker.config import SETTINGS
 from writebehind_worker.dead import Letter
+from writebehind_worker.testing.wait import wait_until
 
 TABLES = """
 CREATE TABLE users (id int PRIMARY KEY, name text, age int CHECK (age >= 0));

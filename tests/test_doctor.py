@@ -19,8 +19,6 @@ from click.testing import CliRunner, Result
 from psycopg.conninfo import make_conninfo
 from tests.conftest import SCHEMA
 from tests.support.replica import PostgresPair
-from tests.support.servers import missing as service_missing
-from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker, WorkerProcess
 from tests.test_roles import ACL, ROLES, grant, postgres_as, redis_as, rights, rules
 
@@ -43,6 +41,8 @@ from writebehind_worker.embedded import EmbeddedRedis, EmbeddedServers, ServerNo
 from writebehind_worker.errors import UnsupportedPostgres
 from writebehind_worker.redis_rights import missing
 from writebehind_worker.redis_server import RedisLink, check
+from writebehind_worker.testing.servers import missing as service_missing
+from writebehind_worker.testing.wait import wait_until
 
 DOCS = Path(__file__).parents[1] / "docs" / "doctor.md"
 DOWN: dict[str, Any] = {

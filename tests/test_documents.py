@@ -22,7 +22,6 @@ from click.testing import CliRunner
 from packaging.requirements import Requirement
 from prometheus_client import CollectorRegistry
 from tests.support.documents import DOCUMENTS, ROOT, Block, anchors, blocks, commands, links, prose, spans
-from tests.support.servers import Servers
 from tests.support.workers import RunningWorker
 
 from writebehind.keys import QueueKeys
@@ -31,6 +30,7 @@ from writebehind_worker.cli import cli
 from writebehind_worker.metrics import Metrics
 from writebehind_worker.options import OPTIONS, read_file
 from writebehind_worker.received import receive
+from writebehind_worker.testing.servers import Servers
 
 EXAMPLE_FILE = ROOT / "deploy" / "writebehind.toml"
 OUTPUT = {"text", "console", "mermaid"}

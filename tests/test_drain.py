@@ -13,11 +13,11 @@ from typing import Any
 import psycopg
 import pytest
 from tests.support.rows import Rows
-from tests.support.wait import wait_until
 
 from writebehind_worker.config import SETTINGS
 from writebehind_worker.drain import Backlog, Rate, drain, read_backlog
 from writebehind_worker.pause import pause
+from writebehind_worker.testing.wait import wait_until
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,6 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from tests.support.replica import RedisPair
-from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker
 
 from writebehind import (
@@ -27,6 +26,7 @@ from writebehind import (
     WriteBehind,
     WriteRejected,
 )
+from writebehind_worker.testing.wait import wait_until
 
 Writer = Callable[..., Any]
 

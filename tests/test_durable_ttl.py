@@ -9,10 +9,10 @@ import psycopg
 import pytest
 import redis
 from tests.support.both_clients import Make, clients
-from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker
 
 from writebehind.keys import QueueKeys
+from writebehind_worker.testing.wait import wait_until
 
 LONG = "said again and again, " * 50
 ROW = {"id": 1, "body": LONG, "n": 1}

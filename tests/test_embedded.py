@@ -13,8 +13,6 @@ from pathlib import Path
 import psycopg
 import pytest
 import redis
-from tests.support.servers import FAST_POSTGRES
-from tests.support.wait import wait_until
 
 from writebehind_worker.embedded import (
     EmbeddedPostgres,
@@ -26,6 +24,8 @@ from writebehind_worker.embedded import (
     program,
     temporary_data_dir,
 )
+from writebehind_worker.testing.servers import FAST_POSTGRES
+from writebehind_worker.testing.wait import wait_until
 
 PROGRAM = """
 import sys, time

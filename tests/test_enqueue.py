@@ -19,9 +19,6 @@ import pytest
 import redis
 from redis.backoff import AbstractBackoff, NoBackoff
 from redis.retry import Retry
-from tests.support.proxy import Proxy, proxied_url
-from tests.support.servers import Servers
-from tests.support.wait import wait_until
 
 from writebehind import (
     InvalidWrite,
@@ -34,6 +31,9 @@ from writebehind import (
 )
 from writebehind.script import Script
 from writebehind_worker.heartbeat import reap_sessions
+from writebehind_worker.testing.proxy import Proxy, proxied_url
+from writebehind_worker.testing.servers import Servers
+from writebehind_worker.testing.wait import wait_until
 
 ROOT = Path(__file__).parents[1]
 

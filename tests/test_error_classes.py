@@ -14,13 +14,13 @@ import psycopg
 import pytest
 from psycopg import sql
 from structlog.testing import capture_logs
-from tests.support.servers import Servers
-from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker, Workload
 
 from writebehind import WriteBehind, WriteRejected
 from writebehind_worker.breaker import LIMIT
 from writebehind_worker.status import read_status
+from writebehind_worker.testing.servers import Servers
+from writebehind_worker.testing.wait import wait_until
 
 Pg = psycopg.Connection[Any]
 

@@ -14,11 +14,11 @@ from typing import Any
 import psycopg
 import pytest
 import redis
-from tests.support.servers import missing
-from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker
 
 from writebehind.keys import QueueKeys
+from writebehind_worker.testing.servers import missing
+from writebehind_worker.testing.wait import wait_until
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ADA = (1, "Ada", "ada@lovelace.org", Decimal("12.75"))

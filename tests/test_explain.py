@@ -15,13 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.support.reader import begin_fill
 from tests.support.rows import DOWN_POSTGRES, DOWN_REDIS, Rows
-from tests.support.wait import wait_until
 
 from writebehind import WriteBehind, WriteRejected
 from writebehind.identity import canonical
 from writebehind_worker.explain import read_id
 from writebehind_worker.pause import pause
 from writebehind_worker.row_search import RowMatcher, search
+from writebehind_worker.testing.wait import wait_until
 
 
 @pytest.fixture(autouse=True)

@@ -13,13 +13,13 @@ import redis
 from structlog.testing import capture_logs
 from tests.conftest import SCHEMA
 from tests.support.crashing_worker import CrashingWorker
-from tests.support.proxy import Proxy, proxied_url
 from tests.support.replica import PostgresPair, RedisPair
 from tests.support.tally import TABLES, WRITES, Tally, TallyDatabase, numbers
-from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker, flags
 
 from writebehind import OutcomeUnknown
+from writebehind_worker.testing.proxy import Proxy, proxied_url
+from writebehind_worker.testing.wait import wait_until
 
 
 @pytest.fixture

@@ -18,15 +18,15 @@ import redis
 from psycopg import sql
 from structlog.testing import capture_logs
 from tests.conftest import SCHEMA
-from tests.support.proxy import Proxy, proxied_url
-from tests.support.servers import private_servers
-from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker, WorkerProcess, Workload
 
 from writebehind import FlushTimeout, RedisFull, WriteRejected
 from writebehind.script import Script
 from writebehind_worker.breaker import LIMIT
 from writebehind_worker.embedded import EmbeddedServers
+from writebehind_worker.testing.proxy import Proxy, proxied_url
+from writebehind_worker.testing.servers import private_servers
+from writebehind_worker.testing.wait import wait_until
 
 Pg = psycopg.Connection[Any]
 

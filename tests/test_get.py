@@ -17,8 +17,6 @@ import psycopg
 import pytest
 import redis
 from tests.support.reader import begin_fill
-from tests.support.servers import Servers
-from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker
 
 from writebehind import FlushTimeout, InvalidWrite, RedisFull, WriteBehind
@@ -26,6 +24,8 @@ from writebehind.script import Script
 from writebehind_worker.owned_queue import OwnedQueue
 from writebehind_worker.redis_server import RedisLink
 from writebehind_worker.settle import Settlement
+from writebehind_worker.testing.servers import Servers
+from writebehind_worker.testing.wait import wait_until
 
 OLD = {"name": "old"}
 NEW = {"name": "new"}

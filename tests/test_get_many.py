@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import redis
 from tests.support.reader import begin_fill
-from tests.support.wait import wait_until
 
 from writebehind import InvalidLoad, WriteBehind
+from writebehind_worker.testing.wait import wait_until
 
 
 @pytest.fixture

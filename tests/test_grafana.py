@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 from tests.support.prometheus import ROOT, Prometheus, free_port
-from tests.support.wait import wait_until
 from tests.support.workers import WorkerProcess, Workload
+
+from writebehind_worker.testing.wait import wait_until
 
 GENERATOR = ROOT / "deploy" / "grafana" / "generate.py"
 DASHBOARD = json.loads(GENERATOR.with_name("dashboard.json").read_text())

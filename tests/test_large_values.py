@@ -19,7 +19,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.support.both_clients import Make, clients
 from tests.support.rows import Rows
-from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker
 
 from writebehind import (
@@ -37,6 +36,7 @@ from writebehind_worker.cli import cli
 from writebehind_worker.config import SETTINGS
 from writebehind_worker.errors import FatalError, NewerVersion
 from writebehind_worker.received import declared_size
+from writebehind_worker.testing.wait import wait_until
 
 KINDS: list[Compression] = ["zlib", "zstd"]
 TEXT = "What is said a hundred times is worth packing. " * 100

@@ -13,10 +13,10 @@ import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from tests.support.proxy import Proxy, proxied_url
 
 from writebehind import AsyncWriteBehind, LockLost, LockNotAcquired, RedisRefused, WriteBehind
 from writebehind.lock_steps import LockSteps
+from writebehind_worker.testing.proxy import Proxy, proxied_url
 
 Connect = Callable[..., WriteBehind]
 

@@ -13,8 +13,9 @@ import pytest
 import redis
 from psycopg import errors as pg_errors
 from tests.support.bad_messages import TABLES, TYPES, Sample, huge, samples, typed_table
-from tests.support.wait import wait_until
 from tests.support.workers import WorkerProcess
+
+from writebehind_worker.testing.wait import wait_until
 
 OF_PYTHON = re.compile(r"Traceback|<class|psycopg|msgspec|\bb'|\['|\{'")
 

@@ -10,10 +10,10 @@ from typing import Any
 import psycopg
 import pytest
 import redis
-from tests.support.servers import private_servers
 from tests.support.workers import WorkerProcess
 
 from writebehind_worker.embedded import EmbeddedServers
+from writebehind_worker.testing.servers import private_servers
 
 MIB = 1 << 20
 BATCHES, BATCH_SIZE = 20, 500

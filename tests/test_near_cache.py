@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 import redis
-from tests.support.proxy import Proxy, proxied_url
-from tests.support.servers import Servers
-from tests.support.wait import wait_until
 
 from writebehind import AsyncWriteBehind, RedisRefused, RedisUnavailable, WriteBehind
 from writebehind.near_carrier import NearCarrier
 from writebehind_worker.owned_queue import OwnedQueue
 from writebehind_worker.redis_server import RedisLink
 from writebehind_worker.settle import Settlement
+from writebehind_worker.testing.proxy import Proxy, proxied_url
+from writebehind_worker.testing.servers import Servers
+from writebehind_worker.testing.wait import wait_until
 
 OLD = {"name": "old"}
 NEW = {"name": "new"}

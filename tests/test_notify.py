@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.proxy import Proxy, proxied_url
 from tests.support.service_manager import Listener, listening
-from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker, Workload
 
 from writebehind_worker import postgres, redis_server
@@ -24,6 +22,8 @@ from writebehind_worker.notify import Reporter, ServiceManager, status_line
 from writebehind_worker.owned_queue import OwnedQueue
 from writebehind_worker.redis_server import RedisLink
 from writebehind_worker.state import WorkerState
+from writebehind_worker.testing.proxy import Proxy, proxied_url
+from writebehind_worker.testing.wait import wait_until
 from writebehind_worker.worker import stall_after_s
 
 

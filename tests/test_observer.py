@@ -17,7 +17,6 @@ import redis
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.support.clients import EitherClient, clients
-from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker
 
 from writebehind import (
@@ -31,6 +30,7 @@ from writebehind import (
 )
 from writebehind.observer import METHODS
 from writebehind.prometheus import OTHER, PrometheusObserver
+from writebehind_worker.testing.wait import wait_until
 
 __all__ = ["clients"]  # a fixture
 

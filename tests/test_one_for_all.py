@@ -8,11 +8,11 @@ from typing import Any
 
 import psycopg
 import pytest
-from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker, Workload
 
 from writebehind import WriteRejected
 from writebehind_worker.heartbeat import reap_sessions
+from writebehind_worker.testing.wait import wait_until
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ import redis
 from click.testing import CliRunner
 from tests.conftest import ROOT
 from tests.support.rows import Rows
-from tests.support.servers import Servers
 
 from writebehind import WriteBehind
 from writebehind.keys import DEFAULT_QUEUE
 from writebehind_worker.cli import cli
 from writebehind_worker.pause import pause, resume
+from writebehind_worker.testing.servers import Servers
 
 PAGE = ROOT / "docs" / "operations-rows.md"
 SCHEMA = """

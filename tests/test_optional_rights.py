@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import redis
-from tests.support.servers import private_servers
 
 from writebehind import Durability, DurabilityNotReached, RateLimit, RedisRefused, WriteBehind
+from writebehind_worker.testing.servers import private_servers
 
 ACL = Path(__file__).parents[1] / "deploy" / "redis-acl.conf"
 RIGHTS = dict(re.findall(r"^#   (locks|rates)  (~.*)$", ACL.read_text(), re.MULTILINE))

@@ -8,13 +8,13 @@ import psycopg
 import pytest
 import redis
 from click.testing import CliRunner
-from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker
 
 from writebehind.keys import QueueKeys
 from writebehind_worker.cli import cli
 from writebehind_worker.config import SETTINGS
 from writebehind_worker.pause import Pause, pause, read_pause
+from writebehind_worker.testing.wait import wait_until
 
 
 def ask(*arguments: str, **options: Any) -> tuple[int, str]:

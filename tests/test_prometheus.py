@@ -13,13 +13,13 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from tests.support.documents import blocks
 from tests.support.prometheus import DEPLOYED, ROOT, Prometheus, free_port, program
-from tests.support.wait import wait_until
 from tests.support.workers import WorkerProcess, Workload
 
 from writebehind_worker.cli import cli
 from writebehind_worker.dead_cli import dead
 from writebehind_worker.metrics import Metrics
 from writebehind_worker.pause import pause, resume
+from writebehind_worker.testing.wait import wait_until
 
 CASES = Path(__file__).parent / "prometheus"
 RULES = ("rules.yaml", "alerts.yaml")

@@ -9,8 +9,9 @@ import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from tests.support.proxy import Proxy, proxied_url
-from tests.support.wait import wait_until
+
+from writebehind_worker.testing.proxy import Proxy, proxied_url
+from writebehind_worker.testing.wait import wait_until
 
 
 @pytest.fixture

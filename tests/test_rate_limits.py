@@ -13,9 +13,9 @@ import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from tests.support.proxy import Proxy, proxied_url
 
 from writebehind import AsyncWriteBehind, RateLimit, RateLimited, RateResult, RedisRefused, WriteBehind
+from writebehind_worker.testing.proxy import Proxy, proxied_url
 
 Connect = Callable[..., WriteBehind]
 US = 1_000_000

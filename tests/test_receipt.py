@@ -13,11 +13,11 @@ import msgspec
 import psycopg
 import pytest
 import redis
-from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker
 
 from writebehind import FlushTimeout, OutcomeUnknown, Receipt, WriteBehind, WriteRejected
 from writebehind.receipt import REJECTED_BOUND, Rejection
+from writebehind_worker.testing.wait import wait_until
 
 
 @pytest.fixture

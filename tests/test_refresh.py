@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import redis
-from tests.support.wait import wait_until
 
 from writebehind import AsyncWriteBehind, WriteBehind
 from writebehind_worker.owned_queue import OwnedQueue
 from writebehind_worker.redis_server import RedisLink
 from writebehind_worker.settle import Settlement
+from writebehind_worker.testing.wait import wait_until
 
 OLD = {"name": "old"}
 NEW = {"name": "new"}

@@ -17,11 +17,11 @@ from typing import Any
 import psycopg
 import pytest
 from tests.support.service_manager import Listener, listening
-from tests.support.wait import wait_until
 from tests.support.workers import WorkerProcess, Workload
 
 from writebehind import WriteBehind
 from writebehind.keys import QueueKeys
+from writebehind_worker.testing.wait import wait_until
 
 
 @pytest.fixture

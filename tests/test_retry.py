@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
-from tests.support.servers import Servers
 
 from writebehind_worker.apply import Patience
 from writebehind_worker.breaker import Breaker
@@ -22,6 +21,7 @@ from writebehind_worker.flush import Flushed, Flusher
 from writebehind_worker.frozen import FrozenBatch
 from writebehind_worker.ledger import MOST_HISTORY, Ledger
 from writebehind_worker.postgres import connect
+from writebehind_worker.testing.servers import Servers
 
 CLOCK = 10**15
 BATCHES = itertools.count(1)

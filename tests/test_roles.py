@@ -19,8 +19,6 @@ from psycopg import sql
 from tests.conftest import SCHEMA
 from tests.support.crashing_worker import CrashingWorker
 from tests.support.reader import begin_fill
-from tests.support.servers import private_servers
-from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker, flags
 
 from writebehind import FlushTimeout, RedisRefused, SessionStore, WriteBehind, WriteRejected
@@ -46,6 +44,8 @@ from writebehind_worker.owned_queue import OwnedQueue, publish_tables
 from writebehind_worker.pause import pause, resume, wait_until_settled
 from writebehind_worker.settle import settlements
 from writebehind_worker.status import read_status
+from writebehind_worker.testing.servers import private_servers
+from writebehind_worker.testing.wait import wait_until
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 ACL, ROLES = DEPLOY / "redis-acl.conf", DEPLOY / "roles.sql"

@@ -17,8 +17,6 @@ from psycopg import sql
 from structlog.testing import capture_logs
 from tests.conftest import SCHEMA
 from tests.support.crashing_worker import CrashingWorker
-from tests.support.servers import private_servers
-from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker, Workload, flags
 
 from writebehind import OutcomeUnknown
@@ -26,6 +24,8 @@ from writebehind_worker.cli import cli
 from writebehind_worker.config import SETTINGS
 from writebehind_worker.embedded import EmbeddedServers
 from writebehind_worker.ledger import RECENT
+from writebehind_worker.testing.servers import private_servers
+from writebehind_worker.testing.wait import wait_until
 
 
 @pytest.fixture(scope="module")

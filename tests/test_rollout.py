@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from redis import Redis
-from tests.support.proxy import Proxy, proxied_url
-from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker
 
 from writebehind.keys import QueueKeys
+from writebehind_worker.testing.proxy import Proxy, proxied_url
+from writebehind_worker.testing.wait import wait_until
 
 LEASE_TTL_S = 60.0  # far longer than any of these tests
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import psycopg
 import pytest
 import redis
-from tests.support.servers import missing
-from tests.support.wait import wait_until
 
 from writebehind_worker.embedded import ServerNotFound, process, temporary_data_dir
 from writebehind_worker.embedded.postgres import EmbeddedPostgres
 from writebehind_worker.embedded.redis import EmbeddedRedis
+from writebehind_worker.testing.servers import missing
+from writebehind_worker.testing.wait import wait_until
 
 QUEUE = "db:write:queue"
 

@@ -18,12 +18,12 @@ import psycopg
 import pytest
 import redis
 from click.testing import CliRunner
-from tests.support.proxy import Proxy, proxied_url
-from tests.support.wait import wait_until
 from tests.support.workers import ROOT, WorkerProcess
 
 from writebehind_worker.cli import cli
 from writebehind_worker.embedded.process import is_free
+from writebehind_worker.testing.proxy import Proxy, proxied_url
+from writebehind_worker.testing.wait import wait_until
 
 SECRETS = [
     "hunter2",

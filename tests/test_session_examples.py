@@ -13,11 +13,11 @@ import psycopg
 import pytest
 import redis
 from examples import fastapi_sessions, flask_sessions
-from tests.support.servers import Servers
-from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker
 
 from writebehind.keys import QueueKeys
+from writebehind_worker.testing.servers import Servers
+from writebehind_worker.testing.wait import wait_until
 
 TABLE = (Path(__file__).parents[1] / "examples" / "sessions.sql").read_bytes()
 HOST = "https://shop.example"

@@ -21,10 +21,7 @@ import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from tests.support.proxy import Proxy, proxied_url
 from tests.support.rows import Rows
-from tests.support.servers import Servers
-from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker
 
 from writebehind import (
@@ -42,6 +39,9 @@ from writebehind import (
 )
 from writebehind.login_session import Lifetime
 from writebehind.script import Script
+from writebehind_worker.testing.proxy import Proxy, proxied_url
+from writebehind_worker.testing.servers import Servers
+from writebehind_worker.testing.wait import wait_until
 
 TABLE = """
 CREATE TABLE sessions (

@@ -15,9 +15,6 @@ import pytest
 from redis import Redis
 from tests.conftest import SCHEMA
 from tests.support.crashing_worker import CrashingWorker
-from tests.support.proxy import Proxy, proxied_url
-from tests.support.servers import private_servers
-from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker, Workload, flags
 
 from writebehind.keys import QueueKeys
@@ -26,6 +23,9 @@ from writebehind_worker import postgres, tenure
 from writebehind_worker.embedded import EmbeddedServers
 from writebehind_worker.embedded.process import processes
 from writebehind_worker.pause import pause, resume
+from writebehind_worker.testing.proxy import Proxy, proxied_url
+from writebehind_worker.testing.servers import private_servers
+from writebehind_worker.testing.wait import wait_until
 
 STOP_S = 0.2
 MARGIN_S = 4.0  # for a busy machine

@@ -14,9 +14,7 @@ import psycopg
 import pytest
 import redis
 from tests.support.browser import Browser, browser
-from tests.support.proxy import Proxy, proxied_url
 from tests.support.status import Told
-from tests.support.wait import wait_until
 from tests.support.workers import ROOT, RunningWorker, WorkerProcess, Workload, free_port
 
 from writebehind.keys import QueueKeys
@@ -25,6 +23,8 @@ from writebehind_worker.figures import MOST_REASONS
 from writebehind_worker.overview import overview
 from writebehind_worker.pause import pause
 from writebehind_worker.quantities import count, duration, rate, ratio
+from writebehind_worker.testing.proxy import Proxy, proxied_url
+from writebehind_worker.testing.wait import wait_until
 
 SCREENSHOTS = ROOT / "build" / "screenshots"
 HOSTILE = "<script>window.broken = 1</script><img src=x onerror='window.broken = 1'>"

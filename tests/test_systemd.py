@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 from tests.support.engine import PYTHON_IMAGE, ROOT, build, build_worker, docker, running
-from tests.support.servers import missing
-from tests.support.wait import wait_until
 
 from writebehind_worker.config import Config
 from writebehind_worker.options import read_file
 from writebehind_worker.postgres import REPLY_GRACE_S
+from writebehind_worker.testing.servers import missing
+from writebehind_worker.testing.wait import wait_until
 
 UNIT = ROOT / "deploy/systemd/writebehind@.service"
 EXAMPLE = ROOT / "deploy/systemd/example.toml"

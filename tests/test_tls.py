@@ -18,11 +18,11 @@ from click.testing import CliRunner
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from tests.support.tls import TlsFront
-from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker, WorkerProcess
 
 from writebehind import RedisUnavailable, WriteBehind
 from writebehind_worker.cli import cli
+from writebehind_worker.testing.wait import wait_until
 
 SECRET = "s3cret/:@?"
 HOST = "127.0.0.1"

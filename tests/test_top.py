@@ -28,11 +28,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 from tests.support.status import Told
-from tests.support.wait import wait_until
 from tests.support.workers import ROOT, WorkerProcess, free_port
 
 from writebehind_worker.cli import cli
 from writebehind_worker.overview import Overview
+from writebehind_worker.testing.wait import wait_until
 from writebehind_worker.top_view import chosen, frame, sparkline
 from writebehind_worker.watch import Answer, ask
 

@@ -22,7 +22,6 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
 from tests.support.clients import EitherClient, clients
-from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker, WorkerProcess
 
 from writebehind import AsyncWriteBehind, InvalidWrite, QueueFull, WriteBehind, WriteRejected
@@ -32,6 +31,7 @@ from writebehind.opentelemetry import TracedCore, get_tracer
 from writebehind_worker.cli import cli
 from writebehind_worker.errors import FatalError
 from writebehind_worker.received import receive
+from writebehind_worker.testing.wait import wait_until
 from writebehind_worker.tracing import MOST_LINKS, traces
 from writebehind_worker.tracing_setup import prepare_tracing
 

@@ -7,11 +7,11 @@ import json
 import psycopg
 import pytest
 import redis
-from tests.support.servers import Servers
-from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker
 
 from writebehind import WriteBehind
+from writebehind_worker.testing.servers import Servers
+from writebehind_worker.testing.wait import wait_until
 
 QUEUE = "db:write:queue"
 # The tutorial says it so; redis-py would rather have SET with EX.

@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 from psycopg import sql
-from tests.support.servers import Servers
 from tests.support.workers import RunningWorker
 
 from writebehind import WriteBehind, WriteRejected
+from writebehind_worker.testing.servers import Servers
 
 U = uuid.UUID("a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11")
 

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from tests.support.reader import begin_fill
 from tests.support.replica import PostgresPair
 from tests.support.rows import DOWN_POSTGRES, DOWN_REDIS, Rows
-from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker
 from tests.test_types import EXACT, UNICODE
 
@@ -34,6 +33,7 @@ from writebehind_worker.cli import cli
 from writebehind_worker.known_tables import KnownTables, read_published
 from writebehind_worker.postgres import connect as connect_postgres
 from writebehind_worker.row_comparison import CachedRow, RowComparison
+from writebehind_worker.testing.wait import wait_until
 from writebehind_worker.verify import Verification
 
 

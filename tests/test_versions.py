@@ -9,13 +9,13 @@ import psycopg
 import pytest
 import redis
 from click.testing import CliRunner
-from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker
 
 from writebehind import WriteBehind
 from writebehind.keys import QueueKeys
 from writebehind_worker.cli import cli
 from writebehind_worker.errors import LedgerOutdated, NewerVersion
+from writebehind_worker.testing.wait import wait_until
 
 
 def item(id: int, **more: Any) -> bytes:

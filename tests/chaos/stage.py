@@ -13,10 +13,10 @@ import psycopg
 from redis import Redis, RedisError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from tests.support.proxy import Proxy, proxied_url
 from tests.support.workers import flags
 
 from writebehind_worker.embedded import EmbeddedServers
+from writebehind_worker.testing.proxy import Proxy, proxied_url
 
 from .child import Child, work
 from .producer import CACHE_PREFIX, Orders, produce

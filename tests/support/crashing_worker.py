@@ -25,8 +25,7 @@ from writebehind_worker.cli import cli
 from writebehind_worker.lease import Lease
 from writebehind_worker.ledger import Ledger
 from writebehind_worker.owned_queue import OwnedQueue
-
-from .wait import wait_until
+from writebehind_worker.testing.wait import wait_until
 
 POINTS: dict[str, tuple[type[Any], str]] = {
     "lease": (Lease, "take"),

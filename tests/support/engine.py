@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .servers import missing
+from writebehind_worker.testing.servers import missing
 
 ROOT = Path(__file__).parents[2]
 PYTHON_IMAGE = os.environ.get("WRITEBEHIND_TEST_PYTHON_IMAGE", "python:3.11-slim-bookworm")

@@ -12,8 +12,7 @@ from typing import Any
 import yaml
 
 from writebehind_worker.options import read_file
-
-from .servers import missing
+from writebehind_worker.testing.servers import missing
 
 Object = dict[str, Any]
 

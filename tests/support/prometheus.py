@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from .servers import missing
-from .wait import wait_until
+from writebehind_worker.testing.servers import missing
+from writebehind_worker.testing.wait import wait_until
 
 ROOT = Path(__file__).parents[2]
 DEPLOYED = ROOT / "deploy" / "prometheus"

@@ -18,10 +18,9 @@ import redis
 
 from writebehind_worker.embedded import EmbeddedPostgres, EmbeddedRedis, ServerNotFound, temporary_data_dir
 from writebehind_worker.embedded.process import spawn
-
-from .proxy import Proxy, proxied_url
-from .servers import FAST_POSTGRES, missing
-from .wait import wait_until
+from writebehind_worker.testing.proxy import Proxy, proxied_url
+from writebehind_worker.testing.servers import FAST_POSTGRES, missing
+from writebehind_worker.testing.wait import wait_until
 
 _BACKUP_TIMEOUT_S = 60
 

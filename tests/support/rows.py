@@ -10,13 +10,13 @@ import psycopg
 import redis
 from click.testing import CliRunner, Result
 from tests.support.crashing_worker import CrashingWorker
-from tests.support.wait import wait_until
 from tests.support.workers import RunningWorker, flags
 
 from writebehind import WriteBehind
 from writebehind.keys import QueueKeys
 from writebehind_worker.cli import cli
 from writebehind_worker.config import SETTINGS
+from writebehind_worker.testing.wait import wait_until
 
 DOWN_REDIS = "redis://:hunter2@127.0.0.1:1/0"
 DOWN_POSTGRES = "postgresql://ada:hunter2@127.0.0.1:1/app"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .wait import wait_until
+from writebehind_worker.testing.wait import wait_until
 
 
 class Listener:

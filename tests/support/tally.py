@@ -18,8 +18,7 @@ from redis.retry import Retry
 
 from writebehind import Receipt, WriteBehind
 from writebehind.keys import QueueKeys
-
-from .wait import wait_until
+from writebehind_worker.testing.wait import wait_until
 
 TABLES = """
 CREATE TABLE tally (id int PRIMARY KEY, n int NOT NULL);

@@ -27,9 +27,8 @@ from writebehind_worker.config import SETTINGS, Config
 from writebehind_worker.log import get_logger
 from writebehind_worker.metrics import Metrics
 from writebehind_worker.state import WorkerState
+from writebehind_worker.testing.wait import wait_until
 from writebehind_worker.worker import Worker
-
-from .wait import wait_until
 
 ROOT = Path(__file__).parents[2]
 
