@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -95,8 +96,8 @@ def _both(url: str, **options: Any) -> Iterator[tuple[WriteBehind, Any]]:
 
 
 @contextmanager
-def _cached(url: str) -> Iterator[Pair]:
-    with _both(url) as (wb, r):
+def _cached(url: str, **options: Any) -> Iterator[Pair]:
+    with _both(url, **options) as (wb, r):
         for id in range(_ROWS):
             wb.get("users", id, lambda _: _ROW)
             r.set(f"hand:{id}", json.dumps(_ROW), ex=_TTL_S)
@@ -128,15 +129,6 @@ def _many(url: str) -> Iterator[Pair]:
             lambda _: wb.get_many("users", ids),
             lambda _: [json.loads(value) for value in r.mget(names)],
         )
-
-
-@contextmanager
-def _near(url: str) -> Iterator[Pair]:
-    with _both(url, near_cache=1000) as (wb, r):
-        for id in range(_ROWS):
-            wb.get("users", id, lambda _: _ROW)
-            r.set(f"hand:{id}", json.dumps(_ROW), ex=_TTL_S)
-        yield lambda n: wb.get("users", n % _ROWS), lambda n: json.loads(r.get(f"hand:{n % _ROWS}") or b"")
 
 
 @contextmanager
@@ -219,28 +211,15 @@ def _session(url: str) -> Iterator[Pair]:
 
 
 @contextmanager
-def _compressed(url: str) -> Iterator[Pair]:
-    with _both(url, compress_above=1024) as (wb, r):
+def _large(url: str, pack: Callable[[bytes], bytes], **options: Any) -> Iterator[Pair]:
+    with _both(url, **options) as (wb, r):
         row = {"text": _TEXT}
 
         def by_hand(n: int) -> None:
-            packed = zlib.compress(json.dumps(row).encode())
+            packed = pack(json.dumps(row).encode())
             with r.pipeline(transaction=False) as piped:
                 pipe: Any = piped
                 pipe.set(f"hand:{n}", packed, ex=_TTL_S).lpush("hand", packed).execute()
-
-        yield lambda n: wb.put("texts", n, row), by_hand
-
-
-@contextmanager
-def _plain_large(url: str) -> Iterator[Pair]:
-    with _both(url) as (wb, r):
-        row = {"text": _TEXT}
-
-        def by_hand(n: int) -> None:
-            with r.pipeline(transaction=False) as piped:
-                pipe: Any = piped
-                pipe.set(f"hand:{n}", json.dumps(row), ex=_TTL_S).lpush("hand", json.dumps(row)).execute()
 
         yield lambda n: wb.put("texts", n, row), by_hand
 
@@ -266,13 +245,13 @@ PATTERNS: dict[str, Callable[[str], Any]] = {
     "get, missed and filled": _missed,
     f"get_many, {_MANY} cached": _many,
     "get, with refresh_ahead": _refreshed,
-    "get, kept near": _near,
+    "get, kept near": partial(_cached, near_cache=1000),
     "invalidate": _invalidated,
     "typed get": _typed,
     "lock and release": _locked,
     "rate limit": _limited,
     "session, get": _session,
-    "put of 32 kB": _plain_large,
-    "put of 32 kB, compressed": _compressed,
+    "put of 32 kB": partial(_large, pack=bytes),
+    "put of 32 kB, compressed": partial(_large, pack=zlib.compress, compress_above=1024),
     "put, asyncio": _on_a_loop,
 }

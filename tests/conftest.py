@@ -18,7 +18,11 @@ from tests.support.rows import Rows
 from tests.support.workers import Workload
 
 from writebehind import Options, WriteBehind
+from writebehind.keys import QueueKeys
 from writebehind_worker.embedded import EmbeddedServers
+from writebehind_worker.owned_queue import OwnedQueue
+from writebehind_worker.redis_server import RedisLink
+from writebehind_worker.settle import Settlement
 from writebehind_worker.testing.servers import Servers, private_servers, session_servers
 
 pytest_plugins = ["writebehind_worker.pytest_plugin"]
@@ -140,6 +144,20 @@ def connect(redis_url: str, queue: str) -> Iterator[Callable[..., WriteBehind]]:
     yield connect
     for wb in made:
         wb.close()
+
+
+@pytest.fixture
+def key(queue: str) -> str:
+    """The cache key of the row t, 1 of such producers."""
+    return f"{queue}:t:1"
+
+
+@pytest.fixture
+def settle(redis_url: str, queue: str, key: str) -> Iterator[Callable[[int], None]]:
+    """Settles the entry of the row t, 1 as the worker does."""
+    with RedisLink(redis_url) as link:
+        owned = OwnedQueue(link, QueueKeys(queue), "token")
+        yield lambda seq: owned.settle([Settlement(key, 600, seq)])
 
 
 @pytest.fixture

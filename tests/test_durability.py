@@ -14,6 +14,7 @@ import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from tests.support.clients import clients_of
 from tests.support.replica import RedisPair
 from tests.support.workers import RunningWorker
 
@@ -50,16 +51,8 @@ def writer(request: pytest.FixtureRequest) -> Writer:
     """Calls a method of either client, which is made for the call."""
 
     def call(url: str, method: str, *args: Any, options: dict[str, Any] | None = None, **how: Any) -> Any:
-        options = options or {}
-        if request.param == "sync":
-            with WriteBehind.from_url(url, **options) as wb:
-                return getattr(wb, method)(*args, **how)
-
-        async def job() -> Any:
-            async with AsyncWriteBehind.from_url(url, **options) as wb:
-                return await getattr(wb, method)(*args, **how)
-
-        return asyncio.run(job())
+        with clients_of(request.param, url) as make:
+            return getattr(make(**options or {}), method)(*args, **how)
 
     return call
 

@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 import redis
-from tests.support.both_clients import Make, clients
+from tests.support.clients import Make, clients_of
 from tests.support.workers import RunningWorker
 
 from writebehind.keys import QueueKeys
@@ -20,7 +20,7 @@ ROW = {"id": 1, "body": LONG, "n": 1}
 
 @pytest.fixture(params=["sync", "async"])
 def client(request: pytest.FixtureRequest, redis_url: str, queue: str) -> Iterator[Make]:
-    with clients(request.param, redis_url, queue=queue, prefix=f"{queue}:", fill_timeout=0.2) as make:
+    with clients_of(request.param, redis_url, queue=queue, prefix=f"{queue}:", fill_timeout=0.2) as make:
         yield make
 
 

@@ -21,9 +21,6 @@ from tests.support.workers import RunningWorker
 
 from writebehind import FlushTimeout, InvalidWrite, RedisFull, WriteBehind
 from writebehind.script import Script
-from writebehind_worker.owned_queue import OwnedQueue
-from writebehind_worker.redis_server import RedisLink
-from writebehind_worker.settle import Settlement
 from writebehind_worker.testing.servers import Servers
 from writebehind_worker.testing.wait import wait_until
 
@@ -36,20 +33,6 @@ _BEGIN_FILL = Script("writebehind", "begin_fill")
 @pytest.fixture
 def wb(connect: Callable[..., WriteBehind]) -> WriteBehind:
     return connect()
-
-
-@pytest.fixture
-def key(queue: str) -> str:
-    """The cache key of the row t, 1."""
-    return f"{queue}:t:1"
-
-
-@pytest.fixture
-def settle(redis_url: str, wb: WriteBehind, key: str) -> Iterator[Callable[[int], None]]:
-    """Settles the entry of the row t, 1 as the worker does."""
-    with RedisLink(redis_url) as link:
-        owned = OwnedQueue(link, wb.keys, "token")
-        yield lambda seq: owned.settle([Settlement(key, 600, seq)])
 
 
 def unexpected(_: Any) -> None:

@@ -17,7 +17,7 @@ import zstandard
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.support.both_clients import Make, clients
+from tests.support.clients import Make, clients_of
 from tests.support.rows import Rows
 from tests.support.workers import RunningWorker
 
@@ -53,7 +53,7 @@ def docs(pg: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
 @pytest.fixture(params=["sync", "async"])
 def client(request: pytest.FixtureRequest, redis_url: str, queue: str) -> Iterator[Make]:
     """Makes clients of either kind, which are called alike."""
-    with clients(request.param, redis_url, queue=queue, prefix=f"{queue}:", compress_above=100) as make:
+    with clients_of(request.param, redis_url, queue=queue, prefix=f"{queue}:", compress_above=100) as make:
         yield make
 
 

@@ -6,7 +6,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -36,19 +36,6 @@ def near(connect: Connect) -> WriteBehind:
 def other(connect: Connect) -> WriteBehind:
     """As another process has it."""
     return connect()
-
-
-@pytest.fixture
-def key(queue: str) -> str:
-    return f"{queue}:t:1"
-
-
-@pytest.fixture
-def settle(redis_url: str, near: WriteBehind, key: str) -> Iterator[Callable[[int], None]]:
-    """Settles the entry of the row t, 1 as the worker does."""
-    with RedisLink(redis_url) as link:
-        owned = OwnedQueue(link, near.keys, "token")
-        yield lambda seq: owned.settle([Settlement(key, 600, seq)])
 
 
 def unexpected(_: Any) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,9 +14,6 @@ import pytest
 import redis
 
 from writebehind import AsyncWriteBehind, WriteBehind
-from writebehind_worker.owned_queue import OwnedQueue
-from writebehind_worker.redis_server import RedisLink
-from writebehind_worker.settle import Settlement
 from writebehind_worker.testing.wait import wait_until
 
 OLD = {"name": "old"}
@@ -27,19 +24,6 @@ Connect = Callable[..., WriteBehind]
 @pytest.fixture
 def wb(connect: Connect) -> WriteBehind:
     return connect(refresh_ahead=30, ttl=60, ttl_jitter=0)
-
-
-@pytest.fixture
-def key(queue: str) -> str:
-    return f"{queue}:t:1"
-
-
-@pytest.fixture
-def settle(redis_url: str, wb: WriteBehind, key: str) -> Iterator[Callable[[int], None]]:
-    """Settles the entry of the row t, 1 as the worker does."""
-    with RedisLink(redis_url) as link:
-        owned = OwnedQueue(link, wb.keys, "token")
-        yield lambda seq: owned.settle([Settlement(key, 600, seq)])
 
 
 def unexpected(_: Any) -> None:

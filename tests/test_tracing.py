@@ -252,7 +252,7 @@ def test_tracing_does_not_make_a_write_too_large(clients: EitherClient, spans: S
 
 def test_every_call_of_the_core_is_traced() -> None:
     calls = {name for name, member in vars(Core).items() if callable(member) and not name.startswith("_")}
-    assert calls - {"close", "where", "with_ttl", "wanted", "answers_within"} <= set(vars(TracedCore))
+    assert calls - {"close", "where", "with_ttl", "wanted"} <= set(vars(TracedCore))
 
 
 def test_what_is_no_tracer_is_refused(redis_url: str) -> None:

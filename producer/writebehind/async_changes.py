@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, Self
 
@@ -14,8 +12,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, ConnectionError, ResponseError, TimeoutError
 
-from .change import Change, Missed, chosen_tables, read_changes
-from .changes import LOOK_S, SILENCE_S, reconnect_pauses
+from .change import Change, Missed
+from .hearing import LOOK_S, Hearing
 from .translate import as_ours
 
 
@@ -24,12 +22,9 @@ class AsyncChanges:
 
     def __init__(self, client: Redis, channel: str, tables: Iterable[str] | None = None) -> None:
         self._pool = _OwnConnections(client.connection_pool)
-        self._channel, self._tables = channel, chosen_tables(tables)
-        self._found: deque[Change | Missed] = deque()
+        self._channel, self._hearing = channel, Hearing(tables)
         self._pubsub: Any = None
         self._is_closed, self._turn = False, asyncio.Lock()
-        self._pauses = reconnect_pauses()
-        self._heard_at, self._asked = 0.0, False
 
     async def close(self) -> None:
         """See :meth:`Changes.close`."""
@@ -50,8 +45,8 @@ class AsyncChanges:
         """The next one, as soon as there is one. A call that is cancelled takes none."""
         async with self._turn:
             while not self._is_closed:
-                if self._found:
-                    return self._found.popleft()
+                if self._hearing.found:
+                    return self._hearing.found.popleft()
                 await self._hear()
             await self._disconnect()
             raise StopAsyncIteration
@@ -63,15 +58,15 @@ class AsyncChanges:
                 return
             message = await self._pubsub.get_message(timeout=LOOK_S)
             if message is not None:
-                self._take(message)
-            else:
-                await self._ask()
+                self._hearing.take(message)
+            elif self._hearing.must_ask():
+                await self._pubsub.ping()
         except (ResponseError, AuthenticationError) as error:
             await self._disconnect()
             raise as_ours("changes", error) from error
         except (ConnectionError, TimeoutError, OSError):
             await self._disconnect()
-            await asyncio.sleep(next(self._pauses))
+            await asyncio.sleep(self._hearing.pause_s())
 
     async def _connect(self) -> None:
         pubsub: Any = PubSub(self._pool)  # type: ignore[arg-type]
@@ -81,23 +76,7 @@ class AsyncChanges:
             await pubsub.aclose()
             raise
         self._pubsub = pubsub
-        self._heard_at, self._asked = time.monotonic(), False
-
-    def _take(self, message: Any) -> None:
-        self._heard_at, self._asked = time.monotonic(), False
-        if message["type"] == "subscribe":
-            self._pauses = reconnect_pauses()
-            self._found.append(Missed())
-        elif message["type"] == "message":
-            self._found.extend(read_changes(message["data"], self._tables))
-
-    async def _ask(self) -> None:
-        silent_s = time.monotonic() - self._heard_at
-        if silent_s > 2 * SILENCE_S:
-            raise TimeoutError("the server is silent")
-        if silent_s > SILENCE_S and not self._asked:
-            self._asked = True
-            await self._pubsub.ping()
+        self._hearing.begin()
 
     async def _disconnect(self) -> None:
         pubsub, self._pubsub = self._pubsub, None

@@ -15,7 +15,7 @@ from .async_rate_limiter import AsyncRateLimiter
 from .async_receipt import AsyncReceipt
 from .async_table import AsyncTable
 from .cache import BulkLoader, Loader, Row
-from .client import CONNECTIONS, refuse_decoding
+from .client import CONNECTIONS, refuse_decoding, socket_timeout
 from .core import make_core
 from .durability import Assurance, Durability, assured
 from .lock_steps import LockSteps
@@ -48,9 +48,8 @@ class AsyncWriteBehind:
                 "changes, which would hold up an event loop; leave it 0"
             )
         self.redis = client
-        self._core = make_core(settings, SessionPool())
+        self._core = make_core(settings, SessionPool(), socket_timeout(client))
         self._carrier = AsyncCarrier(client)
-        self._core.answers_within(client.connection_pool.connection_kwargs.get("socket_timeout"))
         self.keys, self.settings = self._core.keys, settings
 
     @classmethod

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
-from .entry import Entry, read_entry, row_decoder
+from .entry import Entry, read_entry, read_look, row_decoder
 from .errors import FlushTimeout
 from .keys import QueueKeys
 from .loaded import by_id
@@ -20,7 +20,7 @@ from .pauses import pauses
 from .refresh import ABANDONED, Outcome, Refresh, log_failure
 from .script import Argument, Script
 from .settings import Settings
-from .steps import Command, Load, Pause, Pipeline, Steps, T, run_script, run_scripts
+from .steps import Command, Load, Pause, Pipeline, Steps, T, run_script, run_scripts, undone_if_cancelled
 from .translate import redis_errors_as_ours
 
 Row = dict[str, Any]
@@ -199,15 +199,12 @@ class RowCache:
             try:
                 return read_entry((yield Command(("HGETALL", where))))
             except ResponseError as error:
-                return _foreign_or_raise(error)
+                return read_look(error)
 
     def _look_at_all(self, names: Sequence[str]) -> Steps[list[Entry]]:
         with redis_errors_as_ours("get_many"):
             replies = yield Pipeline([("HGETALL", where) for where in names], keeps_errors=True)
-            return [
-                _foreign_or_raise(reply) if isinstance(reply, Exception) else read_entry(reply)
-                for reply in replies
-            ]
+            return [read_look(reply) for reply in replies]
 
     def _look_ahead(
         self, refresh: Refresh, wanted: Sequence[Wanted]
@@ -221,7 +218,7 @@ class RowCache:
             for w, reply, left_ms in zip(wanted, replies[::2], replies[1::2], strict=True):
                 if isinstance(left_ms, Exception):
                     raise left_ms
-                entry = _foreign_or_raise(reply) if isinstance(reply, Exception) else read_entry(reply)
+                entry = read_look(reply)
                 entries.append(entry)
                 if refresh.is_due(entry, left_ms):
                     due.append(w)
@@ -263,14 +260,10 @@ class RowCache:
         """Puts a fill token where nothing is (``absent``), or tells what is there by now."""
         args: list[Argument] = [token, int(self._settings.fill_timeout * 1000)]
         with redis_errors_as_ours("get"):
-            try:
-                replies = yield from run_scripts(_BEGIN_FILL, [([where], args) for where in names])
-            except GeneratorExit:
-                raise
-            except BaseException as error:
-                if not isinstance(error, Exception):  # cancelled: the tokens may be in place
-                    yield from self._end_fills(names, token, [ABANDONED] * len(names))
-                raise
+            replies = yield from undone_if_cancelled(
+                run_scripts(_BEGIN_FILL, [([where], args) for where in names]),
+                lambda: self._end_fills(names, token, [ABANDONED] * len(names)),
+            )
             return [_begun(reply) for reply in replies]
 
     def _fill(
@@ -354,9 +347,3 @@ def _begun(reply: Any) -> Entry:
     if isinstance(reply, Exception):
         raise reply
     return read_entry(reply if isinstance(reply, dict) else dict(zip(*[iter(reply)] * 2, strict=True)))
-
-
-def _foreign_or_raise(error: Exception) -> Entry:
-    if str(error).startswith("WRONGTYPE"):
-        return _FOREIGN
-    raise error

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import random
 import threading
-import time
-from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any, Self
 
@@ -15,14 +12,9 @@ from redis.client import PubSub
 from redis.exceptions import AuthenticationError, ConnectionError, ResponseError, TimeoutError
 from redis.retry import Retry
 
-from .change import Change, Missed, chosen_tables, read_changes
-from .pauses import pauses
+from .change import Change, Missed
+from .hearing import LOOK_S, SILENCE_S, Hearing
 from .translate import as_ours
-
-LOOK_S = 0.2
-"""An iteration sees so soon that it is closed."""
-SILENCE_S = 5.0
-"""After so long the server is asked whether it lives; and has as long to answer."""
 
 
 class Changes:
@@ -34,12 +26,9 @@ class Changes:
 
     def __init__(self, client: Redis, channel: str, tables: Iterable[str] | None = None) -> None:
         self._pool = _OwnConnections(client.connection_pool)
-        self._channel, self._tables = channel, chosen_tables(tables)
-        self._found: deque[Change | Missed] = deque()
+        self._channel, self._hearing = channel, Hearing(tables)
         self._pubsub: Any = None
         self._closed, self._turn = threading.Event(), threading.Lock()
-        self._pauses = reconnect_pauses()
-        self._heard_at, self._asked = 0.0, False
 
     def close(self) -> None:
         """Ends the iteration, within a moment; from any thread."""
@@ -68,8 +57,8 @@ class Changes:
         with self._turn:
             try:
                 while not self._closed.is_set():
-                    if self._found:
-                        return self._found.popleft()
+                    if self._hearing.found:
+                        return self._hearing.found.popleft()
                     self._hear()
             except BaseException:
                 self._disconnect()
@@ -82,37 +71,19 @@ class Changes:
             if self._pubsub is None:
                 self._connect()
             elif self._pubsub.connection.can_read(timeout=LOOK_S):
-                self._take(self._pubsub.get_message(timeout=SILENCE_S))
-            else:
-                self._ask()
+                self._hearing.take(self._pubsub.get_message(timeout=SILENCE_S))
+            elif self._hearing.must_ask():
+                self._pubsub.ping()
         except (ResponseError, AuthenticationError) as error:
             raise as_ours("changes", error) from error
         except (ConnectionError, TimeoutError, OSError):
             self._disconnect()
-            self._closed.wait(next(self._pauses))
+            self._closed.wait(self._hearing.pause_s())
 
     def _connect(self) -> None:
         self._pubsub = PubSub(self._pool)
         self._pubsub.subscribe(self._channel)
-        self._heard_at, self._asked = time.monotonic(), False
-
-    def _take(self, message: Any) -> None:
-        self._heard_at, self._asked = time.monotonic(), False
-        if message is None:
-            return
-        if message["type"] == "subscribe":
-            self._pauses = reconnect_pauses()
-            self._found.append(Missed())
-        elif message["type"] == "message":
-            self._found.extend(read_changes(message["data"], self._tables))
-
-    def _ask(self) -> None:
-        silent_s = time.monotonic() - self._heard_at
-        if silent_s > 2 * SILENCE_S:
-            raise TimeoutError("the server is silent")
-        if silent_s > SILENCE_S and not self._asked:
-            self._asked = True
-            self._pubsub.ping()
+        self._hearing.begin()
 
     def _disconnect(self) -> None:
         pubsub, self._pubsub = self._pubsub, None
@@ -137,9 +108,3 @@ class _OwnConnections:
 
     def release(self, connection: Any) -> None:
         connection.disconnect()
-
-
-def reconnect_pauses() -> Iterator[float]:
-    """Seconds before each attempt to connect again; not all clients come at once."""
-    for pause in pauses(0.05, 2, 2.0):
-        yield pause * random.uniform(0.5, 1)  # noqa: S311 - no secret

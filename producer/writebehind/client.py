@@ -42,9 +42,8 @@ class WriteBehind:
         settings = Settings(**options)
         refuse_decoding(client)
         self.redis = client
-        self._core = make_core(settings, ConnectedSessionPool(client))
+        self._core = make_core(settings, ConnectedSessionPool(client), socket_timeout(client))
         self._carrier = _carrier(client, settings)
-        self._core.answers_within(client.connection_pool.connection_kwargs.get("socket_timeout"))
         self.keys, self.settings = self._core.keys, settings
 
     @classmethod
@@ -276,6 +275,12 @@ def refuse_decoding(client: Any) -> None:
     """Raises ``ValueError`` for a client whose replies are no bytes."""
     if client.get_encoder().decode_responses:
         raise ValueError("the Redis client must be made with decode_responses=False")
+
+
+def socket_timeout(client: Any) -> float | None:
+    """How long its connections wait for a reply, in seconds; ``None``: for ever."""
+    found: float | None = client.connection_pool.connection_kwargs.get("socket_timeout")
+    return found
 
 
 def _carrier(client: Redis, settings: Settings) -> Carrier:

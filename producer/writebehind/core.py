@@ -26,7 +26,7 @@ from .steps import Steps, T
 class Core:
     """A client without its connection. The steps of each method raise as the client's method says."""
 
-    def __init__(self, settings: Settings, sessions: SessionPool) -> None:
+    def __init__(self, settings: Settings, enqueue: Enqueue) -> None:
         self.settings = settings
         self.keys = QueueKeys(settings.queue)
         self._prefix = settings.cache_prefix
@@ -34,13 +34,9 @@ class Core:
         self._pack = pack_write if self._packing is None else pack_write_with_frames
         self._cache = RowCache(self.keys, settings)
         self._directory = TableDirectory(self.keys)
-        self._enqueue = Enqueue(self.keys, sessions)
+        self._enqueue = enqueue
         self._usual = assurance(None, settings.durability, settings.durability_timeout, settings.replicas)
         self.traceparent: Callable[[], str | None] | None = None  # of the span at hand, if it is sampled
-
-    def answers_within(self, socket_timeout: float | None) -> None:
-        """How long its connections wait for a reply, in seconds; ``None``: for ever."""
-        self._enqueue.socket_timeout = socket_timeout
 
     def close(self) -> None:
         """Lets go of the connections that idle sessions keep."""
@@ -156,8 +152,8 @@ class Core:
 class ObservedCore(Core):
     """A core whose writes an observer hears of."""
 
-    def __init__(self, settings: Settings, sessions: SessionPool, observer: Observer) -> None:
-        super().__init__(settings, sessions)
+    def __init__(self, settings: Settings, enqueue: Enqueue, observer: Observer) -> None:
+        super().__init__(settings, enqueue)
         self._observer = observer
 
     def send(
@@ -180,10 +176,11 @@ class ObservedCore(Core):
         return accepted
 
 
-def make_core(settings: Settings, sessions: SessionPool) -> Core:
-    """A core that is observed and traced as the settings say."""
+def make_core(settings: Settings, sessions: SessionPool, socket_timeout: float | None) -> Core:
+    """A core that is observed and traced as the settings say; ``socket_timeout``: of its connections, s."""
+    enqueue = Enqueue(QueueKeys(settings.queue), sessions, socket_timeout)
     observer = guarded(settings.observer)
-    core = Core(settings, sessions) if observer is None else ObservedCore(settings, sessions, observer)
+    core = Core(settings, enqueue) if observer is None else ObservedCore(settings, enqueue, observer)
     if settings.tracer is None:
         return core
     from .opentelemetry import TracedCore  # noqa: PLC0415 - not everybody has what it imports

@@ -47,6 +47,11 @@ class Assurance(NamedTuple):
     timeout: float
     replicas: int
 
+    @property
+    def is_told_by_redis(self) -> bool:
+        """Whether Redis itself knows when it is reached."""
+        return self.level in ("replicated", "fsynced")
+
 
 def assurance(
     wait: float | None, level: Durability | None, timeout: float, replicas: int

@@ -56,13 +56,12 @@ class EntryChanged(Exception):
 
 
 class Enqueue:
-    """The producers' way into a queue."""
+    """The producers' way into a queue. ``socket_timeout``: of the connections, in seconds."""
 
-    def __init__(self, keys: QueueKeys, sessions: SessionPool) -> None:
+    def __init__(self, keys: QueueKeys, sessions: SessionPool, socket_timeout: float | None = None) -> None:
         self._queue, self._producers = keys.queue, keys.producers
         self._keys = (keys.queue, keys.clock, keys.producers)
-        self._sessions = sessions
-        self.socket_timeout: float | None = None  # of the connections, in seconds
+        self._sessions, self._socket_timeout = sessions, socket_timeout
 
     def steps(
         self,
@@ -85,14 +84,14 @@ class Enqueue:
             unreached = None
             names, given = (*self._keys, *cache_keys, *keys), [*head, *writes, *args]
             try:
-                if wanted is None or wanted.level == "committed":
+                if wanted is None or not wanted.is_told_by_redis:
                     reply = yield from run_script(script, names, given, session)
                 else:
-                    sent = yield from send_safely(script, names, given, wanted, self.socket_timeout)
+                    sent = yield from send_safely(script, names, given, wanted, self._socket_timeout)
                     reply, unreached = sent
             except ResponseError as error:
                 reply = yield from self._accepted_before(session, error)
-                if wanted is not None and wanted.level != "committed":
+                if wanted is not None and wanted.is_told_by_redis:
                     unreached = f"the write is queued; whether it is {wanted.level} is not known: {error}"
         except BaseException as error:
             if session is not None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
+from redis.exceptions import ResponseError
 
 from .frame import MARKS, BadFrame, framed_columns, unpack_all
 
@@ -68,6 +69,15 @@ def read_entry(fields: Mapping[bytes, bytes], *, unpacks: bool = True) -> Entry:
         except BadFrame:
             return Entry("marker", {}, int(seq))
     return Entry("row", columns, int(seq), fields.get(b"@refresh", b""))
+
+
+def read_look(reply: Any) -> Entry:
+    """What the reply to HGETALL says, be it an error. Raises one that says nothing of the entry."""
+    if not isinstance(reply, Exception):
+        return read_entry(reply)
+    if isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE"):
+        return Entry("foreign", {})
+    raise reply
 
 
 def row_decoder(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
@@ -35,58 +36,47 @@ class PrometheusObserver(Observer):
         self._max_tables = max_tables
         self._tables: dict[str, str] = {}
         self._turn = threading.Lock()
-        self._lookups = Counter(
-            "writebehind_client_lookups",
+
+        def counter(name: str, help: str, *labels: str) -> Counter:
+            return Counter(f"writebehind_client_{name}", help, ["table", *labels], registry=registry)
+
+        def histogram(name: str, help: str, buckets: Sequence[float], *labels: str) -> Histogram:
+            labels = ("table", *labels)
+            return Histogram(f"writebehind_client_{name}", help, labels, buckets=buckets, registry=registry)
+
+        self._lookups = counter(
+            "lookups",
             "Rows asked for, by what the cache had: hit, negative (known not to exist), or miss.",
-            ["table", "result"],
-            registry=registry,
+            "result",
         )
-        self._load_seconds = Histogram(
-            "writebehind_client_load_seconds",
-            "Calls of a loader; outcome ok or error.",
-            ["table", "outcome"],
-            buckets=_SECONDS,
-            registry=registry,
+        self._load_seconds = histogram(
+            "load_seconds", "Calls of a loader; outcome ok or error.", _SECONDS, "outcome"
         )
-        self._refresh_seconds = Histogram(
-            "writebehind_client_refresh_seconds",
+        self._refresh_seconds = histogram(
+            "refresh_seconds",
             "Loads of rows that were still cached; outcome ok or error.",
-            ["table", "outcome"],
-            buckets=_SECONDS,
-            registry=registry,
+            _SECONDS,
+            "outcome",
         )
-        self._wait_seconds = Histogram(
-            "writebehind_client_wait_seconds",
+        self._wait_seconds = histogram(
+            "wait_seconds",
             "Waits for another reader's load, or for the commit of a write that the cache cannot show.",
-            ["table", "wait"],
-            buckets=_SECONDS,
-            registry=registry,
+            _SECONDS,
+            "wait",
         )
-        self._fill_bytes = Histogram(
-            "writebehind_client_fill_bytes",
-            "Loaded rows that were cached, by their size.",
-            ["table"],
-            buckets=_BYTES,
-            registry=registry,
-        )
-        self._lost_fills = Counter(
-            "writebehind_client_lost_fills",
+        self._fill_bytes = histogram("fill_bytes", "Loaded rows that were cached, by their size.", _BYTES)
+        self._lost_fills = counter(
+            "lost_fills",
             "Loaded rows that were not cached: written or invalidated meanwhile, or loaded for too long.",
-            ["table"],
-            registry=registry,
         )
-        self._write_bytes = Histogram(
-            "writebehind_client_write_bytes",
-            "Writes accepted, by the size of their messages.",
-            ["table", "op"],
-            buckets=_BYTES,
-            registry=registry,
+        self._write_bytes = histogram(
+            "write_bytes", "Writes accepted, by the size of their messages.", _BYTES, "op"
         )
-        self._failed_writes = Counter(
-            "writebehind_client_failed_writes",
+        self._failed_writes = counter(
+            "failed_writes",
             "Writes that were refused, or whose outcome is unknown, by the error's name.",
-            ["table", "op", "error"],
-            registry=registry,
+            "op",
+            "error",
         )
 
     def hit(self, table: str, rows: int) -> None:

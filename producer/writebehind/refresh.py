@@ -10,7 +10,7 @@ from redis.exceptions import OutOfMemoryError, RedisError
 
 from .entry import Entry
 from .script import Argument, Script
-from .steps import Steps, run_scripts
+from .steps import Steps, run_scripts, undone_if_cancelled
 from .translate import redis_errors_as_ours
 
 _BEGIN_REFRESH = Script("writebehind", "begin_refresh")
@@ -43,14 +43,10 @@ class Refresh:
         """Puts a token beside each row that nobody refreshes; its seq then, else an empty text."""
         args: list[Argument] = [token, self._timeout_ms, self._ahead_ms]
         with redis_errors_as_ours("get"):
-            try:
-                replies = yield from run_scripts(_BEGIN_REFRESH, [([where], args) for where in names])
-            except GeneratorExit:
-                raise
-            except BaseException as error:
-                if not isinstance(error, Exception):  # cancelled: the tokens may be in place
-                    yield from self.abandon(names, token)
-                raise
+            replies = yield from undone_if_cancelled(
+                run_scripts(_BEGIN_REFRESH, [([where], args) for where in names]),
+                lambda: self.abandon(names, token),
+            )
             return [_begun(reply) for reply in replies]
 
     def end(self, taken: Sequence[tuple[str, str]], token: str, outcomes: Sequence[Outcome]) -> Steps[None]:

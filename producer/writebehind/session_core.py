@@ -10,14 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from redis.exceptions import ResponseError
-
 from .batch import MAX_BATCH
 from .cache import Loader, Wanted
 from .core import Core
 from .durability import Accepted
 from .enqueue import EntryChanged, Variant
-from .entry import Entry, read_entry, row_decoder
+from .entry import read_look, row_decoder
 from .errors import InvalidLoad, QueueFull, RedisFull, RedisRefused, RedisUnavailable, SessionEnded
 from .login_session import (
     Lifetime,
@@ -197,10 +195,9 @@ class SessionCore:
         where = yield from self._core._cache_key(self._table, id)
         with redis_errors_as_ours("session"):
             fields, clock = yield Pipeline([("HGETALL", where), ("TIME",)], keeps_errors=True)
-            for reply in (fields, clock):
-                if isinstance(reply, Exception) and not _is_foreign(reply):
-                    raise reply
-        entry = Entry("foreign", {}) if isinstance(fields, Exception) else read_entry(fields)
+            if isinstance(clock, Exception):
+                raise clock
+            entry = read_look(fields)
         if entry.state == "gone":
             return None
         row, columns = None, None
@@ -278,7 +275,3 @@ class SessionCore:
 def _utc(clock: tuple[Any, Any]) -> dt.datetime:
     seconds, micros = clock
     return dt.datetime.fromtimestamp(int(seconds), dt.UTC) + dt.timedelta(microseconds=int(micros))
-
-
-def _is_foreign(error: Exception) -> bool:
-    return isinstance(error, ResponseError) and str(error).startswith("WRONGTYPE")

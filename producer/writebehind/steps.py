@@ -81,3 +81,18 @@ def run_scripts(
         for i, reply in zip(again, second, strict=True):
             replies[i] = reply
     return replies
+
+
+def undone_if_cancelled(steps: Steps[T], undo: Callable[[], Steps[Any]]) -> Steps[T]:
+    """The same steps; where the call is cancelled or interrupted, what undoes them comes after.
+
+    Redis may have done them: whose reply nobody has read is not known to have failed.
+    """
+    try:
+        return (yield from steps)
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception):
+            yield from undo()
+        raise

@@ -5,62 +5,104 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from writebehind import AsyncWriteBehind, WriteBehind
+from writebehind import AsyncWriteBehind, Receipt, WriteBehind
+
+Make = Callable[..., Any]
+"""Makes a client: of another URL if one is given, and with options."""
+
+
+class Awaited:
+    """The async client, called as the sync one is: awaited on one loop, in the caller's context."""
+
+    def __init__(self, runner: asyncio.Runner, url: str, **options: Any) -> None:
+        self._runner = runner
+        self.wb = AsyncWriteBehind.from_url(url, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            async def job() -> Any:
+                return await getattr(self.wb, name)(*args, **options)
+
+            return self._run(job())
+
+        return call
+
+    def settle(self, receipt: Any) -> None:
+        """Waits until it is in Postgres."""
+        self._run(receipt.wait(20))
+
+    def write_batch(self, fill: Callable[[Any], object]) -> None:
+        """One batch of what ``fill`` puts into it."""
+
+        async def job() -> None:
+            async with self.wb.batch() as batch:
+                fill(batch)
+
+        self._run(job())
+
+    def _run(self, job: Coroutine[Any, Any, Any]) -> Any:
+        return self._runner.run(job, context=contextvars.copy_context())
+
+
+class Direct(WriteBehind):
+    """The sync client."""
+
+    def settle(self, receipt: Receipt) -> None:
+        """Waits until it is in Postgres."""
+        receipt.wait(20)
+
+    def write_batch(self, fill: Callable[[Any], object]) -> None:
+        """One batch of what ``fill`` puts into it."""
+        with self.batch() as batch:
+            fill(batch)
+
+
+@contextmanager
+def clients_of(kind: str, url: str, **fixed: Any) -> Iterator[Make]:
+    """Makes clients of the ``kind`` sync or async; of this server, and so, unless told otherwise."""
+    made: list[Any] = []
+
+    def make(url: str = url, **options: Any) -> Any:
+        given = fixed | options
+        made.append(Awaited(runner, url, **given) if kind == "async" else Direct.from_url(url, **given))
+        return made[-1]
+
+    with asyncio.Runner() as runner:
+        try:
+            yield make
+        finally:
+            for one in made:
+                one.close()
 
 
 class EitherClient:
-    """Makes clients of one kind; what they do is called plainly."""
+    """Makes clients of one kind; what they do is called by its name."""
 
-    def __init__(self, kind: str, redis_url: str, queue: str) -> None:
-        self.kind, self._url = kind, redis_url
-        self._given = {"queue": queue, "prefix": f"{queue}:"}
-        self._runner = asyncio.Runner()
-        self._made: list[Any] = []
+    def __init__(self, kind: str, make: Make, redis_url: str) -> None:
+        self.kind, self._make, self._url = kind, make, redis_url
+        self._last: Any = None
 
     def connect(self, url: str = "", **options: Any) -> Callable[..., Any]:
         """``call("get", "t", 1)`` of a client that is made so."""
-        maker: Any = WriteBehind if self.kind == "sync" else AsyncWriteBehind
-        wb = maker.from_url(url or self._url, **(self._given | options))
-        self._made.append(wb)
+        wb = self._last = self._make(url or self._url, **options)
 
         def call(name: str, *arguments: Any, **named: Any) -> Any:
-            return self.run(getattr(wb, name)(*arguments, **named))
+            return getattr(wb, name)(*arguments, **named)
 
         return call
 
     def batch(self, fill: Callable[[Any], object]) -> None:
         """A batch by the client made last."""
-        wb = self._made[-1]
-        if self.kind == "sync":
-            with wb.batch() as batch:
-                fill(batch)
-            return
-
-        async def send() -> None:
-            async with wb.batch() as batch:
-                fill(batch)
-
-        self.run(send())
-
-    def run(self, result: Any) -> Any:
-        """What is awaited of it, in the caller's context; of the sync client it is there already."""
-        if isinstance(result, Coroutine):
-            return self._runner.run(result, context=contextvars.copy_context())
-        return result
-
-    def close(self) -> None:
-        for wb in self._made:
-            self.run(wb.close())
-        self._runner.close()
+        self._last.write_batch(fill)
 
 
 @pytest.fixture(params=["sync", "async"])
 def clients(request: pytest.FixtureRequest, redis_url: str, queue: str) -> Iterator[EitherClient]:
     """Each of the two."""
-    found = EitherClient(request.param, redis_url, queue)
-    yield found
-    found.close()
+    with clients_of(request.param, redis_url, queue=queue, prefix=f"{queue}:") as make:
+        yield EitherClient(request.param, make, redis_url)

@@ -100,9 +100,12 @@ def status(config: Config, as_json: bool) -> None:
     Exit code 1 if a server is down.
     """
     found = read_status(config)
-    answer = {"verdict": verdict(found), **msgspec.to_builtins(found)}
-    encoded = msgspec.json.format(msgspec.json.encode(answer)).decode()
-    click.echo(encoded if as_json else f"{verdict(found)}\n\n{render(found)}")
+    opening = verdict(found)
+    if as_json:
+        answer = {"verdict": opening, **msgspec.to_builtins(found)}
+        click.echo(msgspec.json.format(msgspec.json.encode(answer)).decode())
+    else:
+        click.echo(f"{opening}\n\n{render(found)}")
     sys.exit(0 if found.ok else 1)
 
 

@@ -1,0 +1,64 @@
+"""What both clients do with a connection that tells of changes: when to ask it, and what it said. No I/O."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from redis.exceptions import TimeoutError
+
+from .change import Change, Missed, chosen_tables, read_changes
+from .pauses import pauses
+
+LOOK_S = 0.2
+"""An iteration sees so soon that it is closed."""
+SILENCE_S = 5.0
+"""After so long the server is asked whether it lives; and has as long to answer."""
+
+
+class Hearing:
+    """``found`` are the changes that nobody has taken yet."""
+
+    def __init__(self, tables: Iterable[str] | None) -> None:
+        self._tables = chosen_tables(tables)
+        self.found: deque[Change | Missed] = deque()
+        self.heard_at, self.asked = 0.0, False
+        self._pauses = _reconnect_pauses()
+
+    def begin(self) -> None:
+        """There is a new connection."""
+        self.heard_at, self.asked = time.monotonic(), False
+
+    def take(self, message: Any) -> None:
+        """The server has said something; ``None`` if that is not for us."""
+        self.heard_at, self.asked = time.monotonic(), False
+        if message is None:
+            return
+        if message["type"] == "subscribe":
+            self._pauses = _reconnect_pauses()
+            self.found.append(Missed())
+        elif message["type"] == "message":
+            self.found.extend(read_changes(message["data"], self._tables))
+
+    def must_ask(self) -> bool:
+        """Whether to ask now if the server lives. Raises ``TimeoutError`` if it did not answer in time."""
+        silent_s = time.monotonic() - self.heard_at
+        if silent_s > 2 * SILENCE_S:
+            raise TimeoutError("the server is silent")
+        if silent_s <= SILENCE_S or self.asked:
+            return False
+        self.asked = True
+        return True
+
+    def pause_s(self) -> float:
+        """Before the next attempt to connect."""
+        return next(self._pauses)
+
+
+def _reconnect_pauses() -> Iterator[float]:
+    """Not all clients come at once."""
+    for pause in pauses(0.05, 2, 2.0):
+        yield pause * random.uniform(0.5, 1)  # noqa: S311 - no secret
