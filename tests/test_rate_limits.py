@@ -58,15 +58,13 @@ def test_fifty_tasks_get_no_more_than_the_limit_in_any_window(redis_url: str, qu
     async def job() -> None:
         async with AsyncWriteBehind.from_url(redis_url, queue=queue) as wb:
             limiter = wb.rate_limit("r", 20, per=0.3)
-            await asyncio.gather(*(work(limiter) for _ in range(50)))
-
-    async def work(limiter: Any) -> None:
-        results.append(await limiter.acquire())
-        results.append(await limiter.wait(30))
+            results.extend(await asyncio.gather(*(limiter.acquire() for _ in range(50))))
+            results.extend(await asyncio.gather(*(limiter.wait(30) for _ in range(50))))
 
     asyncio.run(job())
     assert_exact(results, 20, 0.3)
-    assert sum(result.allowed for result in results) == 50 + 20
+    assert sum(result.allowed for result in results[:50]) >= 20
+    assert all(result.allowed for result in results[50:])
 
 
 def test_who_waits_as_long_as_told_gets_in_and_a_refusal_costs_nothing(connect: Connect) -> None:
