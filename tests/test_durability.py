@@ -27,6 +27,7 @@ from writebehind import (
     WriteBehind,
     WriteRejected,
 )
+from writebehind_worker.testing.proxy import Proxy, proxied_url
 from writebehind_worker.testing.wait import wait_until
 
 Writer = Callable[..., Any]
@@ -142,6 +143,40 @@ def test_a_session_is_used_again_after_a_durability_was_not_reached(pair: RedisP
             with pytest.raises(DurabilityNotReached):
                 wb.put("t", n, {})
         assert wb.redis.hlen(wb.keys.producers) == 1
+
+
+@pytest.mark.parametrize("how", ["lost", "refused"])
+def test_an_error_while_it_waits_does_not_hide_that_the_write_is_accepted(pair: RedisPair, how: str) -> None:
+    """Who took it for the write's own would write a second time."""
+    pair.lag()
+    options: Any = {"redis_options": {"retry": Retry(NoBackoff(), 0), "socket_timeout": 0.4}}
+    with WriteBehind.from_url(pair.url, **options) as wb:
+        wb.put("warm", 0, {})
+        asked: list[bytes] = []
+
+        def fault(chunk: bytes) -> bool:
+            if b"EVALSHA" not in chunk:
+                return False
+            asked.append(chunk)
+            if len(asked) == 2 and how == "refused":
+                pair.on_primary.config_set("maxmemory", 1)
+            return len(asked) == 2 and how == "lost"
+
+        pair.address.drop_reply_after(fault)
+        try:
+            with pytest.raises(DurabilityNotReached, match="is not known") as caught:
+                wb.put("t", 1, {}, durability="replicated", wait=1)
+        finally:
+            pair.on_primary.config_set("maxmemory", 0)
+        assert len(asked) >= 2
+        assert isinstance(caught.value.receipt, Receipt)
+        assert wb.redis.llen(wb.keys.queue) == 2
+        if how == "lost":
+            asked.clear()
+            pair.address.drop_reply_after(fault)
+            with pytest.raises(DurabilityNotReached), wb.batch(durability="replicated", wait=2) as batch:
+                batch.put("t", 2, {})
+            assert (len(batch), len(batch.receipts)) == (0, 1)
 
 
 # Fsynced.
@@ -260,6 +295,28 @@ def test_without_a_worker_the_receipt_of_the_error_still_waits(
     with RunningWorker(**options):
         receipt.wait(10)
         batch.wait(10)
+    assert users.execute("SELECT count(*) FROM users").fetchone() == (2,)
+
+
+def test_an_error_of_asking_whether_it_is_committed_tells_the_receipt(
+    connect: Callable[..., WriteBehind],
+    redis_url: str,
+    options: dict[str, Any],
+    users: psycopg.Connection[Any],
+) -> None:
+    with Proxy.to(redis_url) as proxy:
+        wb = connect(proxied_url(redis_url, proxy.port), retry=Retry(NoBackoff(), 0))
+        proxy.drop_reply_after(lambda chunk: b":applied" in chunk, times=2)
+        with pytest.raises(DurabilityNotReached, match="whether it is committed is not known") as caught:
+            wb.put("users", 1, {"name": "Ada"}, wait=5)
+        receipt = caught.value.receipt
+        assert isinstance(receipt, Receipt)
+        with pytest.raises(DurabilityNotReached), wb.batch(wait=5) as batch:
+            batch.put("users", 2, {"name": "Bob"})
+        assert (len(batch), len(batch.receipts)) == (0, 1)
+        with RunningWorker(**options):
+            receipt.wait(10)
+            batch.wait(10)
     assert users.execute("SELECT count(*) FROM users").fetchone() == (2,)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -274,6 +275,27 @@ def test_a_forked_child_has_a_near_cache_of_its_own(near: WriteBehind, other: Wr
             os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
     wait_until(lambda: near.get("t", 1) == NEW, timeout=1)
+
+
+@pytest.mark.parametrize("what", ["use", "close"])
+def test_a_child_does_not_wait_for_what_another_thread_had_at_the_fork(near: WriteBehind, what: str) -> None:
+    keep(near)
+    cache = near_cache(near)
+    with cache._wire, cache._guard:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                signal.alarm(10)
+                if what == "use":
+                    with ThreadPoolExecutor(8) as threads:
+                        assert list(threads.map(lambda _: near.get("t", 1), range(100))) == [OLD] * 100
+                near.close()
+                code = 0
+            finally:
+                os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    assert near.get("t", 1) == OLD
 
 
 def test_early_refresh_works_with_it(connect: Connect, redis_client: redis.Redis, key: str) -> None:

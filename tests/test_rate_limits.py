@@ -48,8 +48,8 @@ def test_fifty_threads_get_no_more_than_the_limit_in_any_window(connect: Connect
         thread.join()
     assert_exact(results, 7, 0.3)
     assert sum(result.allowed for result in results) >= 14
-    assert wb.redis.zcard(wb.keys.rate("r")) <= 7
-    assert 0 < wb.redis.pttl(wb.keys.rate("r")) <= 600
+    assert wb.redis.zcard(wb.keys.rate("r", 300_000)) <= 7
+    assert 0 < wb.redis.pttl(wb.keys.rate("r", 300_000)) <= 600
 
 
 def test_fifty_tasks_get_no_more_than_the_limit_in_any_window(redis_url: str, queue: str) -> None:
@@ -105,7 +105,7 @@ def test_a_call_whose_reply_was_lost_counts_once(connect: Connect, redis_url: st
         wb.rate_limit("warm", 1, per=60).acquire()
         limiter = wb.rate_limit("r", 5, per=60)
         for remaining in (3, 1):
-            proxy.drop_reply_after(lambda request: b"rate:r" in request)
+            proxy.drop_reply_after(lambda request: b":r\r\n" in request and b"rate:" in request)
             assert limiter.acquire(2)[:3] == (True, remaining, 0.0)
         assert proxy.dropped == 2
 
@@ -114,7 +114,7 @@ def test_a_clock_that_went_back_lets_in_no_more_and_keeps_nobody_out_for_long(co
     wb = connect()
     limiter = wb.rate_limit("r", 2, per=10)
     now = limiter.acquire().at
-    key = wb.keys.rate("r")
+    key = wb.keys.rate("r", 10 * US)
     wb.redis.delete(key)
     wb.redis.zadd(key, {"a": now + 5 * US, "b": now + 5 * US})
     refused = limiter.acquire()
@@ -131,6 +131,15 @@ def test_a_limit_that_was_lowered_holds_at_once(connect: Connect) -> None:
     assert (refused.allowed, refused.remaining) == (False, 0)
 
 
+def test_a_window_that_was_changed_forgets_nothing_of_the_old_one(connect: Connect) -> None:
+    wb = connect()
+    long, short = wb.rate_limit("r", 2, per=60), wb.rate_limit("r", 2, per=0.05)
+    assert long.acquire(2).allowed
+    time.sleep(0.1)
+    assert short.acquire().allowed
+    assert not long.acquire().allowed
+
+
 @pytest.mark.parametrize(
     "arguments",
     [("", 1, 1), ("a\n", 1, 1), ("a", 0, 1), ("a", 1.5, 1), ("a", True, 1), ("a", 10**7, 1), ("a", 1, 0),
@@ -143,7 +152,7 @@ def test_odd_limits_are_refused(connect: Connect, arguments: Any) -> None:
 
 def test_a_foreign_value_is_an_error(connect: Connect) -> None:
     wb = connect()
-    wb.redis.set(wb.keys.rate("r"), "x")
+    wb.redis.set(wb.keys.rate("r", US), "x")
     with pytest.raises(RedisRefused, match="WRONGTYPE"):
         wb.rate_limit("r", 1, per=1).acquire()
 
@@ -179,7 +188,7 @@ def test_a_batch_is_let_in_whole_or_costs_nothing(connect: Connect) -> None:
             batch.put("users", 1, {})
             for n in range(3):
                 batch.put("logs", n, {})
-    assert wb.redis.zcard(wb.keys.rate("tenant:1")) == 0
+    assert wb.redis.zcard(wb.keys.rate("tenant:1", 60 * US)) == 0
     with wb.batch() as batch:
         batch.put("users", 1, {})
         batch.put("logs", 1, {})

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
 from typing import Any
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -27,10 +28,13 @@ from tests.support.workers import RunningWorker
 from writebehind import (
     AsyncSessionStore,
     AsyncWriteBehind,
+    FlushTimeout,
     InvalidLoad,
     InvalidWrite,
     LoginSession,
+    Observer,
     QueueFull,
+    RateLimit,
     RedisFull,
     RedisRefused,
     SessionEnded,
@@ -155,6 +159,99 @@ def site(
     wb = connect()
     made = SessionStore(wb, load=loaders.load, load_ids_of_user=loaders.ids, lifetime=3600)
     return Site(made, wb, redis_client, pg, options, loaders.loads)
+
+
+# What the client is told.
+
+
+def test_what_one_version_of_an_application_revokes_is_revoked_for_another(
+    store: Callable[..., SessionStore],
+) -> None:
+    old, new = store(client={"version": 1}), store(client={"version": 2})
+    first, second = old.create(7), old.create(7)
+    assert old.get(first) == new.get(first) is not None
+    new.revoke(first)
+    assert old.get(first) is None
+    new.revoke_all(7)
+    assert old.get(second) is None
+
+
+def test_no_limit_on_writes_keeps_a_session_from_being_read_or_revoked(
+    store: Callable[..., SessionStore],
+) -> None:
+    made = store(client={"admit": lambda *_: RateLimit("writes", 1, per=60)}, slack=0.001, lifetime=2)
+    tokens = [made.create(7) for _ in range(3)]
+    time.sleep(0.01)  # their end is to be moved
+    assert all(made.get(token) for token in tokens)
+    made.set(tokens[0], "theme", "dark")
+    made.revoke(tokens[0])
+    made.revoke_all(7)
+    assert [made.get(token) for token in tokens] == [None] * 3
+
+
+def test_a_session_is_as_safe_as_the_client_says(site: Site, store: Callable[..., SessionStore]) -> None:
+    safe = store(client={"durability": "committed", "durability_timeout": 0.1})
+    tokens = [site.store.create(7) for _ in range(3)]
+    for call in (
+        lambda: safe.create(8),
+        lambda: safe.set(tokens[0], "theme", "dark"),
+        lambda: safe.rotate(tokens[0]),
+        lambda: safe.revoke(tokens[1]),
+        lambda: safe.revoke_all(7),
+    ):
+        with pytest.raises(FlushTimeout):
+            call()
+    assert [site.store.get(token) for token in tokens] == [None] * 3
+    waiting = len(site.queued())
+    late = site.store.create(9)
+    site.end_in(late, dt.timedelta(minutes=1))
+    assert safe.get(late)
+    assert safe.touch(late)
+    assert len(site.queued()) == waiting + 2  # prolonged, once, and not waited for
+    with RunningWorker(**site.options):
+        patient = store(client={"durability": "committed", "durability_timeout": 20})
+        token = patient.create(10)
+        assert digest(token) in site.ids()
+        patient.set(token, "theme", "dark")
+        assert site.pg.execute("SELECT theme FROM sessions WHERE user_id = '10'").fetchall() == [("dark",)]
+        new = patient.rotate(token)
+        assert digest(new) in site.ids() and digest(token) not in site.ids()
+        assert len(patient.revoke_all(10)) == 1
+        assert site.ids() == {digest(late)} | {
+            id for (id,) in site.pg.execute("SELECT id FROM sessions WHERE user_id = '8'")
+        }
+
+
+def test_the_sessions_of_a_uuid_are_found_however_it_is_spelt(site: Site) -> None:
+    user = uuid4()
+    spelt: list[str | UUID] = [user, str(user), str(user).upper(), f"{{{user}}}", user.hex]
+    tokens = [site.store.create(one) for one in spelt]
+    assert len(site.store.revoke_all(str(user).upper())) == len(spelt)
+    assert [site.store.get(token) for token in tokens] == [None] * len(spelt)
+
+
+def test_a_session_that_somebody_else_prolonged_is_no_failed_write(
+    site: Site, store: Callable[..., SessionStore], redis_url: str
+) -> None:
+    failed: list[BaseException] = []
+
+    class Heard(Observer):
+        def write_failed(self, table: str, op: Any, error: BaseException) -> None:
+            failed.append(error)
+
+    token = site.store.create(7)
+    site.end_in(token, dt.timedelta(minutes=1))
+    with Proxy.to(redis_url) as proxy:
+        late = store(proxied_url(redis_url, proxy.port), client={"observer": Heard()})
+        proxy.pause_at(lambda chunk: b"HGETALL" in chunk)
+        with ThreadPoolExecutor(1) as thread:
+            reading = thread.submit(late.get, token)
+            proxy.wait_for_pause()
+            site.store.set(token, "theme", "dark")
+            proxy.resume()
+            assert reading.result(10) is not None
+    assert failed == []
+    assert len(site.queued()) == 2
 
 
 # A session's life.

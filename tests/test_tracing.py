@@ -24,7 +24,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from tests.support.clients import EitherClient, clients
 from tests.support.workers import RunningWorker, WorkerProcess
 
-from writebehind import AsyncWriteBehind, InvalidWrite, QueueFull, WriteBehind, WriteRejected
+from writebehind import AsyncWriteBehind, InvalidWrite, QueueFull, SessionStore, WriteBehind, WriteRejected
 from writebehind.core import Core
 from writebehind.message import make_write, with_trace
 from writebehind.opentelemetry import TracedCore, get_tracer
@@ -142,6 +142,24 @@ def test_each_call_is_a_span(clients: EitherClient, spans: Spans, queue: str) ->
     assert trace.get_current_span() is trace.INVALID_SPAN
 
 
+def test_each_call_of_a_session_store_is_a_span(
+    connect: Callable[..., WriteBehind], spans: Spans, redis_client: redis.Redis, queue: str
+) -> None:
+    wb = connect(tracer=get_tracer())
+    store = SessionStore(wb, load=lambda _: None, load_ids_of_user=lambda _: [])
+    token = store.create(7)
+    store.get(token)
+    store.set(token, "theme", "dark")
+    token = store.rotate(token)
+    store.touch(token)
+    store.revoke(token)
+    store.revoke_all(7)
+    names = [span.name for span in _exporter.get_finished_spans() if not span.name.startswith("load ")]
+    calls = ("create", "get", "update", "rotate", "touch", "revoke", "revoke_all")
+    assert names == [f"session_{name} sessions" for name in calls]
+    assert all(b'"trace":' in item for item in items(redis_client, queue))
+
+
 def test_what_a_call_raises_is_recorded(clients: EitherClient, spans: Spans) -> None:
     call = clients.connect(tracer=get_tracer(), max_queue_length=1)
     call("put", "t", 1, {})
@@ -252,7 +270,7 @@ def test_tracing_does_not_make_a_write_too_large(clients: EitherClient, spans: S
 
 def test_every_call_of_the_core_is_traced() -> None:
     calls = {name for name, member in vars(Core).items() if callable(member) and not name.startswith("_")}
-    assert calls - {"close", "where", "with_ttl", "wanted"} <= set(vars(TracedCore))
+    assert calls - {"close", "where", "for_sessions", "wanted"} <= set(vars(TracedCore))
 
 
 def test_what_is_no_tracer_is_refused(redis_url: str) -> None:

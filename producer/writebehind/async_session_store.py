@@ -30,8 +30,12 @@ class AsyncSessionStore:
         timeout: float = 5.0,
     ) -> None:
         limits = Lifetime(lifetime, slack, max_age)
-        self._core = SessionCore(wb._core, load, load_ids_of_user, limits, table, timeout)
-        self._carrier, self._keys = wb._carrier, wb.keys
+        self._carrier = wb._carrier
+
+        def receipt(generation: int, seq: int) -> AsyncReceipt:
+            return AsyncReceipt(wb._carrier, wb.keys, generation, seq)
+
+        self._core = SessionCore(wb._core, receipt, load, load_ids_of_user, limits, table, timeout)
 
     async def create(self, user_id: str | int | UUID, fields: Mapping[str, Any] | None = None) -> str:
         """See :meth:`SessionStore.create`."""
@@ -51,8 +55,7 @@ class AsyncSessionStore:
 
     async def update(self, token: str | None, fields: Mapping[str, Any]) -> AsyncReceipt:
         """See :meth:`SessionStore.update`."""
-        accepted = await self._carrier.run(self._core.update(token, fields))
-        return AsyncReceipt(self._carrier, self._keys, accepted.generation, accepted.seq)
+        return await self._carrier.run(self._core.update(token, fields))
 
     async def rotate(self, token: str | None) -> str:
         """See :meth:`SessionStore.rotate`."""
@@ -60,14 +63,10 @@ class AsyncSessionStore:
 
     async def revoke(self, token: str | None) -> AsyncReceipt | None:
         """See :meth:`SessionStore.revoke`."""
-        accepted = await self._carrier.run(self._core.revoke(token))
-        if accepted is None:
-            return None
-        return AsyncReceipt(self._carrier, self._keys, accepted.generation, accepted.seq)
+        return await self._carrier.run(self._core.revoke(token))
 
     async def revoke_all(
         self, user_id: str | int | UUID, *, except_token: str | None = None
     ) -> list[AsyncReceipt]:
         """See :meth:`SessionStore.revoke_all`."""
-        accepted = await self._carrier.run(self._core.revoke_all(user_id, except_token))
-        return [AsyncReceipt(self._carrier, self._keys, a.generation, a.seq) for a in accepted]
+        return await self._carrier.run(self._core.revoke_all(user_id, except_token))

@@ -10,7 +10,7 @@ from typing import Any, cast
 from .cache import BulkLoader, Loader, Row, RowCache, Wanted
 from .directory import TableDirectory
 from .durability import Accepted, Assurance, Durability, assurance
-from .enqueue import Enqueue, Variant, pack_write, pack_write_with_frames
+from .enqueue import Enqueue, EntryChanged, Variant, pack_write, pack_write_with_frames
 from .errors import InvalidWrite
 from .identity import cache_key
 from .keys import QueueKeys
@@ -64,10 +64,17 @@ class Core:
         """One write."""
         return self.send([make_write(op, table, id, data)], wanted=wanted)
 
-    def with_ttl(self, ttl: int) -> Core:
-        """This client for rows that stay cached so long, and no shorter."""
+    def for_sessions(self, ttl: int) -> Core:
+        """This client for login sessions, which stay cached for ``ttl`` seconds, and no shorter.
+
+        Their keys are of no version, so that what one deploy revokes is revoked for another; no limit on
+        writes keeps a session from being read, prolonged or revoked.
+        """
         other = copy.copy(self)
-        other.settings = dataclasses.replace(self.settings, ttl=ttl, ttl_jitter=0, refresh_ahead=None)
+        other.settings = dataclasses.replace(
+            self.settings, ttl=ttl, ttl_jitter=0, refresh_ahead=None, version=None, admit=None
+        )
+        other._prefix = other.settings.cache_prefix
         other._cache = RowCache(self.keys, other.settings)
         return other
 
@@ -167,6 +174,8 @@ class ObservedCore(Core):
         observer, sizes = self._observer, []
         try:
             accepted = yield from super().send(writes, variant, sizes, wanted)
+        except EntryChanged:  # no failure: it is tried again, or need not be written
+            raise
         except Exception as error:
             for write in writes:
                 observer.write_failed(write.table, write.op, error)

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
-from .errors import DurabilityNotReached, FlushTimeout, OutcomeUnknown, WriteRejected
+from .errors import DurabilityNotReached, FlushTimeout, OutcomeUnknown, WriteBehindError, WriteRejected
 from .receipt import AnyReceipt, wait_durable
 from .script import Argument, Script
 from .steps import Pause, Pipeline, Steps
@@ -90,24 +90,31 @@ def send_safely(
 ) -> Steps[Sent]:
     """Runs the script that accepts writes, and waits until they are as safe as wanted.
 
-    Raises as the script does: then nothing was written.
+    Raises as the script does, unless it is known by then that the writes are accepted.
     """
     deadline = time.monotonic() + wanted.timeout
+    accepted: Sequence[bytes] | None = None
     longest = min(_SLICE_S, socket_timeout / 2 if socket_timeout else _SLICE_S)
     run = script.command(keys, args)
     while True:
         left = deadline - time.monotonic()
         milliseconds = max(1, int(min(left, longest) * 1000))  # 0 would mean for ever
-        reply, done = yield Pipeline([run, _wait(wanted, milliseconds)], keeps_errors=True)
+        try:
+            reply, done = yield Pipeline([run, _wait(wanted, milliseconds)], keeps_errors=True)
+        except (RedisError, OSError) as error:
+            reply = error
         if isinstance(reply, NoScriptError):
             run = script.whole_command(keys, args)
             continue
         if isinstance(reply, Exception):
-            raise reply
+            if accepted is None:
+                raise reply
+            return Sent(accepted, f"{_QUEUED}; whether it is {wanted.level} is not known: {reply}")
         if reply[0] in _NOT_ACCEPTED or _is_reached(wanted, done):
             return Sent(reply, None)
         if isinstance(done, Exception) or time.monotonic() >= deadline:
             return Sent(reply, _why(wanted, done))
+        accepted = reply
         yield Pause(0)  # who has been cancelled meanwhile ends here
 
 
@@ -129,6 +136,10 @@ def assured(
     except (DurabilityNotReached, FlushTimeout, WriteRejected, OutcomeUnknown) as error:
         error.receipt = receipts[0] if len(receipts) == 1 else None
         raise
+    except WriteBehindError as error:  # of asking: who took it for the write's would write twice
+        unknown = DurabilityNotReached(f"{_QUEUED}; whether it is committed is not known: {error}")
+        unknown.receipt = receipts[0] if len(receipts) == 1 else None
+        raise unknown from error
     return receipts
 
 

@@ -111,6 +111,9 @@ class QueueKeys:
         """String: the fencing token last given out, of all locks together."""
         return self._own("fence")
 
-    def rate(self, name: str) -> str:
-        """Sorted set, with a TTL: the slots of an application's rate limit → when they were taken, in µs."""
-        return self._own(f"rate:{name}")
+    def rate(self, name: str, window_us: int) -> str:
+        """Sorted set, with a TTL: the slots of an application's rate limit → when they were taken, in µs.
+
+        Each window has its own: a shorter one would forget what a longer one still counts.
+        """
+        return self._own(f"rate:{window_us}:{name}")

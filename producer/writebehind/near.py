@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -24,6 +25,8 @@ from .entry import read_entry
 
 _QUEUE_S = 0.1  # how long a reader waits for the connection before it goes another way
 _AWAY_S = 1.0  # for so long nobody connects again after the connection was lost
+
+_ALL: weakref.WeakSet[NearCache] = weakref.WeakSet()
 
 
 class Look(NamedTuple):
@@ -53,14 +56,13 @@ class NearCache:
         self._rows, self._ttl_s = rows, ttl_s
         self._is_open, self._not_before = False, 0.0
         self._start_anew()
+        _ALL.add(self)
 
     def look(self, names: Sequence[str]) -> list[Look] | None:
         """For each key what is kept, or what Redis says now; ``None`` if the connection cannot be had.
 
         Raises what Redis answers: the user may have no right to ``CLIENT TRACKING``.
         """
-        if self._pid != os.getpid():
-            self._start_anew()
         self._hear()
         found = self._find(names)
         if len(found) < len(names):
@@ -84,8 +86,6 @@ class NearCache:
 
     def drop(self, names: Iterable[str]) -> None:
         """Keeps these no longer, nor what is being read of them at this moment."""
-        if self._pid != os.getpid():
-            self._start_anew()
         with self._guard:
             for name in names:
                 self._kept.pop(name, None)
@@ -166,7 +166,8 @@ class NearCache:
             return error
 
     def _start_anew(self) -> None:
-        self._guard, self._wire, self._pid = threading.Lock(), threading.Lock(), os.getpid()
+        """As new; in a forked child nothing may be waited for that another thread had at that moment."""
+        self._guard, self._wire = threading.Lock(), threading.Lock()
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._reading: set[str] = set()
         self._is_open, self._not_before = False, 0.0
@@ -199,3 +200,13 @@ class NearCache:
         with self._guard:
             self._kept.clear()
             self._reading.clear()
+
+
+def _after_fork() -> None:
+    """A child starts with one thread: here nobody else is about."""
+    for near in list(_ALL):
+        near._start_anew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

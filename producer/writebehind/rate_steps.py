@@ -66,11 +66,16 @@ def _take(keys: QueueKeys, costs: Mapping[RateLimit, int]) -> Steps[tuple[RateLi
     limits = list(costs)
     arguments: list[Argument] = [secrets.token_hex(8)]
     for limit, cost in costs.items():
-        arguments += [limit.limit, math.ceil(limit.per * 1_000_000), cost]
+        arguments += [limit.limit, _micros(limit), cost]
+    names = [keys.rate(limit.name, _micros(limit)) for limit in limits]
     try:
-        reply = yield from run_script(_RATE_LIMIT, [keys.rate(limit.name) for limit in limits], arguments)
+        reply = yield from run_script(_RATE_LIMIT, names, arguments)
     except (RedisError, OSError) as error:
-        names = ", ".join(limit.name for limit in limits)
-        raise as_ours(f"rate limit {names!r}", error) from error
+        told = ", ".join(limit.name for limit in limits)
+        raise as_ours(f"rate limit {told!r}", error) from error
     refused, remaining, wait, at = map(int, reply)
     return limits[max(refused - 1, 0)], RateResult(not refused, remaining, wait / 1_000_000, at)
+
+
+def _micros(limit: RateLimit) -> int:
+    return math.ceil(limit.per * 1_000_000)

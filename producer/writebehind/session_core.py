@@ -6,17 +6,29 @@ import dataclasses
 import datetime as dt
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec
 
 from .batch import MAX_BATCH
 from .cache import Loader, Wanted
 from .core import Core
-from .durability import Accepted
+from .durability import Accepted, Assurance, R, assured
 from .enqueue import EntryChanged, Variant
 from .entry import read_look, row_decoder
-from .errors import InvalidLoad, QueueFull, RedisFull, RedisRefused, RedisUnavailable, SessionEnded
+from .errors import (
+    DurabilityNotReached,
+    FlushTimeout,
+    InvalidLoad,
+    OutcomeUnknown,
+    QueueFull,
+    RedisFull,
+    RedisRefused,
+    RedisUnavailable,
+    SessionEnded,
+    WriteRejected,
+)
+from .identity import canonical
 from .login_session import (
     Lifetime,
     LoginSession,
@@ -29,7 +41,7 @@ from .login_session import (
 from .message import Write, make_write
 from .pauses import pauses
 from .script import Script
-from .steps import Load, Pause, Pipeline, Steps, run_script
+from .steps import Load, Pause, Pipeline, Steps, T, run_script
 from .translate import redis_errors_as_ours
 
 IdsLoader = Callable[[str], Any]
@@ -51,24 +63,45 @@ class Found(NamedTuple):
     now: dt.datetime
 
 
-class SessionCore:
-    """A session store without its connection. The steps of each method raise as the store's method says."""
+P = ParamSpec("P")
+
+
+def _call(
+    method: Callable[Concatenate[SessionCore[R], P], Steps[T]],
+) -> Callable[Concatenate[SessionCore[R], P], Steps[T]]:
+    """Makes a method's steps one call of the application's."""
+
+    def begin(core: SessionCore[R], /, *args: P.args, **named: P.kwargs) -> Steps[T]:
+        operation = f"session_{method.__name__}"
+        return core._call(operation, core._table, 1, lambda: method(core, *args, **named))
+
+    return begin
+
+
+class SessionCore(Generic[R]):
+    """A session store without its connection. The steps of each method raise as the store's method says.
+
+    ``receipt`` makes one of a generation and a seq.
+    """
 
     def __init__(
         self,
         core: Core,
+        receipt: Callable[[int, int], R],
         load: Loader,
         load_ids_of_user: IdsLoader,
         lifetime: Lifetime,
         table: str,
         timeout: float,
     ) -> None:
-        self._core = core.with_ttl(lifetime.ttl_s)
+        self._core, self._call = core.for_sessions(lifetime.ttl_s), core.call
+        self._receipt, self._wanted = receipt, core.wanted(None, None)
         self._load, self._load_ids_of_user = load, load_ids_of_user
         self._lifetime, self._table, self._timeout = lifetime, table, timeout
         self._row = row_decoder(core.settings.parse_float)
         self._keys = core.keys
 
+    @_call
     def create(self, user_id: Any, fields: Mapping[str, Any]) -> Steps[str]:
         """The token of a new session."""
         user = user_text(user_id)
@@ -77,9 +110,10 @@ class SessionCore:
         token = make_token()
         own = {"user_id": user, "created_at": now, "expires_at": self._lifetime.end(now, now)}
         write = self._write("put", token, {**fields, **own})
-        yield from self._send([write], "", user, str(write.key), applied)
+        yield from self._safely([write], "", user, str(write.key), applied)
         return token
 
+    @_call
     def get(self, token: Any) -> Steps[LoginSession | None]:
         """The session, or nothing; what cannot be prolonged for lack of room lives on all the same."""
         found = yield from self._find(token)
@@ -89,6 +123,7 @@ class SessionCore:
             return (yield from self._prolong(found))
         return found.session
 
+    @_call
     def touch(self, token: Any) -> Steps[bool]:
         """Whether the session lives."""
         found = yield from self._find(token)
@@ -96,7 +131,8 @@ class SessionCore:
             yield from self._prolong(found)
         return found is not None
 
-    def update(self, token: Any, fields: Mapping[str, Any]) -> Steps[Accepted]:
+    @_call
+    def update(self, token: Any, fields: Mapping[str, Any]) -> Steps[R]:
         """Changes fields of a session that lives."""
         check_fields(self._table, fields)
         for pause in self._attempts():
@@ -105,10 +141,11 @@ class SessionCore:
             changes = {**fields, "expires_at": self._end(found)} if due else fields
             write = self._write("patch", token, changes)
             with suppress(EntryChanged):
-                return (yield from self._send([write], "row", found.session.user_id))
+                return (yield from self._safely([write], "row", found.session.user_id))[0]
             yield Pause(pause)
         raise self._contended()
 
+    @_call
     def rotate(self, token: Any) -> Steps[str]:
         """The new token of a session that lives."""
         for pause in self._attempts():
@@ -123,7 +160,7 @@ class SessionCore:
                 moved = Write("put", write.table, write.id_json, write.key, columns)
                 _, applied = yield from self._moment()
                 with suppress(EntryChanged):
-                    yield from self._send(
+                    yield from self._safely(
                         [self._write("delete", token, None), moved],
                         str(found.seq),
                         found.session.user_id,
@@ -134,36 +171,43 @@ class SessionCore:
             yield Pause(pause)
         raise self._contended()
 
-    def revoke(self, token: Any) -> Steps[Accepted | None]:
+    @_call
+    def revoke(self, token: Any) -> Steps[R | None]:
         """Ends a session; nothing is written for what is no token."""
         if session_id(token) is None:
             return None
-        return (yield from self._core.send([self._write("delete", token, None)]))
+        return (yield from self._delete([self._write("delete", token, None)]))[0]
 
-    def revoke_all(self, user_id: Any, except_token: Any) -> Steps[list[Accepted]]:
-        """Ends all sessions of a user, but perhaps one; where each was accepted.
+    @_call
+    def revoke_all(self, user_id: Any, except_token: Any) -> Steps[list[R]]:
+        """Ends all sessions of a user, but perhaps one; a receipt for each.
 
-        None is rotated meanwhile, and so escapes under another id. If this fails, that lasts until its time
-        runs out: the others are still to be revoked, and the caller will call again.
+        That some are not as safe as was wanted is raised when all have ended. None is rotated
+        meanwhile, and so escapes under another id. If this fails, that lasts until its time runs out: the
+        others are still to be revoked, and the caller will call again.
         """
         user = user_text(user_id)
         kept = session_id(except_token)
         closing, token = self._keys.closing(self._label(user)), make_token()
         done: set[str] = set()
-        accepted: list[Accepted] = []
+        receipts: list[R] = []
+        unsafe: Exception | None = None
         for _ in range(_MOST_PASSES):
             ids = sorted((yield from self._close(user, closing, token)) - done - {kept or ""})
             for start in range(0, len(ids), MAX_BATCH):
                 chunk = ids[start : start + MAX_BATCH]
-                first = yield from self._core.send(
-                    [make_write("delete", self._table, id, None) for id in chunk]
-                )
-                accepted += [Accepted(first.seq + i, first.generation) for i in range(len(chunk))]
+                writes = [make_write("delete", self._table, id, None) for id in chunk]
+                try:
+                    receipts += yield from self._delete(writes)
+                except (DurabilityNotReached, FlushTimeout, OutcomeUnknown, WriteRejected) as error:
+                    unsafe = unsafe or error
             done.update(ids)
             with redis_errors_as_ours("revoke_all"):
                 if (yield from run_script(_REOPEN, [closing], [token])):
                     break
-        return accepted
+        if unsafe is not None:
+            raise unsafe
+        return receipts
 
     def _close(self, user: str, closing: str, token: str) -> Steps[set[str]]:
         """The user's sessions, none of which can be rotated from now on.
@@ -242,13 +286,34 @@ class SessionCore:
             if time.monotonic() + pause > deadline:
                 return
 
-    def _send(
+    def _delete(self, writes: list[Write]) -> Steps[Sequence[R]]:
+        return self._assured(writes, self._core.send(writes, wanted=self._wanted))
+
+    def _safely(
         self, writes: list[Write], must_be: str, user: str, new_id: str = "", applied: int = 0
+    ) -> Steps[Sequence[R]]:
+        """The same as :meth:`_send`, and they are as safe as the client's writes."""
+        return self._assured(writes, self._send(writes, must_be, user, new_id, applied, self._wanted))
+
+    def _assured(self, writes: list[Write], sending: Steps[Accepted]) -> Steps[Sequence[R]]:
+        def keep(seq: int, generation: int) -> list[R]:
+            return [self._receipt(generation, seq + i) for i in range(len(writes))]
+
+        return assured(sending, self._wanted, keep)
+
+    def _send(
+        self,
+        writes: list[Write],
+        must_be: str,
+        user: str,
+        new_id: str = "",
+        applied: int = 0,
+        wanted: Assurance | None = None,
     ) -> Steps[Accepted]:
         label, keys = self._label(user), self._keys
         names = (keys.sessions, keys.session_seqs, keys.closing(label))
         new = f"{label}:{new_id}" if new_id else ""
-        return self._core.send(writes, Variant(_SESSION, names, (must_be, new, applied)))
+        return self._core.send(writes, Variant(_SESSION, names, (must_be, new, applied)), None, wanted)
 
     def _write(self, op: Any, token: str, data: Mapping[str, Any] | None) -> Write:
         id = session_id(token)
@@ -262,7 +327,11 @@ class SessionCore:
         return _utc(clock), int(applied or 0)
 
     def _label(self, user: str) -> str:
-        """Of one length, and without a colon, whatever a user is called."""
+        """Of one length, and without a colon, whatever a user is called.
+
+        A uuid has one however it is spelt: Postgres will tell it in its own way.
+        """
+        user = canonical("uuid", user) or user
         return hashlib.sha256(f"{self._table}\0{user}".encode()).hexdigest()[:32]
 
     def _contended(self) -> RedisRefused:

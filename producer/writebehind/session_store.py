@@ -22,7 +22,9 @@ class SessionStore:
     the row. Each call takes a token as the browser sent it: what is none is a session that does not exist.
 
     Args:
-        wb: the client; give it a ``prefix``, as for all cached rows.
+        wb: the client; give it a ``prefix``, as for all cached rows. All stores of a table need the same one:
+            what is revoked under one prefix lives on under another. Its ``version`` and ``admit`` are not
+            for sessions; its ``durability`` is, but not for prolonging them.
         load: called with an id when a session is not cached; returns its row from the primary, with the
             columns ``user_id``, ``created_at``, ``expires_at`` and the application's, or ``None``.
         load_ids_of_user: called with a user's id, as text, by :meth:`revoke_all`; returns the ids of all that
@@ -37,7 +39,8 @@ class SessionStore:
         timeout: longest wait, in seconds, for a write to a session that the cache cannot show.
 
     Every call may raise RedisRefused or RedisUnavailable, and what ``load`` raises. One that writes may raise
-    QueueFull or RedisFull; then nothing has been written.
+    QueueFull or RedisFull; then nothing has been written. Where the client has a ``durability``, it may raise
+    DurabilityNotReached, FlushTimeout or WriteRejected, as the client's writes do; then it has been written.
     """
 
     def __init__(
@@ -53,8 +56,12 @@ class SessionStore:
         timeout: float = 5.0,
     ) -> None:
         limits = Lifetime(lifetime, slack, max_age)
-        self._core = SessionCore(wb._core, load, load_ids_of_user, limits, table, timeout)
-        self._carrier, self._keys = wb._carrier, wb.keys
+        self._carrier = wb._carrier
+
+        def receipt(generation: int, seq: int) -> Receipt:
+            return Receipt(wb._carrier, wb.keys, generation, seq)
+
+        self._core = SessionCore(wb._core, receipt, load, load_ids_of_user, limits, table, timeout)
 
     def create(self, user_id: str | int | UUID, fields: Mapping[str, Any] | None = None) -> str:
         """Logs a user in, and returns the token. ``fields`` are columns of the table, column → value.
@@ -93,8 +100,7 @@ class SessionStore:
 
     def update(self, token: str | None, fields: Mapping[str, Any]) -> Receipt:
         """Changes some fields at once, and prolongs the session. Raises as :meth:`set`."""
-        accepted = self._carrier.run(self._core.update(token, fields))
-        return Receipt(self._carrier, self._keys, accepted.generation, accepted.seq)
+        return self._carrier.run(self._core.update(token, fields))
 
     def rotate(self, token: str | None) -> str:
         """Gives the session another token, and returns it; the old one is worth nothing from now on.
@@ -113,10 +119,7 @@ class SessionStore:
         The receipt tells when Postgres has it: only then does it hold whatever Redis may lose. ``None`` for
         what is no token.
         """
-        accepted = self._carrier.run(self._core.revoke(token))
-        if accepted is None:
-            return None
-        return Receipt(self._carrier, self._keys, accepted.generation, accepted.seq)
+        return self._carrier.run(self._core.revoke(token))
 
     def revoke_all(self, user_id: str | int | UUID, *, except_token: str | None = None) -> list[Receipt]:
         """Ends every session of a user that was there when this was called; a receipt for each.
@@ -132,5 +135,4 @@ class SessionStore:
             WriteBehindError: or what ``load_ids_of_user`` raises. Some may have been revoked: call it again.
                 No session of the user can be rotated for a minute, or until that has been done.
         """
-        accepted = self._carrier.run(self._core.revoke_all(user_id, except_token))
-        return [Receipt(self._carrier, self._keys, a.generation, a.seq) for a in accepted]
+        return self._carrier.run(self._core.revoke_all(user_id, except_token))

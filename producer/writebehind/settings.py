@@ -72,6 +72,7 @@ class Settings:
         tracer: of OpenTelemetry: a span for each call; from ``writebehind.opentelemetry.get_tracer()``.
         admit: called with table, id (its text, or column → text) and op of each write; the :class:`RateLimit`
             that it counts for, or ``None``. Where that has no slots left, :class:`RateLimited` is raised.
+            Login sessions are not asked about.
         durability: what a write waits for: ``accepted`` (nothing more), ``replicated``, ``fsynced`` or
             ``committed``; see docs/patterns.md.
         durability_timeout: how long it waits for that, in seconds.

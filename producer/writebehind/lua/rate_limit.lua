@@ -1,7 +1,7 @@
 #!lua
 -- Takes slots of one or more rate limits: of all, or of none.
 --
--- KEYS  {q}:rate:NAME of each
+-- KEYS  {q}:rate:WINDOW:NAME of each
 -- ARGV  1 id of the call   2.. of each: limit, window in µs, slots
 -- Returns {0 or the number of the limit that refuses, slots that remain, µs to wait, server time in µs}; of several
 -- limits the one with fewest slots, or with the longest wait.
