@@ -12,9 +12,9 @@ from .directory import TableDirectory
 from .durability import Accepted, Assurance, Durability, assurance
 from .enqueue import Enqueue, EntryChanged, Variant, pack_write, pack_write_with_frames
 from .errors import InvalidWrite
-from .identity import cache_key
+from .identity import TableKey, cache_key
 from .keys import QueueKeys
-from .message import Id, Op, Write, make_write, with_trace
+from .message import Id, Op, Write, make_write, row_key, with_trace
 from .observer import Observer, guarded
 from .packing import PackedWrite
 from .rate_steps import admit_writes
@@ -125,9 +125,8 @@ class Core:
         self, table: str, ids: Sequence[Id], load: BulkLoader | None, timeout: float
     ) -> Steps[list[Row | None]]:
         """A row or nothing for each id."""
-        wanted = []
-        for id in ids:
-            wanted.append(Wanted((yield from self.where(table, id)), id))
+        names = yield from self._where_all(table, ids)
+        wanted = [Wanted(where, id) for where, id in zip(names, ids, strict=True)]
         return (yield from self._cache.get_many(wanted, table, load, timeout))
 
     def invalidate(self, table: str, id: Id, wait: float | None) -> Steps[bool]:
@@ -137,15 +136,20 @@ class Core:
 
     def invalidate_many(self, table: str, ids: Sequence[Id]) -> Steps[list[bool]]:
         """For each id, whether nothing is cached any more."""
-        names = []
-        for id in ids:
-            names.append((yield from self.where(table, id)))
-        return (yield from self._cache.invalidate_many(names))
+        return (yield from self._cache.invalidate_many((yield from self._where_all(table, ids))))
 
     def _cache_key(self, table: str, key: str | Mapping[str, str]) -> Steps[str]:
         found = self._directory.known(table)
         if found is None:
             found = yield from self._directory.find(table)
+        return self._name(table, found, key)
+
+    def _where_all(self, table: str, ids: Sequence[Id]) -> Steps[list[str]]:
+        keys = [row_key(table, id) for id in ids]
+        found = (yield from self._directory.find(table)) if keys else TableKey(table)
+        return [self._name(table, found, key) for key in keys]
+
+    def _name(self, table: str, found: TableKey, key: str | Mapping[str, str]) -> str:
         made = cache_key(self._prefix, found, key)
         if self.keys.owns(made):
             raise InvalidWrite(f"{table}: {made!r} is a key of the queue itself; set a prefix for cache keys")
@@ -153,7 +157,7 @@ class Core:
 
     def where(self, table: str, id: Id) -> Steps[str]:
         """The row's cache key; table and id are validated as a write's are."""
-        return self._cache_key(table, make_write("delete", table, id, None).key)
+        return self._cache_key(table, row_key(table, id))
 
 
 class ObservedCore(Core):

@@ -39,6 +39,23 @@ _STATES: dict[bytes, State] = {
 }
 
 
+_KNOWN_COLUMNS, _KNOWN_LENGTH = 10_000, 100
+_columns: dict[bytes, str] = {}  # the columns that fields are: many rows have the same
+
+
+def _column(field: bytes) -> str:
+    """The column that a field is, if it is one; a column's own @ is doubled."""
+    if not field.startswith(b"@"):
+        column = field.decode()
+    elif field.startswith(b"@@"):
+        column = field[1:].decode()
+    else:
+        return ""
+    if len(field) <= _KNOWN_LENGTH and len(_columns) < _KNOWN_COLUMNS:
+        _columns[field] = column
+    return column
+
+
 def read_entry(fields: Mapping[bytes, bytes], *, unpacks: bool = True) -> Entry:
     """What a hash in the cache says. Unless it ``unpacks``, columns of a row may be frames.
 
@@ -55,12 +72,10 @@ def read_entry(fields: Mapping[bytes, bytes], *, unpacks: bool = True) -> Entry:
         return Entry(_STATES.get(kind, "foreign"), {}, int(seq))
     columns, are_plain = {}, True
     for name, value in fields.items():
-        if not name.startswith(b"@"):
-            columns[name.decode()] = value
-        elif name.startswith(b"@@"):
-            columns[name[1:].decode()] = value
-        else:
+        column = _columns.get(name) or _column(name)
+        if not column:
             continue
+        columns[column] = value
         if value[:1] in MARKS:
             are_plain = False
     if unpacks and not are_plain:

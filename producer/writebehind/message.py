@@ -144,6 +144,15 @@ def make_write(op: Op, table: str, id: Id, data: Mapping[str, Any] | None) -> Wr
     return Write(op, table, id_json, key, columns)
 
 
+def row_key(table: str, id: Id) -> str | dict[str, str]:
+    """The ``key`` that a write to the row has, validated as there: a look at a row needs no more of it."""
+    if _known.get(table) is not None and (
+        (type(id) is int and -(1 << 63) <= id < 1 << 63) or (type(id) is str and id and id.isascii())
+    ):
+        return str(id)  # saves 2 of 3 µs
+    return make_write("delete", table, id, None).key
+
+
 def encode_row(table: str, row: Mapping[str, Any]) -> dict[str, bytes]:
     """Column → JSON text of a row. Raises :class:`InvalidWrite` for a value JSON cannot carry."""
     columns: dict[str, bytes] = {}
