@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import redis
 
-from writebehind import AsyncWriteBehind, WriteBehind, WriteBehindError
+from writebehind import AsyncWriteBehind, RedisFull, RedisUnavailable, WriteBehind, WriteBehindError
 from writebehind.steps import Load
 from writebehind_worker.embedded import EmbeddedServers
 
@@ -38,10 +39,30 @@ async def batch_of_two(wb: Any) -> Any:
 
 
 async def settled(wb: Any, receipt: Any, call: str, *args: Any) -> Any:
-    if inspect.isawaitable(receipt):
-        receipt = await receipt
-    found = getattr(receipt, call)(*args)
-    return await found if inspect.isawaitable(found) else found
+    return await done(getattr(await done(receipt), call)(*args))
+
+
+async def rejected(wb: Any) -> Any:
+    """As a worker would tell it."""
+    receipt = await done(wb.put("t", 1, OLD))
+    reason = json.dumps({"seq": receipt.seq, "reason": "no such column", "sqlstate": "42703"})
+    await done(wb.redis.zadd(wb.keys.rejected, {reason: receipt.seq}))
+    await done(wb.redis.set(wb.keys.applied, receipt.seq))
+    return await done(receipt.wait(5))
+
+
+async def unknown(wb: Any) -> Any:
+    receipt = await done(wb.put("t", 1, OLD))
+    await done(wb.redis.hset(wb.keys.clock, "generation", 7))
+    return await done(receipt.is_durable())
+
+
+async def allowed(wb: Any) -> Any:
+    return (await done(wb.rate_limit("r", 2, per=60).acquire()))[:2]
+
+
+async def done(result: Any) -> Any:
+    return await result if inspect.isawaitable(result) else result
 
 
 SCENARIOS: dict[str, list[Call]] = {
@@ -77,10 +98,31 @@ SCENARIOS: dict[str, list[Call]] = {
     "no value": [lambda wb: wb.patch("t", 1, {}), lambda wb: wb.increment("t", 1, {"n": "x"})],
     "too large": [lambda wb: wb.put("t", 1, {"a": "x" * 2000})],
     "full": [*[lambda wb: wb.put("t", 1, OLD)] * 4, batch_of_two],
+    "refused": [
+        lambda wb: wb.redis.set(wb.keys.queue, "of somebody else's"),
+        lambda wb: wb.put("t", 1, OLD),
+        lambda wb: wb.redis.delete(wb.keys.queue),
+    ],
+    "rejected": [rejected],
+    "unknown": [unknown],
+    "not replicated": [lambda wb: wb.put("t", 1, OLD, durability="replicated", wait=0.02)],
+    "rate limit": [allowed, allowed, allowed],
     "receipt": [
         lambda wb: settled(wb, wb.put("t", 1, OLD), "is_durable"),
         lambda wb: settled(wb, wb.put("t", 1, OLD), "wait", 0.02),
     ],
+}
+
+
+RAISED = {
+    "refused": "RedisRefused",
+    "rejected": "WriteRejected",
+    "unknown": "OutcomeUnknown",
+    "not replicated": "DurabilityNotReached",
+    "full": "QueueFull",
+    "marker": "FlushTimeout",
+    "no id": "InvalidWrite",
+    "loader is wrong": "InvalidLoad",
 }
 
 
@@ -136,6 +178,29 @@ def test_both_clients_come_to_the_same(
         said = [text if "write " not in text else text.split("write ")[0] for text in said]
         found.append((said, held(redis_client, mine, f"{mine}:cache:")))
     assert found[0] == found[1]
+    assert RAISED.get(name, "") in str(found)
+
+
+@pytest.mark.parametrize("fault", ["full", "gone"])
+def test_both_clients_say_the_same_of_a_server_that_is(own_servers: EmbeddedServers, fault: str) -> None:
+    url = own_servers.redis.url
+
+    async def job(client: Any) -> Any:
+        wb = client.from_url(url, redis_options={"retry": None})
+        try:
+            return await outcomes(wb, [lambda wb: wb.put("t", 1, OLD), lambda wb: wb.get("t", 1)])
+        finally:
+            await done(wb.close())
+
+    if fault == "full":
+        with redis.Redis.from_url(url) as server:
+            server.config_set("maxmemory", 1)
+    else:
+        own_servers.redis.stop()
+    said = [asyncio.run(job(client)) for client in (WriteBehind, AsyncWriteBehind)]
+    kinds = [[answer and answer[0] for answer in answers] for answers in said]
+    expected = [RedisFull, None] if fault == "full" else [RedisUnavailable] * 2
+    assert kinds == [expected, expected]
 
 
 CANCELLED: dict[str, Call] = {
