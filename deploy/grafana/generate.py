@@ -235,6 +235,11 @@ def _trouble() -> list[Json]:
     def rate(metric: str, label: str) -> str:
         return f"sum by (job, queue, {label}) (rate(writebehind_{metric}{{{_OF}}}[$__rate_interval]))"
 
+    def each_second(what: str) -> str:
+        return f"rate(writebehind_redis_{what}_total{{{_OF}}}[$__rate_interval])"
+
+    hits, misses = each_second("keyspace_hits"), each_second("keyspace_misses")
+
     return [
         _lines(
             "Attempts that are made again",
@@ -272,6 +277,18 @@ def _trouble() -> list[Json]:
                 (f"max by (job, queue) (writebehind_redis_memory_used_bytes{{{_OF}}})", "{{queue}} used"),
                 (f"max by (job, queue) (writebehind_redis_memory_max_bytes{{{_OF}}})", "{{queue}} maxmemory"),
             ],
+        ),
+        _lines(
+            "Hit rate of Redis",
+            "Share of the keys looked up that were there: of all the server's clients.",
+            "percentunit",
+            [(f"sum by (job, queue) ({hits}) / (sum by (job, queue) ({hits} + {misses}) > 0)", "{{queue}}")],
+        ),
+        _lines(
+            "Evicted keys",
+            "Removed each second for want of memory: rows that are durable, or else writes are at risk.",
+            "ops",
+            [(f"sum by (job, queue) ({each_second('evicted_keys')})", "{{queue}}")],
         ),
         _lines(
             "Ownership",
