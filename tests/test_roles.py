@@ -296,7 +296,7 @@ def test_a_producer_may_refresh_early_and_with_one_right_more_keep_rows_near(
 
 
 def kept_session(wb: WriteBehind) -> Session:
-    sessions = wb._core._enqueue._sessions
+    sessions = wb._core._division.ways[0]._sessions
     assert isinstance(sessions, ConnectedSessionPool)
     return sessions._kept[-1]
 

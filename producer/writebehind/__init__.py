@@ -28,6 +28,7 @@ from .errors import (
     RedisUnavailable,
     RowMismatch,
     SessionEnded,
+    ShardsDiffer,
     WriteBehindError,
     WriteRejected,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "InvalidLoad",
     "RowMismatch",
     "QueueFull",
+    "ShardsDiffer",
     "RedisUnavailable",
     "RedisRefused",
     "RedisFull",

@@ -7,13 +7,12 @@ from types import TracebackType
 
 from .async_carrier import AsyncCarrier
 from .async_receipt import AsyncReceipt
-from .batch import Writes
+from .batch import Accept, Writes
 from .durability import Assurance
 from .message import Write
-from .receipt import wait_durable
 
 
-class AsyncBatch(Writes):
+class AsyncBatch(Writes[AsyncReceipt]):
     """Collects writes and sends them when the ``async with`` block ends well: all are accepted, or none.
 
     ``put`` and the like are plain methods: they only collect. See :class:`Batch`.
@@ -21,21 +20,16 @@ class AsyncBatch(Writes):
 
     def __init__(
         self,
-        send: Callable[
-            [Sequence[Write], Assurance | None, Callable[[list[AsyncReceipt]], None]], Awaitable[None]
-        ],
+        send: Callable[[Sequence[Write], Assurance | None, Accept[AsyncReceipt]], Awaitable[None]],
         carrier: AsyncCarrier,
         wanted: Assurance | None,
     ) -> None:
         super().__init__()
         self._send, self._carrier, self._wanted = send, carrier, wanted
-        self.receipts: list[AsyncReceipt] = []
 
     async def wait(self, timeout: float | None = None) -> None:
         """Waits until all are committed; raises for the first that was not, as :meth:`Receipt.wait`."""
-        self._check_sent()
-        if self.receipts:
-            await self._carrier.run(wait_durable(self.receipts[0], self.receipts[-1], timeout))
+        await self._carrier.run(self._waiting(timeout))
 
     async def __aenter__(self) -> AsyncBatch:
         return self
@@ -47,8 +41,5 @@ class AsyncBatch(Writes):
         traceback: TracebackType | None,
     ) -> None:
         if kind is None and self._writes:
-            await self._send(self._writes, self._wanted, self._accepted)
-
-    def _accepted(self, receipts: list[AsyncReceipt]) -> None:
-        """Whatever is waited for now: they must not be sent again."""
-        self.receipts, self._writes = receipts, []
+            writes, accept = self._to_send()
+            await self._send(writes, self._wanted, accept)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Unpack
 
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -14,10 +14,11 @@ from .async_lock import AsyncLock
 from .async_rate_limiter import AsyncRateLimiter
 from .async_receipt import AsyncReceipt
 from .async_table import AsyncTable
+from .batch import Accept
 from .cache import BulkLoader, Loader, Row
 from .client import CONNECTIONS, refuse_decoding, socket_timeout
-from .core import make_core
-from .durability import Assurance, Durability, assured
+from .core import make_core, send_all
+from .durability import Accepted, Assurance, Durability, assured
 from .lock_steps import LockSteps
 from .message import Id, Op, Write
 from .rate import RateLimit
@@ -133,25 +134,25 @@ class AsyncWriteBehind:
         wanted = self._core.wanted(wait, durability)
         sending = self._core.write(op, table, id, data, wanted)
         if wanted is None:
-            accepted = await self._carrier.run(sending)
-            return AsyncReceipt(self._carrier, self.keys, accepted.generation, accepted.seq)
+            return self._receipt(await self._carrier.run(sending), 0)
 
-        def keep(seq: int, generation: int) -> list[AsyncReceipt]:
-            return [AsyncReceipt(self._carrier, self.keys, generation, seq)]
+        def keep(accepted: Accepted) -> list[AsyncReceipt]:
+            return [self._receipt(accepted, 0)]
 
         return (await self._carrier.run(assured(sending, wanted, keep)))[0]
 
     async def _send(
-        self, writes: Sequence[Write], wanted: Assurance | None, accept: Callable[[list[AsyncReceipt]], None]
+        self, writes: Sequence[Write], wanted: Assurance | None, accept: Accept[AsyncReceipt]
     ) -> None:
-        def keep(seq: int, generation: int) -> list[AsyncReceipt]:
-            receipts = [
-                AsyncReceipt(self._carrier, self.keys, generation, seq + i) for i in range(len(writes))
-            ]
-            accept(receipts)
+        def keep(positions: Sequence[int], accepted: Accepted) -> list[AsyncReceipt]:
+            receipts = [self._receipt(accepted, number) for number in range(len(positions))]
+            accept(positions, receipts)
             return receipts
 
-        await self._carrier.run(assured(self._core.send(writes, wanted=wanted), wanted, keep))
+        await self._carrier.run(send_all(self._core, writes, wanted, keep))
+
+    def _receipt(self, accepted: Accepted, number: int) -> AsyncReceipt:
+        return AsyncReceipt(self._carrier, accepted.keys, accepted.generation, accepted.seq + number)
 
     async def get(
         self, table: str, id: Id, load: Loader | None = None, *, timeout: float = 5.0

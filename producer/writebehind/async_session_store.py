@@ -31,11 +31,7 @@ class AsyncSessionStore:
     ) -> None:
         limits = Lifetime(lifetime, slack, max_age)
         self._carrier = wb._carrier
-
-        def receipt(generation: int, seq: int) -> AsyncReceipt:
-            return AsyncReceipt(wb._carrier, wb.keys, generation, seq)
-
-        self._core = SessionCore(wb._core, receipt, load, load_ids_of_user, limits, table, timeout)
+        self._core = SessionCore(wb._core, wb._receipt, load, load_ids_of_user, limits, table, timeout)
 
     async def create(self, user_id: str | int | UUID, fields: Mapping[str, Any] | None = None) -> str:
         """See :meth:`SessionStore.create`."""

@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Generic
 
 from .carrier import Carrier
-from .durability import Assurance
+from .durability import Assurance, R
 from .errors import InvalidWrite
 from .message import Id, Op, Write, make_write
 from .receipt import Receipt, wait_durable
+from .steps import Steps
 
 MAX_BATCH = 10_000
 """Writes in one batch: Redis does nothing else while it accepts them."""
 
 
-class Writes:
-    """Writes that are collected, to be sent together."""
+Accept = Callable[[Sequence[int], Sequence[R]], None]
+"""Is told which of the writes that were given have been accepted, by position, and their receipts."""
+
+
+class Writes(Generic[R]):
+    """Writes that are collected, to be sent together; and the receipts of those that have been accepted."""
 
     def __init__(self) -> None:
-        self._writes: list[Write] = []
+        self._writes: dict[int, Write] = {}  # by the number in which they were added
+        self._receipts: dict[int, R] = {}
+        self._accepted: list[Sequence[R]] = []  # of each call to Redis
+        self._added = 0
 
     def __len__(self) -> int:
         return len(self._writes)
+
+    @property
+    def receipts(self) -> list[R]:
+        """One of each write that has been accepted, in the order in which they were added."""
+        return [self._receipts[number] for number in sorted(self._receipts)]
 
     def put(self, table: str, id: Id, data: Mapping[str, Any]) -> None:
         """See :meth:`WriteBehind.put`."""
@@ -44,36 +58,56 @@ class Writes:
     def _add(self, op: Op, table: str, id: Id, data: Mapping[str, Any] | None) -> None:
         if len(self._writes) >= MAX_BATCH:
             raise InvalidWrite(f"a batch holds at most {MAX_BATCH} writes: use several")
-        self._writes.append(make_write(op, table, id, data))
+        write = make_write(op, table, id, data)
+        if not self._writes:  # whatever was before has been accepted
+            self._receipts, self._accepted = {}, []
+        self._writes[self._added] = write
+        self._added += 1
 
-    def _check_sent(self) -> None:
+    def _to_send(self) -> tuple[list[Write], Accept[R]]:
+        """The writes, and what is to be told which of them are accepted, by position, with their receipts."""
+        numbers = list(self._writes)
+
+        def accept(positions: Sequence[int], receipts: Sequence[R]) -> None:
+            for position, receipt in zip(positions, receipts, strict=True):
+                del self._writes[numbers[position]]  # it must not be sent again
+                self._receipts[numbers[position]] = receipt
+            self._accepted.append(receipts)
+
+        return list(self._writes.values()), accept
+
+    def _waiting(self, timeout: float | None) -> Steps[None]:
+        """Waits until all are committed."""
         if self._writes:
             raise InvalidWrite("the batch has not been sent: wait after its block has ended well")
+        began = time.monotonic()
+        for number, receipts in enumerate(self._accepted):
+            spent = time.monotonic() - began if number else 0.0
+            left = None if timeout is None else max(0.0, timeout - spent)
+            yield from wait_durable(receipts[0], receipts[-1], left)
 
 
-class Batch(Writes):
+class Batch(Writes[Receipt]):
     """Collects writes and sends them when the ``with`` block ends well: all are accepted, or none.
 
-    A batch whose sending was refused can be entered again, to send the same writes once more.
+    Where the queue has shards that holds for the writes to each of them. A batch whose sending was refused
+    can be entered again, to send once more what was not accepted.
 
     ``receipts`` has one receipt a write, in order, once the block has ended.
     """
 
     def __init__(
         self,
-        send: Callable[[Sequence[Write], Assurance | None, Callable[[list[Receipt]], None]], None],
+        send: Callable[[Sequence[Write], Assurance | None, Accept[Receipt]], None],
         carrier: Carrier,
         wanted: Assurance | None,
     ) -> None:
         super().__init__()
         self._send, self._carrier, self._wanted = send, carrier, wanted
-        self.receipts: list[Receipt] = []
 
     def wait(self, timeout: float | None = None) -> None:
         """Waits until all are committed; raises for the first that was not, as :meth:`Receipt.wait`."""
-        self._check_sent()
-        if self.receipts:
-            self._carrier.run(wait_durable(self.receipts[0], self.receipts[-1], timeout))
+        self._carrier.run(self._waiting(timeout))
 
     def __enter__(self) -> Batch:
         return self
@@ -85,8 +119,5 @@ class Batch(Writes):
         traceback: TracebackType | None,
     ) -> None:
         if kind is None and self._writes:
-            self._send(self._writes, self._wanted, self._accepted)
-
-    def _accepted(self, receipts: list[Receipt]) -> None:
-        """Whatever is waited for now: they must not be sent again."""
-        self.receipts, self._writes = receipts, []
+            writes, accept = self._to_send()
+            self._send(writes, self._wanted, accept)

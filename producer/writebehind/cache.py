@@ -37,10 +37,11 @@ _FOREIGN = Entry("foreign", {})
 
 
 class Wanted(NamedTuple):
-    """A row that is asked for: its cache key, and its id as the caller has it."""
+    """A row that is asked for: its cache key, its id as the caller has it, and the keys of its shard."""
 
     where: str
     id: Id
+    keys: QueueKeys
 
 
 class RowForm(Protocol):
@@ -56,8 +57,8 @@ class RowForm(Protocol):
 class RowCache:
     """The cached rows of one client; ``form`` says what they are, if they are typed."""
 
-    def __init__(self, keys: QueueKeys, settings: Settings, form: RowForm | None = None) -> None:
-        self._keys, self._settings = keys, settings
+    def __init__(self, settings: Settings, form: RowForm | None = None) -> None:
+        self._settings = settings
         self._row = row_decoder(settings.parse_float) if form is None else form.row
         self._encode = encode_row if form is None else form.encode
         ahead = settings.refresh_ahead
@@ -68,7 +69,7 @@ class RowCache:
 
     def get(self, wanted: Wanted, table: str, load: Loader | None, timeout: float) -> Steps[Row | None]:
         """See :meth:`WriteBehind.get`."""
-        where, id = wanted
+        where, id, keys = wanted
         deadline = time.monotonic() + timeout
         due: Sequence[Wanted] = ()
         if self._refresh is None or load is None:
@@ -103,7 +104,7 @@ class RowCache:
                 observer.waited_for_load(table, time.monotonic() - waits_since)
                 waits_since = 0.0
         if entry.state == "marker":
-            yield from self._await_applied(table, entry.seq, deadline)
+            yield from self._await_applied(table, keys, entry.seq, deadline)
         (row,) = yield from self._timed(table, _load_one(id, load))
         return self._loaded(table, row)[0]
 
@@ -112,7 +113,7 @@ class RowCache:
     ) -> Steps[list[Row | None]]:
         """See :meth:`WriteBehind.get_many`."""
         deadline = time.monotonic() + timeout
-        open_ = {where: Wanted(where, id) for where, id in wanted}
+        open_ = {w.where: w for w in wanted}
         observer, waits_since = self._observer, 0.0
         found: dict[str, Row | None] = {}
         due: Sequence[Wanted] = ()
@@ -150,12 +151,17 @@ class RowCache:
             yield Pause(pause)
             entries.update(zip(waiting, (yield from self._look_at_all(waiting)), strict=True))
         if load is not None and entries:
-            yield from self._await_applied(table, max(e.seq for e in entries.values()), deadline)
+            seqs: dict[QueueKeys, int] = {}
+            for where, entry in entries.items():
+                keys = open_[where].keys
+                seqs[keys] = max(seqs.get(keys, 0), entry.seq)
+            for keys, seq in seqs.items():
+                yield from self._await_applied(table, keys, seq, deadline)
             rest = [open_[where] for where in entries]
             rows = yield from self._timed(table, _load_all(rest, load))
             for w, row in zip(rest, rows, strict=True):
                 found[w.where] = self._loaded(table, row)[0]
-        return [found.get(where) for where, _ in wanted]
+        return [found.get(w.where) for w in wanted]
 
     def invalidate(self, where: str, table: str, wait: float | None) -> Steps[bool]:
         """Removes the entry unless a write to it is pending; whether nothing is cached any more."""
@@ -181,14 +187,14 @@ class RowCache:
                     raise reply
             return [bool(reply) for reply in replies]
 
-    def remove_when_settled(self, where: str, table: str, deadline: float) -> Steps[None]:
+    def remove_when_settled(self, wanted: Wanted, table: str, deadline: float) -> Steps[None]:
         """Removes the entry; first, the write that it shows is waited for. Raises :class:`FlushTimeout`."""
         for pause in pauses():
-            entry = yield from self._look(where)
+            entry = yield from self._look(wanted.where)
             if entry.state != "row":
                 return
-            yield from self._await_applied(table, entry.seq, deadline)
-            if (yield from self.invalidate(where, table, None)):
+            yield from self._await_applied(table, wanted.keys, entry.seq, deadline)
+            if (yield from self.invalidate(wanted.where, table, None)):
                 return
             if time.monotonic() + pause > deadline:
                 raise FlushTimeout(f"{table}: the cached row does not fit, and a write to it is pending")
@@ -311,25 +317,26 @@ class RowCache:
         columns = self._encode(table, loaded)
         return self._row(columns), columns
 
-    def _await_applied(self, table: str, seq: int, deadline: float) -> Steps[None]:
-        waiting = self._until_applied(table, seq, deadline)
+    def _await_applied(self, table: str, keys: QueueKeys, seq: int, deadline: float) -> Steps[None]:
+        waiting = _until_applied(table, keys, seq, deadline)
         if self._observer is None or seq == 0:
             return waiting
         return timed(waiting, self._observer.waited_for_write, table)
 
-    def _until_applied(self, table: str, seq: int, deadline: float) -> Steps[None]:
-        if seq == 0:
+
+def _until_applied(table: str, keys: QueueKeys, seq: int, deadline: float) -> Steps[None]:
+    if seq == 0:
+        return
+    for pause in pauses():
+        with redis_errors_as_ours("get"):
+            applied = yield Command(("GET", keys.applied))
+        if int(applied or 0) >= seq:
             return
-        for pause in pauses():
-            with redis_errors_as_ours("get"):
-                applied = yield Command(("GET", self._keys.applied))
-            if int(applied or 0) >= seq:
-                return
-            if time.monotonic() + pause > deadline:
-                raise FlushTimeout(
-                    f"{table}: write {seq} to this row is not committed yet, and the cache cannot show it"
-                )
-            yield Pause(pause)
+        if time.monotonic() + pause > deadline:
+            raise FlushTimeout(
+                f"{table}: write {seq} to this row is not committed yet, and the cache cannot show it"
+            )
+        yield Pause(pause)
 
 
 def _load_one(id: Id, load: Loader) -> Steps[list[Any]]:

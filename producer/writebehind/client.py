@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Unpack
 
 from redis import Redis
 
-from .batch import Batch
+from .batch import Accept, Batch
 from .cache import BulkLoader, Loader, Row
 from .carrier import Carrier
 from .changes import Changes
-from .core import make_core
-from .durability import Assurance, Durability, assured
+from .core import make_core, send_all
+from .durability import Accepted, Assurance, Durability, assured
 from .lock import Lock
 from .lock_steps import LockSteps
 from .message import Id, Op, Write
@@ -135,23 +135,23 @@ class WriteBehind:
         wanted = self._core.wanted(wait, durability)
         sending = self._core.write(op, table, id, data, wanted)
         if wanted is None:
-            accepted = self._carrier.run(sending)
-            return Receipt(self._carrier, self.keys, accepted.generation, accepted.seq)
+            return self._receipt(self._carrier.run(sending), 0)
 
-        def keep(seq: int, generation: int) -> list[Receipt]:
-            return [Receipt(self._carrier, self.keys, generation, seq)]
+        def keep(accepted: Accepted) -> list[Receipt]:
+            return [self._receipt(accepted, 0)]
 
         return (self._carrier.run(assured(sending, wanted, keep)))[0]
 
-    def _send(
-        self, writes: Sequence[Write], wanted: Assurance | None, accept: Callable[[list[Receipt]], None]
-    ) -> None:
-        def keep(seq: int, generation: int) -> list[Receipt]:
-            receipts = [Receipt(self._carrier, self.keys, generation, seq + i) for i in range(len(writes))]
-            accept(receipts)
+    def _send(self, writes: Sequence[Write], wanted: Assurance | None, accept: Accept[Receipt]) -> None:
+        def keep(positions: Sequence[int], accepted: Accepted) -> list[Receipt]:
+            receipts = [self._receipt(accepted, number) for number in range(len(positions))]
+            accept(positions, receipts)
             return receipts
 
-        self._carrier.run(assured(self._core.send(writes, wanted=wanted), wanted, keep))
+        self._carrier.run(send_all(self._core, writes, wanted, keep))
+
+    def _receipt(self, accepted: Accepted, number: int) -> Receipt:
+        return Receipt(self._carrier, accepted.keys, accepted.generation, accepted.seq + number)
 
     # Reading.
 

@@ -9,15 +9,17 @@ from typing import Any, cast
 
 from .cache import BulkLoader, Loader, Row, RowCache, Wanted
 from .directory import TableDirectory
-from .durability import Accepted, Assurance, Durability, assurance
-from .enqueue import Enqueue, EntryChanged, Variant, pack_write, pack_write_with_frames
-from .errors import InvalidWrite
+from .division import Division
+from .durability import Accepted, Assurance, Durability, assurance, assure
+from .enqueue import Enqueue, EntryChanged, ShardMoved, Variant, pack_write, pack_write_with_frames
+from .errors import FlushTimeout, InvalidWrite
 from .identity import TableKey, cache_key
 from .keys import QueueKeys
 from .message import Id, Op, Write, make_write, row_key, with_trace
 from .observer import Observer, guarded
 from .packing import PackedWrite
 from .rate_steps import admit_writes
+from .receipt import AnyReceipt
 from .session import SessionPool
 from .settings import Settings
 from .steps import Steps, T
@@ -26,21 +28,22 @@ from .steps import Steps, T
 class Core:
     """A client without its connection. The steps of each method raise as the client's method says."""
 
-    def __init__(self, settings: Settings, enqueue: Enqueue) -> None:
+    def __init__(self, settings: Settings, division: Division) -> None:
         self.settings = settings
         self.keys = QueueKeys(settings.queue)
+        self._division = division
         self._prefix = settings.cache_prefix
         self._packing = settings.packing()
         self._pack = pack_write if self._packing is None else pack_write_with_frames
-        self._cache = RowCache(self.keys, settings)
+        self._cache = RowCache(settings)
         self._directory = TableDirectory(self.keys)
-        self._enqueue = enqueue
         self._usual = assurance(None, settings.durability, settings.durability_timeout, settings.replicas)
         self.traceparent: Callable[[], str | None] | None = None  # of the span at hand, if it is sampled
 
     def close(self) -> None:
         """Lets go of the connections that idle sessions keep."""
-        self._enqueue.close()
+        for way in self._division.ways:
+            way.close()
 
     def call(self, operation: str, table: str, size: int, begin: Callable[[], Steps[T]]) -> Steps[T]:
         """Steps that are a call of the application's, about so many rows."""
@@ -75,19 +78,22 @@ class Core:
             self.settings, ttl=ttl, ttl_jitter=0, refresh_ahead=None, version=None, admit=None
         )
         other._prefix = other.settings.cache_prefix
-        other._cache = RowCache(self.keys, other.settings)
+        other._cache = RowCache(other.settings)
         return other
 
     def send(
         self,
         writes: Sequence[Write],
-        variant: Variant | None = None,
+        variant: Callable[[QueueKeys], Variant] | None = None,
         sizes: list[int] | None = None,
         wanted: Assurance | None = None,
     ) -> Steps[Accepted]:
-        """All of the writes, or none, as a variant of the script accepts them.
+        """All of the writes, or none, as a variant of the script accepts them. All are for one shard.
 
-        ``sizes`` gets the bytes of each message.
+        ``variant`` is made of the keys of the shard. ``sizes`` gets the bytes of each message.
+
+        Raises:
+            ShardMoved: they were, but the shards have become others meanwhile. Nothing was written.
         """
         settings = self.settings
         trace = None if self.traceparent is None else self.traceparent()
@@ -112,31 +118,77 @@ class Core:
         if settings.admit is not None:
             yield from admit_writes(self.keys, settings.admit, writes)
         ops = {write.op for write in writes}
-        return (
-            yield from self._enqueue.steps(entries, ops, packed, settings.max_queue_length, variant, wanted)
-        )
+        while (way := self._way_of(writes)) is not None:
+            one = None if variant is None else variant(way.keys)
+            try:
+                return (yield from way.steps(entries, ops, packed, settings.max_queue_length, one, wanted))
+            except ShardMoved:
+                yield from self._division.look_again()
+        raise ShardMoved
+
+    @property
+    def shards(self) -> Sequence[QueueKeys]:
+        """The keys of each."""
+        return [way.keys for way in self._division.ways]
+
+    def shard(self, write: Write) -> QueueKeys:
+        """The keys of the shard that a write goes to."""
+        return self._division.way(write.table, write.key).keys
+
+    def parts(self, writes: Sequence[Write]) -> list[list[int]]:
+        """Which of the writes can be accepted together: their positions, for each shard."""
+        if len(self._division.ways) == 1:
+            return [list(range(len(writes)))]
+        found: dict[int, list[int]] = {}
+        for position, write in enumerate(writes):
+            found.setdefault(id(self._division.way(write.table, write.key)), []).append(position)
+        return list(found.values())
+
+    def _way_of(self, writes: Sequence[Write]) -> Enqueue | None:
+        """Into the shard of all of the writes, if they have one."""
+        first = self._division.way(writes[0].table, writes[0].key)
+        if len(writes) == 1 or len(self._division.ways) == 1:
+            return first
+        return first if all(self._division.way(w.table, w.key) is first for w in writes) else None
 
     def get(self, table: str, id: Id, load: Loader | None, timeout: float) -> Steps[Row | None]:
         """A row, or nothing."""
-        where = yield from self.where(table, id)
-        return (yield from self._cache.get(Wanted(where, id), table, load, timeout))
+
+        def get() -> Steps[Row | None]:
+            wanted = yield from self.wanted_row(table, id)
+            return (yield from self._cache.get(wanted, table, load, timeout))
+
+        return self.by_shards_of_now(get)
 
     def get_many(
         self, table: str, ids: Sequence[Id], load: BulkLoader | None, timeout: float
     ) -> Steps[list[Row | None]]:
         """A row or nothing for each id."""
-        names = yield from self._where_all(table, ids)
-        wanted = [Wanted(where, id) for where, id in zip(names, ids, strict=True)]
-        return (yield from self._cache.get_many(wanted, table, load, timeout))
+
+        def get_many() -> Steps[list[Row | None]]:
+            wanted = yield from self.wanted_rows(table, ids)
+            return (yield from self._cache.get_many(wanted, table, load, timeout))
+
+        return self.by_shards_of_now(get_many)
+
+    def by_shards_of_now(self, begin: Callable[[], Steps[T]]) -> Steps[T]:
+        """The steps; once more if they waited for a write in vain because the shards have become others."""
+        try:
+            return (yield from begin())
+        except FlushTimeout:
+            if not (yield from self._division.have_changed()):
+                raise
+            return (yield from begin())
 
     def invalidate(self, table: str, id: Id, wait: float | None) -> Steps[bool]:
         """Whether nothing is cached any more."""
-        where = yield from self.where(table, id)
-        return (yield from self._cache.invalidate(where, table, wait))
+        wanted = yield from self.wanted_row(table, id)
+        return (yield from self._cache.invalidate(wanted.where, table, wait))
 
     def invalidate_many(self, table: str, ids: Sequence[Id]) -> Steps[list[bool]]:
         """For each id, whether nothing is cached any more."""
-        return (yield from self._cache.invalidate_many((yield from self._where_all(table, ids))))
+        wanted = yield from self.wanted_rows(table, ids)
+        return (yield from self._cache.invalidate_many([w.where for w in wanted]))
 
     def _cache_key(self, table: str, key: str | Mapping[str, str]) -> Steps[str]:
         found = self._directory.known(table)
@@ -144,10 +196,24 @@ class Core:
             found = yield from self._directory.find(table)
         return self._name(table, found, key)
 
-    def _where_all(self, table: str, ids: Sequence[Id]) -> Steps[list[str]]:
+    def wanted_row(self, table: str, id: Id, given: Any = None) -> Steps[Wanted]:
+        """The row's cache key and shard; table and id are validated as a write's are.
+
+        ``given``: the id as the caller has it, if that is another form of it.
+        """
+        key = row_key(table, id)
+        where = yield from self._cache_key(table, key)
+        return Wanted(where, id if given is None else given, self._division.way(table, key).keys)
+
+    def wanted_rows(self, table: str, ids: Sequence[Id]) -> Steps[list[Wanted]]:
+        """The same for each of them."""
         keys = [row_key(table, id) for id in ids]
         found = (yield from self._directory.find(table)) if keys else TableKey(table)
-        return [self._name(table, found, key) for key in keys]
+        way = self._division.way
+        return [
+            Wanted(self._name(table, found, key), id, way(table, key).keys)
+            for key, id in zip(keys, ids, strict=True)
+        ]
 
     def _name(self, table: str, found: TableKey, key: str | Mapping[str, str]) -> str:
         made = cache_key(self._prefix, found, key)
@@ -155,22 +221,18 @@ class Core:
             raise InvalidWrite(f"{table}: {made!r} is a key of the queue itself; set a prefix for cache keys")
         return made
 
-    def where(self, table: str, id: Id) -> Steps[str]:
-        """The row's cache key; table and id are validated as a write's are."""
-        return self._cache_key(table, row_key(table, id))
-
 
 class ObservedCore(Core):
     """A core whose writes an observer hears of."""
 
-    def __init__(self, settings: Settings, enqueue: Enqueue, observer: Observer) -> None:
-        super().__init__(settings, enqueue)
+    def __init__(self, settings: Settings, division: Division, observer: Observer) -> None:
+        super().__init__(settings, division)
         self._observer = observer
 
     def send(
         self,
         writes: Sequence[Write],
-        variant: Variant | None = None,
+        variant: Callable[[QueueKeys], Variant] | None = None,
         sizes: list[int] | None = None,
         wanted: Assurance | None = None,
     ) -> Steps[Accepted]:
@@ -178,7 +240,7 @@ class ObservedCore(Core):
         observer, sizes = self._observer, []
         try:
             accepted = yield from super().send(writes, variant, sizes, wanted)
-        except EntryChanged:  # no failure: it is tried again, or need not be written
+        except (EntryChanged, ShardMoved):  # no failure: it is tried again, or need not be written
             raise
         except Exception as error:
             for write in writes:
@@ -189,11 +251,42 @@ class ObservedCore(Core):
         return accepted
 
 
+def send_all(
+    core: Core,
+    writes: Sequence[Write],
+    wanted: Assurance | None,
+    keep: Callable[[Sequence[int], Accepted], Sequence[AnyReceipt]],
+) -> Steps[None]:
+    """Sends writes; those for one shard are all accepted, or none of them.
+
+    ``keep`` is told the positions of those that have been, and makes their receipts.
+    """
+    left = list(range(len(writes)))
+    kept: list[tuple[Sequence[AnyReceipt], str | None]] = []
+    while left:
+        done: set[int] = set()
+        for part in core.parts([writes[position] for position in left]):
+            positions = [left[number] for number in part]
+            try:
+                accepted = yield from core.send([writes[position] for position in positions], wanted=wanted)
+            except ShardMoved:
+                break
+            kept.append((keep(positions, accepted), accepted.unreached))
+            done.update(positions)
+        left = [position for position in left if position not in done]
+    for receipts, unreached in kept:
+        yield from assure(receipts, unreached, wanted)
+
+
 def make_core(settings: Settings, sessions: SessionPool, socket_timeout: float | None) -> Core:
     """A core that is observed and traced as the settings say; ``socket_timeout``: of its connections, s."""
-    enqueue = Enqueue(QueueKeys(settings.queue), sessions, socket_timeout)
+
+    def way(keys: QueueKeys, shard: str) -> Enqueue:
+        return Enqueue(keys, sessions, socket_timeout, shard)
+
+    division = Division(QueueKeys(settings.queue), settings.shards, way)
     observer = guarded(settings.observer)
-    core = Core(settings, enqueue) if observer is None else ObservedCore(settings, enqueue, observer)
+    core = Core(settings, division) if observer is None else ObservedCore(settings, division, observer)
     if settings.tracer is None:
         return core
     from .opentelemetry import TracedCore  # noqa: PLC0415 - not everybody has what it imports

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from .errors import DurabilityNotReached, FlushTimeout, OutcomeUnknown, WriteBehindError, WriteRejected
+from .keys import QueueKeys
 from .receipt import AnyReceipt, wait_durable
 from .script import Argument, Script
 from .steps import Pause, Pipeline, Steps
@@ -26,17 +27,18 @@ R = TypeVar("R", bound=AnyReceipt)
 
 _SLICE_S = 1.0  # of a long wait in Redis: the connection must not seem dead meanwhile
 _QUEUED = "the write is accepted and queued"
-_NOT_ACCEPTED = (b"full", b"stale", b"changed")
+_NOT_ACCEPTED = (b"full", b"stale", b"changed", b"moved")
 
 
 class Accepted(NamedTuple):
     """Writes that one call has put into the queue: the first one's seq; the others follow it.
 
-    ``unreached`` says why they are not as safe as was wanted, if they are not.
+    ``keys``: of the queue. ``unreached`` says why they are not as safe as was wanted, if they are not.
     """
 
     seq: int
     generation: int
+    keys: QueueKeys
     unreached: str | None = None
 
 
@@ -119,15 +121,20 @@ def send_safely(
 
 
 def assured(
-    sending: Steps[Accepted], wanted: Assurance | None, keep: Callable[[int, int], Sequence[R]]
+    sending: Steps[Accepted], wanted: Assurance | None, keep: Callable[[Accepted], Sequence[R]]
 ) -> Steps[Sequence[R]]:
-    """Sends writes, and returns their receipts when they are as safe as wanted.
+    """Sends writes to one queue, and returns their receipts when they are as safe as wanted.
 
-    ``keep`` makes them of the first seq and the generation as soon as the writes are accepted. An error
-    tells the receipt of a single write.
+    ``keep`` makes them as soon as the writes are accepted. An error tells the receipt of a single write.
     """
-    seq, generation, unreached = yield from sending
-    receipts = keep(seq, generation)
+    accepted = yield from sending
+    receipts = keep(accepted)
+    yield from assure(receipts, accepted.unreached, wanted)
+    return receipts
+
+
+def assure(receipts: Sequence[AnyReceipt], unreached: str | None, wanted: Assurance | None) -> Steps[None]:
+    """Returns when writes that one queue has accepted are as safe as wanted."""
     try:
         if unreached is not None:
             raise DurabilityNotReached(unreached)
@@ -140,7 +147,6 @@ def assured(
         unknown = DurabilityNotReached(f"{_QUEUED}; whether it is committed is not known: {error}")
         unknown.receipt = receipts[0] if len(receipts) == 1 else None
         raise unknown from error
-    return receipts
 
 
 def _wait(wanted: Assurance, milliseconds: int) -> Sequence[Argument]:

@@ -51,16 +51,26 @@ class Variant(NamedTuple):
     args: Sequence[Argument]
 
 
+class ShardMoved(Exception):
+    """The queue is not the shard that it was taken for. Nothing was written."""
+
+
 class EntryChanged(Exception):
     """A variant found an entry that is not as it was told. Nothing was written."""
 
 
 class Enqueue:
-    """The producers' way into a queue. ``socket_timeout``: of the connections, in seconds."""
+    """The producers' way into a queue. ``socket_timeout``: of the connections, in seconds.
 
-    def __init__(self, keys: QueueKeys, sessions: SessionPool, socket_timeout: float | None = None) -> None:
+    ``shard``: which one the queue has to be, as its clock says; nothing for the only one.
+    """
+
+    def __init__(
+        self, keys: QueueKeys, sessions: SessionPool, socket_timeout: float | None = None, shard: str = ""
+    ) -> None:
+        self.keys, self._shard = keys, shard
         self._queue, self._producers = keys.queue, keys.producers
-        self._keys = (keys.queue, keys.clock, keys.producers)
+        self._names = (keys.queue, keys.clock, keys.producers)
         self._sessions, self._socket_timeout = sessions, socket_timeout
 
     def steps(
@@ -80,9 +90,9 @@ class Enqueue:
         session = None
         try:
             session = self._sessions.borrow()
-            head: list[Argument] = [session.id, session.counter, max_queue_length, " ".join(ops)]
+            head: list[Argument] = [session.id, session.counter, max_queue_length, " ".join(ops), self._shard]
             unreached = None
-            names, given = (*self._keys, *cache_keys, *keys), [*head, *writes, *args]
+            names, given = (*self._names, *cache_keys, *keys), [*head, *writes, *args]
             try:
                 if wanted is None or not wanted.is_told_by_redis:
                     reply = yield from run_script(script, names, given, session)
@@ -107,7 +117,9 @@ class Enqueue:
             raise OutcomeUnknown("write: a later call of the same session has overtaken this one")
         if first == b"changed":
             raise EntryChanged
-        return Accepted(int(first), int(second), unreached)
+        if first == b"moved":
+            raise ShardMoved
+        return Accepted(int(first), int(second), self.keys, unreached)
 
     def close(self) -> None:
         """Lets go of the connections that idle sessions keep."""

@@ -5,6 +5,7 @@ WriteBehindError
  ├─ InvalidLoad         what a loader returned is not what it was asked for
  ├─ RowMismatch         a cached row does not fit the class it is read as
  ├─ QueueFull           the queue is at its bound; nothing was written
+ ├─ ShardsDiffer        the queue has another number of shards than the client was told; nothing was written
  ├─ RedisUnavailable    no answer from Redis: the write may or may not have been accepted
  ├─ RedisRefused        Redis answered with an error; nothing was written
  │   └─ RedisFull       it is out of memory (maxmemory)
@@ -71,6 +72,17 @@ class QueueFull(WriteBehindError):
             "the worker is behind or not running (see `writebehind status`)"
         )
         self.queue, self.length, self.limit = queue, length, limit
+
+
+class ShardsDiffer(WriteBehindError):
+    """The queue has another number of shards than the client was told. Nothing was written."""
+
+    def __init__(self, queue: str, told: int, found: int) -> None:
+        super().__init__(
+            f"queue {queue!r} has {found} shards, and this client was told {told}: give it shards={found}, "
+            f"or none, so that it asks Redis; or run `writebehind reshard {told}`"
+        )
+        self.queue, self.told, self.found = queue, told, found
 
 
 class RedisUnavailable(WriteBehindError, ConnectionError):

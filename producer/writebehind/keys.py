@@ -107,6 +107,11 @@ class QueueKeys:
         return self._own(f"lock:{name}")
 
     @property
+    def layout(self) -> str:
+        """Hash: into how many shards the queue is divided; there is none where it is not."""
+        return self._own("layout")
+
+    @property
     def fence(self) -> str:
         """String: the fencing token last given out, of all locks together."""
         return self._own("fence")

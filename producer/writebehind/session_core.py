@@ -11,10 +11,10 @@ from contextlib import suppress
 from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec
 
 from .batch import MAX_BATCH
-from .cache import Loader, Wanted
-from .core import Core
+from .cache import Loader
+from .core import Core, send_all
 from .durability import Accepted, Assurance, R, assured
-from .enqueue import EntryChanged, Variant
+from .enqueue import EntryChanged, ShardMoved, Variant
 from .entry import read_look, row_decoder
 from .errors import (
     DurabilityNotReached,
@@ -29,6 +29,7 @@ from .errors import (
     WriteRejected,
 )
 from .identity import canonical
+from .keys import QueueKeys
 from .login_session import (
     Lifetime,
     LoginSession,
@@ -81,13 +82,13 @@ def _call(
 class SessionCore(Generic[R]):
     """A session store without its connection. The steps of each method raise as the store's method says.
 
-    ``receipt`` makes one of a generation and a seq.
+    ``receipt`` makes that of one of the writes that were accepted, by its number.
     """
 
     def __init__(
         self,
         core: Core,
-        receipt: Callable[[int, int], R],
+        receipt: Callable[[Accepted, int], R],
         load: Loader,
         load_ids_of_user: IdsLoader,
         lifetime: Lifetime,
@@ -99,15 +100,14 @@ class SessionCore(Generic[R]):
         self._load, self._load_ids_of_user = load, load_ids_of_user
         self._lifetime, self._table, self._timeout = lifetime, table, timeout
         self._row = row_decoder(core.settings.parse_float)
-        self._keys = core.keys
 
     @_call
     def create(self, user_id: Any, fields: Mapping[str, Any]) -> Steps[str]:
         """The token of a new session."""
         user = user_text(user_id)
         check_fields(self._table, fields)
-        now, applied = yield from self._moment()
         token = make_token()
+        now, applied = yield from self._moment(token)
         own = {"user_id": user, "created_at": now, "expires_at": self._lifetime.end(now, now)}
         write = self._write("put", token, {**fields, **own})
         yield from self._safely([write], "", user, str(write.key), applied)
@@ -151,15 +151,15 @@ class SessionCore(Generic[R]):
         for pause in self._attempts():
             found = yield from self._live(token)
             if found.columns is not None:
-                new = make_token()
+                new = self._token_beside(token)
                 # As text, not as values: no digit of a number is lost.
                 write = self._write("put", new, {"expires_at": self._end(found)})
                 columns = {**found.columns, **write.columns}
                 if "id" in columns:
                     columns["id"] = write.id_json
                 moved = Write("put", write.table, write.id_json, write.key, columns)
-                _, applied = yield from self._moment()
-                with suppress(EntryChanged):
+                _, applied = yield from self._moment(new)
+                with suppress(EntryChanged, ShardMoved):
                     yield from self._safely(
                         [self._write("delete", token, None), moved],
                         str(found.seq),
@@ -188,38 +188,56 @@ class SessionCore(Generic[R]):
         """
         user = user_text(user_id)
         kept = session_id(except_token)
-        closing, token = self._keys.closing(self._label(user)), make_token()
+        token = make_token()
         done: set[str] = set()
+
+        def keep(positions: Sequence[int], accepted: Accepted) -> list[R]:
+            made = [self._receipt(accepted, number) for number in range(len(positions))]
+            receipts.extend(made)
+            return made
+
         receipts: list[R] = []
         unsafe: Exception | None = None
         for _ in range(_MOST_PASSES):
-            ids = sorted((yield from self._close(user, closing, token)) - done - {kept or ""})
+            ids = sorted((yield from self._close(user, token)) - done - {kept or ""})
             for start in range(0, len(ids), MAX_BATCH):
-                chunk = ids[start : start + MAX_BATCH]
-                writes = [make_write("delete", self._table, id, None) for id in chunk]
+                writes = [
+                    make_write("delete", self._table, id, None) for id in ids[start : start + MAX_BATCH]
+                ]
                 try:
-                    receipts += yield from self._delete(writes)
+                    yield from send_all(self._core, writes, self._wanted, keep)
                 except (DurabilityNotReached, FlushTimeout, OutcomeUnknown, WriteRejected) as error:
                     unsafe = unsafe or error
             done.update(ids)
-            with redis_errors_as_ours("revoke_all"):
-                if (yield from run_script(_REOPEN, [closing], [token])):
-                    break
+            if (yield from self._reopen(user, token)):
+                break
         if unsafe is not None:
             raise unsafe
         return receipts
 
-    def _close(self, user: str, closing: str, token: str) -> Steps[set[str]]:
+    def _reopen(self, user: str, token: str) -> Steps[bool]:
+        """Whether all shards were closed to rotations until now."""
+        were_closed = True
+        for keys in self._core.shards:
+            with redis_errors_as_ours("revoke_all"):
+                were_closed &= bool(
+                    (yield from run_script(_REOPEN, [keys.closing(self._label(user))], [token]))
+                )
+        return were_closed
+
+    def _close(self, user: str, token: str) -> Steps[set[str]]:
         """The user's sessions, none of which can be rotated from now on.
 
         Those that may not be committed yet, and only then those that are: so that none slips through.
         """
         label = self._label(user)
-        close = ("SET", closing, token, "EX", _CLOSED_FOR_S)
-        look = ("ZRANGEBYLEX", self._keys.sessions, f"[{label}:", f"({label};")
-        with redis_errors_as_ours("revoke_all"):
-            _, pending = yield Pipeline([close, look])
-        ids = {member.decode().rpartition(":")[2] for member in pending}
+        ids: set[str] = set()
+        for keys in self._core.shards:
+            close = ("SET", keys.closing(label), token, "EX", _CLOSED_FOR_S)
+            look = ("ZRANGEBYLEX", keys.sessions, f"[{label}:", f"({label};")
+            with redis_errors_as_ours("revoke_all"):
+                _, pending = yield Pipeline([close, look])
+            ids |= {member.decode().rpartition(":")[2] for member in pending}
         committed = yield Load(self._load_ids_of_user, user)
         if isinstance(committed, str | bytes | Mapping) or not isinstance(committed, Iterable):
             raise InvalidLoad(f"load_ids_of_user must return ids, not {type(committed).__name__}")
@@ -236,9 +254,9 @@ class SessionCore(Generic[R]):
         id = session_id(token)
         if id is None:
             return None
-        where = yield from self._core._cache_key(self._table, id)
+        wanted = yield from self._core.wanted_row(self._table, id)
         with redis_errors_as_ours("session"):
-            fields, clock = yield Pipeline([("HGETALL", where), ("TIME",)], keeps_errors=True)
+            fields, clock = yield Pipeline([("HGETALL", wanted.where), ("TIME",)], keeps_errors=True)
             if isinstance(clock, Exception):
                 raise clock
             entry = read_look(fields)
@@ -248,7 +266,7 @@ class SessionCore(Generic[R]):
         if entry.state == "row":
             row, columns = self._row(entry.columns), entry.columns
         else:
-            row = yield from self._core._cache.get(Wanted(where, id), self._table, self._load, self._timeout)
+            row = yield from self._core._cache.get(wanted, self._table, self._load, self._timeout)
             if row is None:
                 return None
         session, now = read_session(self._table, id, row), _utc(clock)
@@ -296,8 +314,8 @@ class SessionCore(Generic[R]):
         return self._assured(writes, self._send(writes, must_be, user, new_id, applied, self._wanted))
 
     def _assured(self, writes: list[Write], sending: Steps[Accepted]) -> Steps[Sequence[R]]:
-        def keep(seq: int, generation: int) -> list[R]:
-            return [self._receipt(generation, seq + i) for i in range(len(writes))]
+        def keep(accepted: Accepted) -> list[R]:
+            return [self._receipt(accepted, number) for number in range(len(writes))]
 
         return assured(sending, self._wanted, keep)
 
@@ -310,20 +328,33 @@ class SessionCore(Generic[R]):
         applied: int = 0,
         wanted: Assurance | None = None,
     ) -> Steps[Accepted]:
-        label, keys = self._label(user), self._keys
-        names = (keys.sessions, keys.session_seqs, keys.closing(label))
+        label = self._label(user)
         new = f"{label}:{new_id}" if new_id else ""
-        return self._core.send(writes, Variant(_SESSION, names, (must_be, new, applied)), None, wanted)
+
+        def variant(keys: QueueKeys) -> Variant:
+            names = (keys.sessions, keys.session_seqs, keys.closing(label))
+            return Variant(_SESSION, names, (must_be, new, applied))
+
+        return self._core.send(writes, variant, None, wanted)
 
     def _write(self, op: Any, token: str, data: Mapping[str, Any] | None) -> Write:
         id = session_id(token)
         assert id is not None
         return make_write(op, self._table, id, data)
 
-    def _moment(self) -> Steps[tuple[dt.datetime, int]]:
-        """Redis' time, and the last seq known committed."""
+    def _token_beside(self, token: str) -> str:
+        """A new one, of a session in the same shard: one step can end that one and begin the other."""
+        shard = self._core.shard(self._write("delete", token, None))
+        while True:
+            new = make_token()
+            if self._core.shard(self._write("delete", new, None)) == shard:
+                return new
+
+    def _moment(self, token: str) -> Steps[tuple[dt.datetime, int]]:
+        """Redis' time, and the last seq known committed in the shard of a session."""
+        keys = self._core.shard(self._write("delete", token, None))
         with redis_errors_as_ours("session"):
-            clock, applied = yield Pipeline([("TIME",), ("GET", self._keys.applied)])
+            clock, applied = yield Pipeline([("TIME",), ("GET", keys.applied)])
         return _utc(clock), int(applied or 0)
 
     def _label(self, user: str) -> str:

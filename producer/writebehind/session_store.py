@@ -57,11 +57,7 @@ class SessionStore:
     ) -> None:
         limits = Lifetime(lifetime, slack, max_age)
         self._carrier = wb._carrier
-
-        def receipt(generation: int, seq: int) -> Receipt:
-            return Receipt(wb._carrier, wb.keys, generation, seq)
-
-        self._core = SessionCore(wb._core, receipt, load, load_ids_of_user, limits, table, timeout)
+        self._core = SessionCore(wb._core, wb._receipt, load, load_ids_of_user, limits, table, timeout)
 
     def create(self, user_id: str | int | UUID, fields: Mapping[str, Any] | None = None) -> str:
         """Logs a user in, and returns the token. ``fields`` are columns of the table, column → value.

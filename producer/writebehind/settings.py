@@ -14,6 +14,7 @@ from .message import MAX_TTL_S, Op
 from .observer import Observer, check_observer
 from .packing import Packing
 from .rate import RateLimit
+from .shards import check_shards
 
 Admit = Callable[[str, "str | dict[str, str]", Op], RateLimit | None]
 """Table, id and op of a write → the limit that it counts for, if any."""
@@ -24,6 +25,7 @@ class Options(TypedDict, total=False):
 
     ttl: int
     queue: str
+    shards: int | None
     prefix: str
     version: str | int | None
     max_queue_length: int
@@ -52,9 +54,10 @@ class Settings:
     Attributes:
         ttl: how long a row stays cached once it is durable, in seconds, at most.
         queue: name of the list; the worker's ``--queue`` must be the same.
+        shards: how many the queue must have; ``None``: as many as Redis says. See docs/scaling.md.
         prefix: put before every cache key.
         version: of the rows' shape; part of every cache key, so that another shape is never read.
-        max_queue_length: writes pending at which :class:`QueueFull` is raised.
+        max_queue_length: writes pending in a shard at which :class:`QueueFull` is raised.
         max_message_bytes: largest message, in bytes of JSON, as it is sent: large values may be compressed.
         compress_above: a value whose JSON text has more bytes is kept compressed, if that makes it smaller;
             ``None``: none is. See docs/patterns.md.
@@ -81,6 +84,7 @@ class Settings:
 
     ttl: int = 3600
     queue: str = DEFAULT_QUEUE
+    shards: int | None = None
     prefix: str = ""
     version: str | int | None = None
     max_queue_length: int = 1_000_000
@@ -108,6 +112,7 @@ class Settings:
         above = self.compress_above
         if above is not None and (not isinstance(above, int) or isinstance(above, bool) or above < 0):
             raise ValueError(f"compress_above must be a number of bytes, or None, not {above!r}")
+        check_shards(self.shards)
         compressor(self.compression)
         if not 0.001 <= self.fill_timeout <= 86_400:
             raise ValueError(f"fill_timeout must be from a millisecond to a day, not {self.fill_timeout!r}")

@@ -24,7 +24,7 @@ class TypedRows(Generic[R]):
         self._core = core
         self.shape = RowShape(kind, (key,) if isinstance(key, str) else tuple(key), core.settings.parse_float)
         self.name = name or _WORD.sub("_", kind.__name__).lower()
-        self._cache = RowCache(core.keys, core.settings, self.shape)
+        self._cache = RowCache(core.settings, self.shape)
 
     def get(self, id: Any, load: Loader | None, timeout: float) -> Steps[R | None]:
         """See :meth:`Table.get`."""
@@ -70,7 +70,7 @@ class TypedRows(Generic[R]):
         return self.shape.id(self.name, id)
 
     def _wanted(self, id: Any) -> Steps[Wanted]:
-        return Wanted((yield from self._core.where(self.name, self.id(id))), id)
+        return (yield from self._core.wanted_row(self.name, self.id(id), id))
 
     def _one_of_many(self, wanted: Wanted, load: BulkLoader, deadline: float) -> Steps[Any]:
         while True:
@@ -80,12 +80,12 @@ class TypedRows(Generic[R]):
             except RowMismatch:
                 if left == 0.0:
                     raise
-                yield from self._cache.remove_when_settled(wanted.where, self.name, deadline)
+                yield from self._cache.remove_when_settled(wanted, self.name, deadline)
 
     def _afresh(self, wanted: Wanted, load: Loader, deadline: float) -> Steps[Any]:
         """The cached row does not fit the class: it counts as a miss. Until it is removed, and stays so."""
         while True:
-            yield from self._cache.remove_when_settled(wanted.where, self.name, deadline)
+            yield from self._cache.remove_when_settled(wanted, self.name, deadline)
             left = max(0.0, deadline - time.monotonic())
             try:
                 return (yield from self._cache.get(wanted, self.name, load, left))

@@ -3,15 +3,16 @@
 --
 -- KEYS  1 queue   2 {q}:clock   3 {q}:producers   4.. the cache key of each write
 -- ARGV  1 session   2 counter   3 longest the queue may be   4 the ops that occur, as words
---       5.. each write as MessagePack strings, one after the other:
+--       5 which shard the queue is, or '' for the only one   6.. each write as MessagePack strings, one after the other:
 --           op, message (a JSON object without seq) but for its brace, column, JSON text, column, ...
--- Returns {seq of the first write, generation}; {'full', length}; {'stale'}.
+-- Returns {seq of the first write, generation}; {'full', length}; {'stale'};
+--         {'moved'}: the queue is not that shard, so that the row's writes go elsewhere.
 --
 -- Everything that can fail comes before the first write: a script that fails keeps what it has written.
 -- Not allow-oom: at maxmemory it is refused before it starts.
 
 local queue, clock, producers, entry = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local session, counter, limit, ops = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
+local session, counter, limit, ops, shard = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5]
 local n = #KEYS - 3
 
 -- A client re-sends a call whose reply was lost: it gets the first answer again.
@@ -25,6 +26,9 @@ if last then
   end
   if seen > counter then return {'stale'} end
 end
+
+local state = redis.call('HMGET', clock, 'seq', 'generation', 'shard')
+if (state[3] or '') ~= shard then return {'moved'} end
 
 local length = redis.call('LLEN', queue)
 if length + n > limit then return {'full', length} end
@@ -44,7 +48,6 @@ if lacks then return redis.error_reply('NOPERM the user may not run ' .. lacks) 
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-local state = redis.call('HMGET', clock, 'seq', 'generation')
 local generation = state[2] or string.format('%.0f', now)
 local first = math.max(tonumber(state[1] or '0') + 1, now)
 local seq = string.format('%.0f', first) -- '..' would drop the last digits
@@ -90,10 +93,10 @@ local function accept(i, op, message, ...)
 end
 
 redis.call('HSET', producers, session, ARGV[2] .. ':' .. answer .. ':' .. generation)
-accept(1, cmsgpack.unpack(ARGV[5]))
+accept(1, cmsgpack.unpack(ARGV[6]))
 for i = 2, n do
   seq = string.format('%.0f', first + i - 1)
-  accept(i, cmsgpack.unpack(ARGV[4 + i]))
+  accept(i, cmsgpack.unpack(ARGV[5 + i]))
 end
 redis.call('HSET', clock, 'seq', seq, 'generation', generation)
 return {answer, generation}

@@ -1,0 +1,83 @@
+"""The shards as this client knows them, and asking Redis anew when they have become others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from .enqueue import Enqueue
+from .errors import RedisRefused, ShardsDiffer
+from .keys import QueueKeys
+from .pauses import pauses
+from .route import shard_of
+from .shards import Layout, read_layout, shard_keys, stamp
+from .steps import Command, Pause, Steps
+from .translate import redis_errors_as_ours
+
+_CLOSED_FOR_S = 10.0  # longest that a write waits for shards to be closed and others to be opened
+
+MakeEnqueue = Callable[[QueueKeys, str], Enqueue]
+
+
+class Division:
+    """The way into each shard of a queue.
+
+    Args:
+        keys: of the queue.
+        shards: how many there have to be; ``None``: as many as Redis says.
+        make: the way into one shard, of its keys and of what its clock says that it is.
+    """
+
+    def __init__(self, keys: QueueKeys, shards: int | None, make: MakeEnqueue) -> None:
+        self._keys, self._told, self._make = keys, shards, make
+        self.are(Layout(shards or 1))
+
+    def are(self, layout: Layout) -> None:
+        """So many shards there are from now on."""
+        count = layout.shards
+        each = shard_keys(self._keys.queue, count)
+        self._ways = [self._make(keys, stamp(number, count)) for number, keys in enumerate(each)]
+
+    @property
+    def ways(self) -> Sequence[Enqueue]:
+        """Into all shards."""
+        return self._ways
+
+    def way(self, table: str, key: str | Mapping[str, str]) -> Enqueue:
+        """Into the shard of a row."""
+        ways = self._ways
+        return ways[0] if len(ways) == 1 else ways[shard_of(table, key, len(ways))]
+
+    def have_changed(self) -> Steps[bool]:
+        """Asks Redis whether there are others by now."""
+        before = self._ways
+        with suppress(RedisRefused):  # a user that was set up for an earlier version may not look
+            yield from self.look_again()
+        return len(self._ways) != len(before)
+
+    def look_again(self) -> Steps[None]:
+        """Some shard is not what it was taken for: asks Redis, and waits while shards are being closed.
+
+        Raises:
+            ShardsDiffer: there are not as many as this client was told.
+            RedisRefused: they were not opened in time.
+        """
+        deadline = time.monotonic() + _CLOSED_FOR_S
+        for pause in pauses():
+            with redis_errors_as_ours("shards"):
+                fields: Any = yield Command(("HGETALL", self._keys.layout))
+            layout = read_layout(fields)
+            if layout.closing is None:
+                if self._told is not None and layout.shards != self._told:
+                    raise ShardsDiffer(self._keys.queue, self._told, layout.shards)
+                self.are(layout)
+                return
+            if time.monotonic() + pause > deadline:
+                raise RedisRefused(
+                    f"queue {self._keys.queue!r} is being divided into {layout.closing} shards, and takes no "
+                    f"writes until that is done: run `writebehind reshard {layout.closing}` again, "
+                    "it may have been ended"
+                )
+            yield Pause(pause)

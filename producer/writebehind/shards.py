@@ -1,0 +1,61 @@
+"""The shards of a queue: queues of their own, whose names are made of its name. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .keys import QueueKeys
+
+MAX_SHARDS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Into how many shards a queue is divided.
+
+    ``closing``: how many there will be, while the present ones are being closed and none takes a write.
+    ``draining``: how many there were, while theirs are not all in Postgres: nothing of the present ones goes
+    there before.
+    """
+
+    shards: int = 1
+    closing: int | None = None
+    draining: int | None = None
+
+    def fields(self) -> dict[str, int]:
+        """As the hash in Redis has it."""
+        named = {"shards": self.shards, "closing": self.closing, "draining": self.draining}
+        return {name: number for name, number in named.items() if number is not None}
+
+
+def read_layout(fields: Mapping[bytes, bytes]) -> Layout:
+    """What the hash says; one shard where there is none. Raises ``ValueError`` for what is no layout."""
+    found = {name: fields.get(name.encode()) for name in ("shards", "closing", "draining")}
+    numbers = {name: int(text) for name, text in found.items() if text is not None}
+    if bad := [n for n in numbers.values() if not 1 <= n <= MAX_SHARDS]:
+        raise ValueError(f"{bad[0]} is no number of shards")
+    return Layout(**{"shards": 1, **numbers})
+
+
+def check_shards(shards: int | None) -> None:
+    """Raises ``ValueError`` for what is no number of shards."""
+    if shards is None:
+        return
+    if not isinstance(shards, int) or isinstance(shards, bool) or not 1 <= shards <= MAX_SHARDS:
+        raise ValueError(f"shards must be a number from 1 to {MAX_SHARDS}, or None, not {shards!r}")
+
+
+def shard_queues(queue: str, shards: int) -> list[str]:
+    """The names of the shards' queues; that of the only one is the queue's own."""
+    return [queue] if shards == 1 else [f"{queue}:{number + 1}of{shards}" for number in range(shards)]
+
+
+def stamp(shard: int, shards: int) -> str:
+    """What a shard's clock says that it is; of the only one, nothing."""
+    return "" if shards == 1 else f"{shard + 1}of{shards}"
+
+
+def shard_keys(queue: str, shards: int) -> list[QueueKeys]:
+    """The keys of each shard."""
+    return [QueueKeys(name) for name in shard_queues(queue, shards)]
