@@ -19,7 +19,7 @@ import redis
 from tests.support.reader import begin_fill
 from tests.support.workers import RunningWorker
 
-from writebehind import FlushTimeout, InvalidWrite, RedisFull, WriteBehind
+from writebehind import FlushTimeout, InvalidLoad, RedisFull, WriteBehind
 from writebehind.script import Script
 from writebehind_worker.testing.servers import Servers
 from writebehind_worker.testing.wait import wait_until
@@ -124,7 +124,7 @@ def has_looked(name: str, client: redis.Redis) -> bool:
 def test_a_loaded_value_without_a_json_form_is_refused_and_gives_up_the_token(
     wb: WriteBehind, redis_client: redis.Redis, key: str, value: object
 ) -> None:
-    with pytest.raises(InvalidWrite, match=r"t\.n"):
+    with pytest.raises(InvalidLoad, match=r"t\.n"):
         wb.get("t", 1, lambda _: {"n": value})
     assert not redis_client.exists(key)
 
@@ -373,6 +373,15 @@ def test_numbers_are_made_of_their_text_by_parse_float(connect: Callable[..., Wr
         assert row == {"n": exact, "in": [exact], "i": 10**30}
         assert isinstance(row["n"], Decimal)
         assert isinstance(row["i"], int)
+
+
+@pytest.mark.parametrize("row", [(1, "Ada"), [1], "Ada", {"n": object()}, {1: "Ada"}])
+def test_a_loader_that_gives_no_row_is_told_so(wb: WriteBehind, row: Any) -> None:
+    with pytest.raises(InvalidLoad, match="dict_row" if isinstance(row, tuple) else "loader"):
+        wb.get("users", 1, lambda _: row)
+    with pytest.raises(InvalidLoad):
+        wb.get_many("users", [1, 2], lambda ids: [row, row])
+    assert wb.get("users", 1, lambda _: {"name": "Ada"}) == {"name": "Ada"}
 
 
 def test_a_loader_may_give_any_mapping(wb: WriteBehind) -> None:
