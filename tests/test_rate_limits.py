@@ -94,7 +94,7 @@ def test_waiting_ends_when_it_would_take_too_long(connect: Connect) -> None:
     assert limiter.wait(0).allowed
     before = time.monotonic()
     assert not limiter.wait(5).allowed
-    assert time.monotonic() - before < 3
+    assert time.monotonic() - before < 5
     quick = connect().rate_limit("quick", 1, per=0.1)
     assert all(quick.wait().allowed for _ in range(3))
 
