@@ -159,10 +159,9 @@ def test_a_row_is_not_used_after_it_has_expired(
 ) -> None:
     """The server tells of an expiry when it comes by: that may be late."""
 
-
     def now() -> float:
-        seconds, microseconds: Any = redis_client.time()
-        return seconds + microseconds / 1_000_000
+        found: Any = redis_client.time()
+        return float(found[0] + found[1] / 1_000_000)
 
     def uses() -> int:
         """How often a row was near that expires soon; none after its end, whatever the server tells."""

@@ -139,7 +139,6 @@ def test_a_load_that_is_cancelled(redis_url: str, queue: str) -> None:
 
     async def job() -> None:
         async with AsyncWriteBehind.from_url(redis_url, queue=queue, observer=heard) as wb:
-
             loading = asyncio.Event()
 
             async def hang(id: int) -> Any:
