@@ -78,8 +78,8 @@ def play_all(
     return played
 
 
-# A third of the orders of three events is enough to find what is known to be wrong (below): the whole has a minute
-# of its own, `make exhaustive`.
+# A third of the orders of three events is enough to find what is known to go wrong (below).
+# All of them take a minute of their own: `make exhaustive`.
 SOME_OR_ALL = pytest.mark.parametrize(
     ("parts", "orders"),
     [((0,), 1511), pytest.param(range(PARTS), 3271, marks=pytest.mark.exhaustive)],

@@ -189,7 +189,7 @@ def test_a_connection_that_is_half_open_hides_a_change_for_near_cache_ttl_at_mos
 ) -> None:
     with Proxy.to(redis_url) as proxy:
         near = connect(
-            proxied_url(redis_url, proxy.port), near_cache=10, near_cache_ttl=0.5, socket_timeout=1
+            proxied_url(redis_url, proxy.port), near_cache=10, near_cache_ttl=0.5, socket_timeout=0.5
         )
 
         def hits(id: int) -> int:
