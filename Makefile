@@ -30,10 +30,10 @@ demo: $(VENV)/.demo-installed ## Show it at work: own servers, a worker killed h
 	@$(BIN)/writebehind demo $(ARGS)
 
 test: $(VENV)/.dev-installed ## Run the tests; ARGS="-k cache -x" goes to pytest
-	@$(BIN)/python -m pytest -n 3 --dist worksteal -m "not container and not exhaustive" $(ARGS)
+	@$(BIN)/python -m pytest -n 4 --dist worksteal -m "not container" $(ARGS)
 
-exhaustive: $(VENV)/.dev-installed ## Run the whole of what `make test` has only a part of
-	@$(BIN)/python -m pytest -n 3 --dist worksteal -m exhaustive $(ARGS)
+exhaustive: $(VENV)/.dev-installed ## Run the tests of which `make test` does a part: the whole
+	@WRITEBEHIND_TEST_WHOLE=1 $(BIN)/python -m pytest -n 4 --dist worksteal -m sampled $(ARGS)
 
 containers: $(VENV)/.dev-installed ## Run the image, the compose file and the systemd unit, where there is a container engine
 	@$(BIN)/python -m pytest -m container $(ARGS)

@@ -73,7 +73,7 @@ def template_database(servers: Servers) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def used_databases(servers: Servers) -> Iterator[list[str]]:
-    """Databases to be dropped. Postgres waits 100 ms where a connection has only just been closed: so later."""
+    """Databases to be dropped later: Postgres waits 100 ms where a connection has only just been closed."""
     used: list[str] = []
     try:
         yield used

@@ -8,6 +8,7 @@ from itertools import count, product
 import pytest
 import redis
 from tests.support.orders import EVENTS, Reader, World, check, merges, placings
+from tests.support.part import WHOLE, sampled
 
 from writebehind import WriteBehind
 from writebehind.cache import RowCache
@@ -79,27 +80,23 @@ def play_all(
 
 
 # A third of the orders of three events is enough to find what is known to go wrong (below).
-# All of them take a minute of their own: `make exhaustive`.
-SOME_OR_ALL = pytest.mark.parametrize(
-    ("parts", "orders"),
-    [((0,), 1511), pytest.param(range(PARTS), 3271, marks=pytest.mark.exhaustive)],
-    ids=["some", "all"],
-)
+SAMPLE = range(PARTS) if WHOLE else (0,)
+ORDERS = 3271 if WHOLE else 1511
 
 
-@SOME_OR_ALL
+@sampled
 def test_one_reader_and_up_to_three_events_in_every_order(
-    connect: Connect, redis_client: redis.Redis, parts: Container[int], orders: int
+    connect: Connect, redis_client: redis.Redis
 ) -> None:
-    assert play_all(connect(), redis_client, due=False, parts=parts) == orders
+    assert play_all(connect(), redis_client, due=False, parts=SAMPLE) == ORDERS
 
 
-@SOME_OR_ALL
+@sampled
 def test_one_refreshing_reader_and_up_to_three_events_in_every_order(
-    connect: Connect, redis_client: redis.Redis, parts: Container[int], orders: int
+    connect: Connect, redis_client: redis.Redis
 ) -> None:
     wb = connect(refresh_ahead=30, ttl=60, ttl_jitter=0)
-    assert play_all(wb, redis_client, due=True, parts=parts) == orders
+    assert play_all(wb, redis_client, due=True, parts=SAMPLE) == ORDERS
 
 
 @pytest.mark.parametrize("due", [False, True], ids=["filling", "refreshing"])
