@@ -472,6 +472,7 @@ constrained = st.lists(
 )
 
 
+@sampled
 @pytest.mark.parametrize("on_delete", ["CASCADE", "SET NULL"])
 def test_where_no_message_is_rejected_alone_none_is_in_a_batch(
     flusher: Flusher, pg: psycopg.Connection, on_delete: str
@@ -479,7 +480,7 @@ def test_where_no_message_is_rejected_alone_none_is_in_a_batch(
     """Unique values handed on, cascades, checks, narrow columns: the batch sees only the net effect."""
     make_tables(pg, on_delete)
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=examples(30), deadline=None)
     @given(constrained)
     def check(items: list[Item]) -> None:
         apart = set(range(len(items)))

@@ -115,7 +115,7 @@ def test_a_pending_row_is_not_kept_until_it_is_durable(
     assert near.get("t", 1) == NEW
     assert is_near(near, redis_client)
     settle(other.delete("t", 1).seq)
-    wait_until(lambda: near.get("t", 1, unexpected) is None)
+    wait_until(lambda: near.get("t", 1, unexpected) is None, timeout=4)
     assert not is_near(near, redis_client), "nor is what does not exist"
 
 
