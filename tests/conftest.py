@@ -81,12 +81,20 @@ def used_databases(servers: Servers) -> Iterator[list[str]]:
         _administer(servers, *map(_drop, used))
 
 
+@pytest.fixture(scope="session")
+def copy_template(servers: Servers, template_database: str) -> sql.Composed:
+    """How a database is made of the template: with our servers, without fsync, files are copied soonest."""
+    with psycopg.connect(servers.postgres_url) as connection:
+        copies_files = servers.ours and connection.info.server_version >= 150_000
+    template = sql.SQL("TEMPLATE {}").format(sql.Identifier(template_database))
+    return template + sql.SQL(" STRATEGY FILE_COPY" if copies_files else "")
+
+
 @pytest.fixture
-def postgres_url(servers: Servers, template_database: str, used_databases: list[str]) -> Iterator[str]:
+def postgres_url(servers: Servers, copy_template: sql.Composed, used_databases: list[str]) -> Iterator[str]:
     """A new database for this test, with the ledger's tables."""
     name = f"wb_test_{uuid.uuid4().hex[:12]}"
-    new, template = sql.Identifier(name), sql.Identifier(template_database)
-    create = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(new, template)
+    create = sql.SQL("CREATE DATABASE {} ").format(sql.Identifier(name)) + copy_template
     _administer(servers, *map(_drop, used_databases), create)
     used_databases[:] = [name]
     yield _database_url(servers, name)
