@@ -76,7 +76,7 @@ def test_a_replica_that_lags_is_told_and_the_write_stays_accepted(pair: RedisPai
     began = time.monotonic()
     with pytest.raises(DurabilityNotReached, match="0 of 1 replicas") as caught:
         writer(pair.url, "put", "t", 1, {}, durability="replicated", wait=0.3)
-    assert 0.3 <= time.monotonic() - began < 3
+    assert 0.3 <= time.monotonic() - began < 10
     assert is_there(pair.on_primary)
     assert caught.value.receipt is not None
     assert caught.value.receipt.seq > 0
@@ -90,8 +90,8 @@ def test_more_replicas_than_there_are_are_never_reached(pair: RedisPair, writer:
 
 def test_a_wait_may_last_longer_than_a_reply(pair: RedisPair, writer: Writer) -> None:
     pair.lag()
-    options = {"redis_options": {"socket_timeout": 0.4, "retry": Retry(NoBackoff(), 0)}}
-    resume = threading.Timer(1.2, pair.link.resume)
+    options = {"redis_options": {"socket_timeout": 0.8, "retry": Retry(NoBackoff(), 0)}}
+    resume = threading.Timer(1.6, pair.link.resume)
     resume.start()
     writer(pair.url, "put", "t", 1, {}, options=options, durability="replicated", wait=20)
     resume.join()
