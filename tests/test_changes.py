@@ -243,12 +243,12 @@ def test_nothing_is_published_by_default(
 def test_silence_is_not_taken_for_life(
     protocol: int, connect: Any, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("writebehind.hearing.SILENCE_S", 0.3)
+    monkeypatch.setattr("writebehind.hearing.SILENCE_S", 0.8)
     with Listener(connect(f"{redis_url}?protocol={protocol}").changes()) as listener:
-        time.sleep(1.5)
+        time.sleep(2)
         assert listener.missed == 1  # the server has answered
         listener.changes._hearing.asked = True  # as if its answers were lost
-        listener.changes._hearing.heard_at = time.monotonic() - 1
+        listener.changes._hearing.heard_at = time.monotonic() - 2
         wait_until(lambda: listener.missed == 2)
 
 

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from tests.support.part import drawn, sampled
 
 from writebehind.message import Op
 from writebehind_worker.apply import Patience
@@ -406,12 +407,13 @@ unconstrained = st.lists(
 )
 
 
+@sampled
 def test_a_batch_comes_to_what_its_messages_come_to_one_by_one(
     flusher: Flusher, pg: psycopg.Connection
 ) -> None:
     make_tables(pg)
 
-    @settings(max_examples=80, deadline=None)
+    @settings(drawn(80), deadline=None)
     @given(unconstrained)
     def check(items: list[Item]) -> None:
         together, apart = both_ways(flusher, pg, items)
@@ -470,6 +472,7 @@ constrained = st.lists(
 )
 
 
+@sampled
 @pytest.mark.parametrize("on_delete", ["CASCADE", "SET NULL"])
 def test_where_no_message_is_rejected_alone_none_is_in_a_batch(
     flusher: Flusher, pg: psycopg.Connection, on_delete: str
@@ -477,7 +480,7 @@ def test_where_no_message_is_rejected_alone_none_is_in_a_batch(
     """Unique values handed on, cascades, checks, narrow columns: the batch sees only the net effect."""
     make_tables(pg, on_delete)
 
-    @settings(max_examples=30, deadline=None)
+    @settings(drawn(30), deadline=None)
     @given(constrained)
     def check(items: list[Item]) -> None:
         apart = set(range(len(items)))
@@ -506,13 +509,14 @@ bad_ones = st.lists(
 )
 
 
+@sampled
 @pytest.mark.parametrize("on_delete", ["CASCADE", "SET NULL", "NO ACTION"])
 def test_bad_messages_anywhere_in_a_batch_change_nothing_for_the_others(
     flusher: Flusher, pg: psycopg.Connection, on_delete: str
 ) -> None:
     make_tables(pg, on_delete)
 
-    @settings(max_examples=30, deadline=None)
+    @settings(drawn(30), deadline=None)
     @given(constrained, bad_ones)
     def check(items: list[Item], bad: list[tuple[int, Item]]) -> None:
         apart = set(range(len(items)))

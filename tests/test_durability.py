@@ -76,7 +76,7 @@ def test_a_replica_that_lags_is_told_and_the_write_stays_accepted(pair: RedisPai
     began = time.monotonic()
     with pytest.raises(DurabilityNotReached, match="0 of 1 replicas") as caught:
         writer(pair.url, "put", "t", 1, {}, durability="replicated", wait=0.3)
-    assert 0.3 <= time.monotonic() - began < 3
+    assert 0.3 <= time.monotonic() - began < 10
     assert is_there(pair.on_primary)
     assert caught.value.receipt is not None
     assert caught.value.receipt.seq > 0
@@ -90,8 +90,8 @@ def test_more_replicas_than_there_are_are_never_reached(pair: RedisPair, writer:
 
 def test_a_wait_may_last_longer_than_a_reply(pair: RedisPair, writer: Writer) -> None:
     pair.lag()
-    options = {"redis_options": {"socket_timeout": 0.4, "retry": Retry(NoBackoff(), 0)}}
-    resume = threading.Timer(1.2, pair.link.resume)
+    options = {"redis_options": {"socket_timeout": 0.8, "retry": Retry(NoBackoff(), 0)}}
+    resume = threading.Timer(1.6, pair.link.resume)
     resume.start()
     writer(pair.url, "put", "t", 1, {}, options=options, durability="replicated", wait=20)
     resume.join()
@@ -155,19 +155,17 @@ def test_an_error_while_it_waits_does_not_hide_that_the_write_is_accepted(pair: 
         asked: list[bytes] = []
 
         def fault(chunk: bytes) -> bool:
-            if b"EVALSHA" not in chunk:
+            if b"WAIT" not in chunk:
                 return False
             asked.append(chunk)
             if len(asked) == 2 and how == "refused":
-                pair.on_primary.config_set("maxmemory", 1)
+                pair.on_primary.set(wb.keys.producers, "of others")
             return len(asked) == 2 and how == "lost"
 
         pair.address.drop_reply_after(fault)
-        try:
-            with pytest.raises(DurabilityNotReached, match="is not known") as caught:
-                wb.put("t", 1, {}, durability="replicated", wait=1)
-        finally:
-            pair.on_primary.config_set("maxmemory", 0)
+        match = "WRONGTYPE" if how == "refused" else "0 of 1"
+        with pytest.raises(DurabilityNotReached, match=match) as caught:
+            wb.put("t", 1, {}, durability="replicated", wait=1)
         assert len(asked) >= 2
         assert isinstance(caught.value.receipt, Receipt)
         assert wb.redis.llen(wb.keys.queue) == 2
@@ -177,6 +175,22 @@ def test_an_error_while_it_waits_does_not_hide_that_the_write_is_accepted(pair: 
             with pytest.raises(DurabilityNotReached), wb.batch(durability="replicated", wait=2) as batch:
                 batch.put("t", 2, {})
             assert (len(batch), len(batch.receipts)) == (0, 1)
+
+
+def test_a_server_that_has_lost_the_write_does_not_get_it_again(pair: RedisPair) -> None:
+    """By then it can be in Postgres; and a full queue would be told as if nothing had been written."""
+    pair.lag()
+    options: Any = {"redis_options": {"retry": Retry(NoBackoff(), 0), "socket_timeout": 0.4}}
+    with WriteBehind.from_url(pair.url, max_queue_length=1, **options) as wb:
+        with ThreadPoolExecutor(1) as thread:
+            call = thread.submit(wb.increment, "t", 1, {"n": 1}, durability="replicated", wait=20)
+            wait_until(lambda: is_there(pair.on_primary))
+            pair.on_primary.flushall()
+            pair.on_primary.lpush("db:write:queue", "of others")
+            with pytest.raises(DurabilityNotReached, match="lost its history") as caught:
+                call.result(30)
+        assert isinstance(caught.value.receipt, Receipt)
+        assert pair.on_primary.lrange("db:write:queue", 0, -1) == [b"of others"]
 
 
 # Fsynced.

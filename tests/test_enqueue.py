@@ -580,7 +580,7 @@ def test_writes_go_on_after_one_whose_outcome_is_unknown(
 def test_a_call_that_arrives_late_is_neither_lost_nor_in_the_way_of_the_next(
     behind: Callable[..., WriteBehind], proxy: Proxy, wb: WriteBehind
 ) -> None:
-    mine = behind(retry=Retry(NoBackoff(), 0), socket_timeout=0.1)
+    mine = behind(retry=Retry(NoBackoff(), 0), socket_timeout=0.7)
     mine.put("t", 1, {"n": 0})
     proxy.pause()
     with pytest.raises(RedisUnavailable):
@@ -699,13 +699,13 @@ def test_every_call_says_that_redis_is_down_chained_to_the_reason(
 def test_a_silent_redis_is_given_up_after_the_timeout(
     behind: Callable[..., WriteBehind], proxy: Proxy
 ) -> None:
-    wb = behind(retry=Retry(NoBackoff(), 0), socket_timeout=0.1)
+    wb = behind(retry=Retry(NoBackoff(), 0), socket_timeout=0.7)
     wb.put("t", 1, {})
     proxy.pause()
     started = time.monotonic()
     with pytest.raises(RedisUnavailable):
         wb.put("t", 1, {})
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5
     proxy.resume()
 
 

@@ -243,7 +243,7 @@ def test_a_write_that_takes_too_long_is_named_and_given_up_after_the_hold_time(
     load.add(10)
     slow = load.wb.put("users", 100, {"name": "x"})
     load.add(10)
-    with RunningWorker(**account.options, statement_timeout_s=0.2, hold_timeout_s=0.5) as worker:
+    with RunningWorker(**account.options, statement_timeout_s=0.5, hold_timeout_s=1.0) as worker:
         assert "public.users" in wait_until(lambda: worker.facts["held"])
         with pytest.raises(WriteRejected) as rejected:
             slow.wait(20)

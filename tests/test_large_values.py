@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.support.clients import Make, clients_of
+from tests.support.part import drawn, sampled
 from tests.support.rows import Rows
 from tests.support.workers import RunningWorker
 
@@ -215,6 +216,7 @@ _steps = st.lists(
 )
 
 
+@sampled
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_row_by_any_steps_is_what_postgres_has(
     client: Make, rows: Rows, docs: Any, options: dict[str, Any], kind: Compression
@@ -223,7 +225,7 @@ def test_any_row_by_any_steps_is_what_postgres_has(
     writers = {above: client(compress_above=above, compression=kind) for above in (0, 10, 300, None)}
     reader, ids = writers[None], iter(range(10**6))
 
-    @settings(max_examples=25, suppress_health_check=list(HealthCheck))
+    @settings(drawn(25), suppress_health_check=list(HealthCheck))
     @given(st.lists(_steps, min_size=1, max_size=6))
     def check(many: list[Any]) -> None:
         expected: dict[int, dict[str, Any]] = {}

@@ -357,7 +357,9 @@ def test_an_increment_by_what_is_no_number_is_refused(delta: object) -> None:
         raw_message("increment", 1, {"n": delta})
 
 
-@pytest.mark.parametrize("delta", [0, -3, 10**30, 0.5, Decimal("0.10"), Level.LOW, Measured(2.5)], ids=repr)
+@pytest.mark.parametrize(
+    "delta", [0, -3, 10**30, 0.5, Decimal("0.10"), Decimal("1E+400"), Level.LOW, Measured(2.5)], ids=repr
+)
 def test_an_increment_by_any_number_is_written(delta: Any) -> None:
     assert message("increment", 1, {"n": delta})["data"]["n"] == delta
 

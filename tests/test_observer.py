@@ -139,12 +139,17 @@ def test_a_load_that_is_cancelled(redis_url: str, queue: str) -> None:
 
     async def job() -> None:
         async with AsyncWriteBehind.from_url(redis_url, queue=queue, observer=heard) as wb:
+            loading = asyncio.Event()
 
             async def hang(id: int) -> Any:
+                loading.set()
                 await asyncio.sleep(60)
 
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(wb.get(f"{queue}:t", 1, hang), 0.3)
+            task = asyncio.create_task(wb.get(f"{queue}:t", 1, hang))
+            await loading.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
 
     asyncio.run(job())
     assert heard.take()[1] == ("loaded", f"{queue}:t", "CancelledError")
@@ -174,6 +179,7 @@ def test_a_wait_for_another_reader_s_load(clients: EitherClient, connect: Connec
 
     def slow(id: int) -> Any:
         loading.set()
+        wait_until(lambda: heard.events)
         time.sleep(0.3)
         return {"id": id}
 

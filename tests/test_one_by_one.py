@@ -14,6 +14,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
+from tests.support.part import drawn, sampled
 from tests.test_bad_writes import Target
 
 from writebehind_worker.postgres import connect
@@ -84,6 +85,7 @@ row_items = st.one_of(
 )
 
 
+@sampled
 def test_unique_values_and_sums_pass_from_write_to_write_and_no_good_one_is_refused(
     target: Target, pg: Pg
 ) -> None:
@@ -91,7 +93,7 @@ def test_unique_values_and_sums_pass_from_write_to_write_and_no_good_one_is_refu
         pg.execute(f"CREATE SCHEMA {schema}".encode())
         pg.execute(ROWS.format(schema).encode())
 
-    @settings(max_examples=150, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+    @settings(drawn(150), phases=[Phase.explicit, Phase.reuse, Phase.generate])
     @given(st.lists(row_items, max_size=5), st.lists(row_items, min_size=2, max_size=12))
     def check(before: list[Item], items: list[Item]) -> None:
         pg.execute("TRUNCATE batched.rows, singly.rows")
@@ -152,13 +154,14 @@ never_right: st.SearchStrategy[Item] = st.sampled_from(
 )
 
 
+@sampled
 def test_rows_that_reference_each_other_land_in_any_order_and_bad_ones_cost_only_themselves(
     target: Target, pg: Pg
 ) -> None:
     pg.execute("CREATE SCHEMA batched")
     pg.execute(GRAPH.format("batched").encode())
 
-    @settings(max_examples=150, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+    @settings(drawn(150), phases=[Phase.explicit, Phase.reuse, Phase.generate])
     @given(graphs(), st.lists(st.tuples(st.integers(0, 20), never_right), max_size=4))
     def check(items: list[Item], bad: list[tuple[int, Item]]) -> None:
         pg.execute("TRUNCATE batched.nodes, batched.edges, batched.marks")

@@ -76,7 +76,7 @@ def test_each_row_that_waits_has_a_time_of_its_own(
     with psycopg.connect(postgres_url) as a, psycopg.connect(postgres_url) as b:
         a.execute("SELECT FROM users WHERE id = 100 FOR UPDATE")
         b.execute("SELECT FROM users WHERE id = 101 FOR UPDATE")
-        with RunningWorker(**options, lock_timeout_s=0.1, hold_timeout_s=2.0):
+        with RunningWorker(**options, lock_timeout_s=0.1, hold_timeout_s=3.0):
             waiting = wait_until(lambda: load.ledger("waiting_for"))
             assert "1 rows more" in waiting  # both are found by one attempt
             b.rollback()

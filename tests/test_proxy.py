@@ -67,7 +67,7 @@ def test_a_paused_connection_says_nothing_until_resumed(
     proxy: Proxy, redis_url: str, redis_client: redis.Redis, queue: str
 ) -> None:
     url = proxied_url(redis_url, proxy.port)
-    with redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_timeout=0.2) as client:
+    with redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_timeout=0.7) as client:
         client.ping()
         proxy.pause()
         with pytest.raises(redis.TimeoutError):

@@ -234,7 +234,7 @@ def test_wait_gives_up_after_its_time(wb: WriteBehind) -> None:
         started = time.monotonic()
         with pytest.raises(FlushTimeout, match=r"0\.05 s"):
             wait(0.05)
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 5
         with pytest.raises(FlushTimeout):
             wait(0)
     assert receipt.is_durable() is False

@@ -175,9 +175,9 @@ def test_an_idle_owner_notices_a_silent_postgres(
 
 
 def test_each_statement_has_its_own_time_to_be_answered(postgres_url: str) -> None:
-    with postgres.connect(postgres_url, reply_timeout_s=0.5) as conn:
-        for _ in range(3):
-            conn.execute("SELECT pg_sleep(0.3)")
+    with postgres.connect(postgres_url, reply_timeout_s=1.5) as conn:
+        for _ in range(2):
+            conn.execute("SELECT pg_sleep(0.8)")
         with pytest.raises(postgres.NoReply, match="has not answered for"):
             conn.execute("SELECT pg_sleep(60)")
         assert postgres.is_broken(conn)

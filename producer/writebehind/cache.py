@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
 from .entry import Entry, read_entry, read_look, row_decoder
-from .errors import FlushTimeout
+from .errors import FlushTimeout, InvalidLoad, InvalidWrite
 from .keys import QueueKeys
 from .loaded import by_id
 from .message import MAX_COLUMNS, Id, cache_fields, encode_row
@@ -314,7 +314,10 @@ class RowCache:
     def _loaded(self, table: str, loaded: Mapping[str, Any] | None) -> tuple[Row | None, dict[str, bytes]]:
         if loaded is None:
             return None, {}
-        columns = self._encode(table, loaded)
+        try:
+            columns = self._encode(table, loaded)
+        except InvalidWrite as error:
+            raise InvalidLoad(f"the loader returned what cannot be cached: {error}") from error
         return self._row(columns), columns
 
     def _await_applied(self, table: str, keys: QueueKeys, seq: int, deadline: float) -> Steps[None]:

@@ -2,7 +2,8 @@
 
 WAIT and WAITAOF are about what their own connection wrote last, so that they go in one pipeline with the
 write. If redis-py sends that again over another connection, the script writes once more what it has written
-for the session, harmlessly, so that there is something to wait for.
+for the session, harmlessly, so that there is something to wait for. A long wait is made of short ones, each
+with a script that does just that.
 """
 
 from __future__ import annotations
@@ -25,8 +26,12 @@ committed: it is in Postgres."""
 
 R = TypeVar("R", bound=AnyReceipt)
 
+_AWAY_S = 0.05
 _SLICE_S = 1.0  # of a long wait in Redis: the connection must not seem dead meanwhile
 _QUEUED = "the write is accepted and queued"
+_LOST = "does not have it, or has lost its history: it may be lost, unless it is in Postgres by now"
+_CONFIRM = Script("writebehind", "confirm")
+_seen: set[str] = set()  # scripts that a server has: where it lacks one, WAIT would wait in vain first
 _NOT_ACCEPTED = (b"full", b"stale", b"changed", b"moved")
 
 
@@ -95,29 +100,38 @@ def send_safely(
     Raises as the script does, unless it is known by then that the writes are accepted.
     """
     deadline = time.monotonic() + wanted.timeout
-    accepted: Sequence[bytes] | None = None
     longest = min(_SLICE_S, socket_timeout / 2 if socket_timeout else _SLICE_S)
-    run = script.command(keys, args)
-    while True:
-        left = deadline - time.monotonic()
-        milliseconds = max(1, int(min(left, longest) * 1000))  # 0 would mean for ever
-        try:
-            reply, done = yield Pipeline([run, _wait(wanted, milliseconds)], keeps_errors=True)
-        except (RedisError, OSError) as error:
-            reply = error
-        if isinstance(reply, NoScriptError):
-            run = script.whole_command(keys, args)
-            continue
-        if isinstance(reply, Exception):
-            if accepted is None:
-                raise reply
-            return Sent(accepted, f"{_QUEUED}; whether it is {wanted.level} is not known: {reply}")
-        if reply[0] in _NOT_ACCEPTED or _is_reached(wanted, done):
-            return Sent(reply, None)
+
+    def with_wait(run: Sequence[Argument]) -> Pipeline:
+        milliseconds = max(1, int(min(deadline - time.monotonic(), longest) * 1000))  # 0 would mean for ever
+        return Pipeline([run, _wait(wanted, milliseconds)], keeps_errors=True)
+
+    run = script.command(keys, args) if script.sha in _seen else script.whole_command(keys, args)
+    reply, done = yield with_wait(run)
+    if isinstance(reply, NoScriptError):
+        reply, done = yield with_wait(script.whole_command(keys, args))
+    if isinstance(reply, Exception):
+        raise reply
+    _seen.add(script.sha)
+    if reply[0] in _NOT_ACCEPTED:
+        return Sent(reply, None)
+    # Not the script again: to a server that knows nothing of the call it would be another write.
+    confirm = _CONFIRM.whole_command([keys[2]], args[:2])
+    pause_s = 0.0
+    while not _is_reached(wanted, done):
         if isinstance(done, Exception) or time.monotonic() >= deadline:
             return Sent(reply, _why(wanted, done))
-        accepted = reply
-        yield Pause(0)  # who has been cancelled meanwhile ends here
+        yield Pause(pause_s)  # who has been cancelled meanwhile ends here
+        pause_s = 0.0
+        try:
+            is_known, done = yield with_wait(confirm)
+        except (RedisError, OSError) as error:  # it may be there again in time
+            is_known, pause_s = error, _AWAY_S
+        if isinstance(is_known, Exception) and (not pause_s or time.monotonic() >= deadline):
+            return Sent(reply, f"{_QUEUED}; whether it is {wanted.level} is not known: {is_known}")
+        if not is_known:
+            return Sent(reply, f"the write was accepted, but the server that answers now {_LOST}")
+    return Sent(reply, None)
 
 
 def assured(

@@ -32,10 +32,12 @@ if TYPE_CHECKING:
 class WriteBehindError(Exception):
     """Base class of all errors of this library.
 
-    ``receipt`` is that of an accepted write whose call raised this instead of returning it.
+    ``receipt`` is that of an accepted write whose call raised this instead of returning it, ``token`` that of
+    a login session that it has made.
     """
 
     receipt: AnyReceipt | None = None
+    token: str | None = None
 
 
 class InvalidWrite(WriteBehindError, ValueError):

@@ -85,7 +85,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, enum.Enum):
         return plain(value.value)
     if isinstance(value, float | Decimal):
-        if not math.isfinite(value):
+        if not (value.is_finite() if isinstance(value, Decimal) else math.isfinite(value)):
             raise ValueError(f"{value} is no JSON number")
         return float(value) if isinstance(value, float) else Decimal(value)
     if isinstance(value, Mapping):
@@ -146,8 +146,10 @@ def make_write(op: Op, table: str, id: Id, data: Mapping[str, Any] | None) -> Wr
 
 def row_key(table: str, id: Id) -> str | dict[str, str]:
     """The ``key`` that a write to the row has, validated as there: a look at a row needs no more of it."""
-    if _known.get(table) is not None and (
-        (type(id) is int and -(1 << 63) <= id < 1 << 63) or (type(id) is str and id and id.isascii())
+    if (
+        type(table) is str
+        and table in _known
+        and ((type(id) is int and -(1 << 63) <= id < 1 << 63) or (type(id) is str and id and id.isascii()))
     ):
         return str(id)  # saves 2 of 3 µs
     return make_write("delete", table, id, None).key
@@ -155,6 +157,9 @@ def row_key(table: str, id: Id) -> str | dict[str, str]:
 
 def encode_row(table: str, row: Mapping[str, Any]) -> dict[str, bytes]:
     """Column → JSON text of a row. Raises :class:`InvalidWrite` for a value JSON cannot carry."""
+    if not isinstance(row, Mapping):
+        hint = "; psycopg gives them by row_factory=dict_row" if isinstance(row, tuple) else ""
+        raise InvalidWrite(f"{table}: a row must map column → value, not {type(row).__name__}{hint}")
     columns: dict[str, bytes] = {}
     for name, value in row.items():
         column = _known.get(name) or _name(f"{table}: column", name)

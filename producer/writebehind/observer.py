@@ -66,9 +66,9 @@ class Observer:
         """A write was accepted: bytes of its message, without its ``seq``; of a batch, each write."""
 
     def write_failed(self, table: str, op: Op, error: Exception) -> None:
-        """A write was sent and refused, or its outcome is not known: what the call raises.
+        """A write was refused, or is too large, or its outcome is not known: what the call raises.
 
-        Of a batch, each write. Arguments that no write can be made of are not told.
+        Of a batch, each write. Other arguments that no write can be made of are not told.
         """
 
 

@@ -7,7 +7,7 @@ import datetime as dt
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec
 
 from .batch import MAX_BATCH
@@ -110,7 +110,8 @@ class SessionCore(Generic[R]):
         now, applied = yield from self._moment(token)
         own = {"user_id": user, "created_at": now, "expires_at": self._lifetime.end(now, now)}
         write = self._write("put", token, {**fields, **own})
-        yield from self._safely([write], "", user, str(write.key), applied)
+        with _told(token):
+            yield from self._safely([write], "", user, str(write.key), applied)
         return token
 
     @_call
@@ -159,7 +160,7 @@ class SessionCore(Generic[R]):
                     columns["id"] = write.id_json
                 moved = Write("put", write.table, write.id_json, write.key, columns)
                 _, applied = yield from self._moment(new)
-                with suppress(EntryChanged, ShardMoved):
+                with suppress(EntryChanged, ShardMoved), _told(new):
                     yield from self._safely(
                         [self._write("delete", token, None), moved],
                         str(found.seq),
@@ -370,6 +371,16 @@ class SessionCore(Generic[R]):
             f"{self._table}: the session could not be written within {self._timeout} s: something else "
             "writes to its cache key, or all sessions of its user are being revoked"
         )
+
+
+@contextmanager
+def _told(token: str) -> Iterator[None]:
+    """Whoever hears that a session is not as safe as was wanted hears its token: it has been made."""
+    try:
+        yield
+    except (DurabilityNotReached, FlushTimeout, OutcomeUnknown) as error:
+        error.token = token
+        raise
 
 
 def _utc(clock: tuple[Any, Any]) -> dt.datetime:

@@ -40,7 +40,8 @@ class SessionStore:
 
     Every call may raise RedisRefused or RedisUnavailable, and what ``load`` raises. One that writes may raise
     QueueFull or RedisFull; then nothing has been written. Where the client has a ``durability``, it may raise
-    DurabilityNotReached, FlushTimeout or WriteRejected, as the client's writes do; then it has been written.
+    DurabilityNotReached, FlushTimeout, WriteRejected or OutcomeUnknown, as the client's writes do. Then Redis
+    has accepted it, and readers see it; the error's ``token`` is that of a session that was made.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class SessionStore:
         Raises:
             InvalidWrite: no user, a column of the store's own, a value that JSON cannot carry.
             RedisUnavailable: Redis may have accepted the session; nobody knows its token.
+            DurabilityNotReached, FlushTimeout: the session is there, and ``error.token`` is its token.
         """
         return self._carrier.run(self._core.create(user_id, fields or {}))
 
@@ -106,6 +108,7 @@ class SessionStore:
         Raises:
             SessionEnded: there is no such session.
             RedisUnavailable: the old token may be worth nothing already; the user may have to log in again.
+            DurabilityNotReached, FlushTimeout: it is worth nothing now, and ``error.token`` is the new one.
         """
         return self._carrier.run(self._core.rotate(token))
 

@@ -76,12 +76,12 @@ class CrashingWorker:
         self._process.kill()
         self._process.join(10)
 
-    def wait_for_end(self, timeout: float = 15) -> int | None:
+    def wait_for_end(self, timeout: float = 40) -> int | None:
         """Its exit code; ``None`` if it still runs."""
         self._process.join(timeout)
         return self._process.exitcode
 
-    def wait_for_pause(self, timeout: float = 15) -> None:
+    def wait_for_pause(self, timeout: float = 40) -> None:
         """Until it has come to its point."""
         self.wait_for_log(_ARRIVED, timeout)
 
@@ -90,7 +90,7 @@ class CrashingWorker:
         assert self._process.pid is not None
         os.kill(self._process.pid, signal.SIGCONT)
 
-    def wait_for_log(self, text: str, timeout: float = 15) -> None:
+    def wait_for_log(self, text: str, timeout: float = 40) -> None:
         """Until it has logged ``text``."""
         try:
             wait_until(lambda: text in Path(self._log.name).read_text(), timeout)
@@ -98,7 +98,7 @@ class CrashingWorker:
             log = Path(self._log.name).read_text()
             raise AssertionError(f"no {text!r} in the log: {error}\n{log}") from None
 
-    def wait_for_death(self, timeout: float = 15) -> None:
+    def wait_for_death(self, timeout: float = 40) -> None:
         """Until it has been killed at its point; AssertionError with its log if it was not."""
         self._process.join(timeout)
         if self._process.exitcode != -signal.SIGKILL:

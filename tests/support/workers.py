@@ -54,7 +54,7 @@ class RunningWorker:
     def start(self) -> None:
         self._thread.start()
 
-    def wait_for_role(self, role: str, timeout: float = 10) -> dict[str, Any]:
+    def wait_for_role(self, role: str, timeout: float = 30) -> dict[str, Any]:
         """The state's facts once it has this role."""
         wait_until(lambda: self.facts["role"] == role, timeout, message=f"the worker was not {role}")
         return self.facts
@@ -144,7 +144,7 @@ class WorkerProcess:
         """Asks it to stop."""
         self.process.send_signal(number)
 
-    def wait(self, timeout: float = 15) -> int:
+    def wait(self, timeout: float = 40) -> int:
         """Its exit code; negative for the signal that ended it."""
         try:
             return self.process.wait(timeout)
@@ -162,7 +162,7 @@ class WorkerProcess:
         lines = [line for line in self.log.splitlines() if line.startswith("{") and line.endswith("}")]
         return [event for event in map(json.loads, lines) if event["event"] == name]
 
-    def wait_for_event(self, name: str, count: int = 1, timeout: float = 15) -> dict[str, Any]:
+    def wait_for_event(self, name: str, count: int = 1, timeout: float = 40) -> dict[str, Any]:
         """The ``count``-th such log line, once it is there."""
         try:
             wait_until(lambda: len(self.events(name)) >= count, timeout)
@@ -237,7 +237,7 @@ class Workload:
         """Items waiting, and frozen batches."""
         return self.redis.llen(self.keys.queue) + self.redis.llen(self.keys.inflight)
 
-    def wait_until_done(self, timeout: float = 20) -> None:
+    def wait_until_done(self, timeout: float = 40) -> None:
         """Until nothing waits and nothing is frozen."""
         wait_until(lambda: self.pending == 0, timeout, message="the queue was not drained")
 

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 def wait_until(
     condition: Callable[[], T],
-    timeout: float = 10,
+    timeout: float = 30,
     interval: float = 0.01,
     message: str = "the condition did not come true",
 ) -> T:
