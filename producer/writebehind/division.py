@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
 
 from .enqueue import Enqueue
 from .errors import RedisRefused, ShardsDiffer
 from .keys import QueueKeys
 from .pauses import pauses
 from .route import shard_of
-from .shards import Layout, read_layout, shard_keys, stamp
+from .shards import LAYOUT_FIELDS, Layout, read_layout, shard_keys, stamp
 from .steps import Command, Pause, Steps
 from .translate import redis_errors_as_ours
 
@@ -67,8 +66,8 @@ class Division:
         deadline = time.monotonic() + _CLOSED_FOR_S
         for pause in pauses():
             with redis_errors_as_ours("shards"):
-                fields: Any = yield Command(("HGETALL", self._keys.layout))
-            layout = read_layout(fields)
+                values = yield Command(("HMGET", self._keys.layout, *LAYOUT_FIELDS))
+            layout = read_layout(values)
             if layout.closing is None:
                 if self._told is not None and layout.shards != self._told:
                     raise ShardsDiffer(self._keys.queue, self._told, layout.shards)

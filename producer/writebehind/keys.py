@@ -112,6 +112,11 @@ class QueueKeys:
         return self._own("layout")
 
     @property
+    def fleet(self) -> str:
+        """Sorted set: the workers of a queue with shards → until when they are there, ms of server time."""
+        return self._own("fleet")
+
+    @property
     def fence(self) -> str:
         """String: the fencing token last given out, of all locks together."""
         return self._own("fence")

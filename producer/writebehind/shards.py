@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .keys import QueueKeys
@@ -23,16 +23,15 @@ class Layout:
     closing: int | None = None
     draining: int | None = None
 
-    def fields(self) -> dict[str, int]:
-        """As the hash in Redis has it."""
-        named = {"shards": self.shards, "closing": self.closing, "draining": self.draining}
-        return {name: number for name, number in named.items() if number is not None}
+
+LAYOUT_FIELDS = ("shards", "closing", "draining")
+"""Of the hash in Redis that says it."""
 
 
-def read_layout(fields: Mapping[bytes, bytes]) -> Layout:
-    """What the hash says; one shard where there is none. Raises ``ValueError`` for what is no layout."""
-    found = {name: fields.get(name.encode()) for name in ("shards", "closing", "draining")}
-    numbers = {name: int(text) for name, text in found.items() if text is not None}
+def read_layout(values: Sequence[bytes | None]) -> Layout:
+    """What those fields say; one shard where there is none. Raises ``ValueError`` for what is no layout."""
+    found = zip(LAYOUT_FIELDS, values, strict=True)
+    numbers = {name: int(text) for name, text in found if text is not None}
     if bad := [n for n in numbers.values() if not 1 <= n <= MAX_SHARDS]:
         raise ValueError(f"{bad[0]} is no number of shards")
     return Layout(**{"shards": 1, **numbers})

@@ -127,6 +127,7 @@ for command in (
     healthcheck,
     pause_command,
     resume_command,
+    reshard_command,
     top,
     verify_command,
 ):

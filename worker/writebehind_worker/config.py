@@ -15,6 +15,7 @@ from psycopg.conninfo import conninfo_to_dict, timeout_from_conninfo
 from redis import ConnectionPool
 
 from writebehind.keys import DEFAULT_QUEUE
+from writebehind.shards import MAX_SHARDS
 
 from .errors import ConfigError
 
@@ -114,6 +115,9 @@ class Config:
         secret=True,
     )
     queue: str = _option(DEFAULT_QUEUE, "Redis list that the producers push to.")
+    shards: int = _option(
+        0, "Shards that the queue must have; 0: as many as Redis says.", low=0, high=MAX_SHARDS
+    )
     batch_size: int = _option(5000, "Writes taken in one batch, at most.", low=1, high=100_000)
     batch_bytes: int = _option(
         8 * _MIB, "Bytes of messages taken in one batch, at most.", low=1024, high=256 * _MIB

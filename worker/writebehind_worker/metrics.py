@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from .figures import MOST_REASONS, Backlog, DeadLetters, Figures
+from .figures import MOST_REASONS, Backlog, DeadLetters, Figures, summed
 from .redis_figures import RedisFigures
 from .version import installed_version
 
@@ -44,8 +44,9 @@ class Metrics:
     ``queue`` becomes a label of everything that `text` shows.
     """
 
-    def __init__(self, queue: str = "") -> None:
+    def __init__(self, queue: str = "", *, is_part: bool = False) -> None:
         self.queue = queue
+        self._parts: dict[str, Metrics] = {}
         self._figures = Figures()
         self._lock = threading.Lock()
         self.registry = CollectorRegistry()
@@ -60,8 +61,9 @@ class Metrics:
         self.registry.register(self._redis_figures)
         self._count()
         self._measure()
-        self._identify()
-        ProcessCollector(registry=self.registry)  # CPU, memory, open files; on Linux only
+        self._identify(is_part)
+        if not is_part:
+            ProcessCollector(registry=self.registry)  # CPU, memory, open files; on Linux only
 
     def _count(self) -> None:
         def counter(name: str, help: str, *labels: str) -> Counter:
@@ -135,12 +137,21 @@ class Metrics:
         for risk in get_args(RedisRisk):
             self._risk.labels(risk)
 
-    def _identify(self) -> None:
+    def part(self, queue: str) -> Metrics:
+        """Those of a shard, by the name of its queue. They stay when another worker serves it."""
+        with self._lock:
+            if queue not in self._parts:
+                self._parts[queue] = Metrics(queue, is_part=True)
+            return self._parts[queue]
+
+    def _identify(self, is_part: bool) -> None:
         self._epoch = Gauge(
             "writebehind_epoch",
             "Fencing epoch of this worker's last ownership, higher with each owner; 0: it has owned nothing.",
             registry=self.registry,
         )
+        if is_part:
+            return
         build = Gauge(
             "writebehind_build_info", "1, with the version that runs.", ["version"], registry=self.registry
         )
@@ -148,12 +159,21 @@ class Metrics:
 
     def text(self) -> bytes:
         """All of it in Prometheus' text format, each sample with the label ``queue``."""
-        return generate_latest(_Labelled(self.registry, self.queue))
+        return generate_latest(_Together([_Labelled(m.registry, m.queue) for m in self._all()]))
 
     def figures(self) -> Figures:
         """The same, few and unlabelled, for the screens."""
+        found = [m._own_figures() for m in self._all()]
+        return found[0] if len(found) == 1 else summed(found)
+
+    def _own_figures(self) -> Figures:
         with self._lock:
             return replace(self._figures, lag=self._lag.counts())
+
+    def _all(self) -> list[Metrics]:
+        """These, and those of the shards."""
+        with self._lock:
+            return [self, *self._parts.values()]
 
     def flushed(self, table: str, outcome: Outcome, writes: int) -> None:
         """So many messages for ``table`` were applied, rejected, not applied after a Redis rollback, or
@@ -290,6 +310,24 @@ class _Labelled(CollectorRegistry):
         for metric in self._of.collect():
             metric.samples = [s._replace(labels=self._own | s.labels) for s in metric.samples]
             yield metric
+
+
+class _Together(CollectorRegistry):
+    """Several registries as one: each metric once, with the samples of all."""
+
+    def __init__(self, those: Sequence[_Labelled]) -> None:
+        super().__init__()
+        self._those = those
+
+    def collect(self) -> Iterator[Metric]:
+        found: dict[str, Metric] = {}
+        for registry in self._those:
+            for metric in registry.collect():
+                if metric.name in found:
+                    found[metric.name].samples += metric.samples
+                else:
+                    found[metric.name] = metric
+        yield from found.values()
 
 
 class _Bounded:

@@ -51,10 +51,14 @@ _RAW_TAIL = -1  # claim.lua: the oldest item does not tell its age
 
 
 class OwnedQueue:
-    """The owner's view. For two threads: one that claims, and one that settles and acknowledges."""
+    """The owner's view. For two threads: one that claims, and one that settles and acknowledges.
 
-    def __init__(self, link: RedisLink, keys: QueueKeys, token: str) -> None:
+    ``channel``: where changes are told, if not beside the queue's own keys.
+    """
+
+    def __init__(self, link: RedisLink, keys: QueueKeys, token: str, channel: str | None = None) -> None:
         self._link, self._client, self._keys, self._token = link, link.client, keys, token
+        self._channel = channel or keys.changes
         self._connections = 0
         self._turn = threading.Lock()  # what a script is told of our beliefs is so until it has answered
         self._epoch = 0
@@ -170,6 +174,8 @@ class OwnedQueue:
             raise OwnershipLost("the connection to Redis was renewed: another server may answer now")
         if status == b"paused":
             return read_pause(rest[0])
+        if status == b"held":
+            return Pause(0, rest[0].decode(errors="replace"), "reshard")
         if status == b"wait":
             return self._wait(int(rest[0]), write_delay_s)
         self._raw_since = None
@@ -230,7 +236,7 @@ class OwnedQueue:
         refused: list[ResponseError] = []
         for i in range(0, len(messages), _PUBLISHED_AT_ONCE):
             those = messages[i : i + _PUBLISHED_AT_ONCE]
-            for reply in self._at_once(*(("PUBLISH", self._keys.changes, message) for message in those)):
+            for reply in self._at_once(*(("PUBLISH", self._channel, message) for message in those)):
                 if isinstance(reply, ResponseError):
                     refused.append(reply)
                 elif isinstance(reply, Exception):

@@ -20,13 +20,14 @@ _POLL_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """``since_s``: Unix time by Redis' clock, 0 where it is not known."""
+    """``since_s``: Unix time by Redis' clock, 0 where it is not known. ``by``: who or what."""
 
     since_s: float
     reason: str
+    by: str = "an operator"
 
     def __str__(self) -> str:
-        return f"paused by an operator: {self.reason}"
+        return f"paused by {self.by}: {self.reason}"
 
 
 def read_pause(value: bytes) -> Pause:

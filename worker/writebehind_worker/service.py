@@ -9,11 +9,12 @@ from .config import Config, one_line
 from .course import Course
 from .endpoint import Endpoint
 from .errors import FatalError
+from .fleet import Fleet
 from .log import configure_logging, get_logger
 from .metrics import Metrics
 from .notify import Reporter, ServiceManager
 from .state import WorkerState
-from .worker import Worker, stall_after_s
+from .worker import stall_after_s
 
 _STOP_MARGIN_S = 10.0  # beyond stop_timeout: closing connections
 
@@ -119,7 +120,7 @@ class Service:
     def _work(self) -> None:
         config = self._config
         metrics = self._figures_of(config.queue).metrics
-        Worker(config, self._state, metrics, get_logger()).run(self._end, self._stop)
+        Fleet(config, self._state, metrics, get_logger()).run(self._end, self._stop)
 
     def _take_next(self) -> None:
         with self._turn:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 Role = Literal["starting", "standby", "owner", "stopping"]
@@ -42,6 +42,19 @@ class WorkerState:
                 "paused": None,
             }
             self._since = dict.fromkeys(self._facts, self._clock())
+            self._parts: dict[str, WorkerState] = {}
+
+    def part(self, name: str) -> WorkerState:
+        """That of one of several workers of this process: from now on what is told is about all of them."""
+        made = WorkerState(self._stall_after_s, self._clock)
+        with self._lock:
+            self._parts = {**self._parts, name: made}
+        return made
+
+    def drop_part(self, name: str) -> None:
+        """It has ended."""
+        with self._lock:
+            self._parts = {n: part for n, part in self._parts.items() if n != name}
 
     def redis_is(self, up: bool, reason: str | None = None) -> bool:
         """Redis answers, or does not and why. A new reason alone is no change."""
@@ -90,7 +103,8 @@ class WorkerState:
     def facts(self) -> dict[str, Any]:
         """A copy of all there is to know."""
         with self._lock:
-            return dict(self._facts)
+            facts, parts = dict(self._facts), self._parts
+        return facts if not parts or facts["role"] == "stopping" else _of_all(facts, parts)
 
     def for_s(self, fact: str) -> float:
         """For how many seconds it has been so; of a server, of its answering and not of the reason."""
@@ -100,7 +114,10 @@ class WorkerState:
     def health(self) -> tuple[bool, dict[str, Any]]:
         """False if a part has not come round for ``stall_after_s``: only a restart can help then."""
         with self._lock:
-            part, since = min(self._progress.items(), key=lambda item: item[1])
+            progress = dict(self._progress)
+            for name, worker in self._parts.items():
+                progress |= {f"{part} of {name}": since for part, since in worker._progress.copy().items()}
+            part, since = min(progress.items(), key=lambda item: item[1])
             idle_s = self._clock() - since
             alive = idle_s <= self._stall_after_s
         return alive, {"ok": alive, "since_progress_s": round(idle_s, 3)} | (
@@ -136,3 +153,20 @@ class WorkerState:
         self._facts.update(facts)
         self._since.update(dict.fromkeys(changed, self._clock()))
         return bool(changed)
+
+
+def _of_all(own: Mapping[str, Any], parts: Mapping[str, WorkerState]) -> dict[str, Any]:
+    """What is so of the process: the first trouble that a part has is its trouble."""
+    each = {name: part.facts() for name, part in parts.items()}
+    facts = dict(own)
+    roles = [found["role"] for found in each.values()]
+    facts["role"] = next((role for role in ("owner", "starting") if role in roles), own["role"])
+    for server in ("redis", "postgres"):
+        states = [(found[f"{server}_up"], found[f"{server}_reason"]) for found in (own, *each.values())]
+        known = [state for state in states if state[0] is not None]
+        down = [state for state in known if not state[0]]
+        facts[f"{server}_up"], facts[f"{server}_reason"] = (down or known or states)[0]
+    for trouble in ("held", "breaker", "paused"):
+        told = [f"{name}: {found[trouble]}" for name, found in each.items() if found[trouble] is not None]
+        facts[trouble] = told[0] if told else None
+    return facts

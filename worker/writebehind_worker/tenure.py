@@ -298,7 +298,7 @@ class Tenure:
         if self._state.paused_is(None if pause is None else str(pause)):
             self._metrics.held_is("paused", pause is not None)
             if pause is not None:
-                self._log.warning("queue paused by an operator", reason=pause.reason)
+                self._log.warning(f"queue paused by {pause.by}", reason=pause.reason)
             else:
                 self._log.info("queue resumed")
 

@@ -52,14 +52,23 @@ def stall_after_s(config: Config) -> float:
 
 
 class Worker:
-    """Brings one queue to Postgres. Any number may run on a queue: one owns it, the others stand by."""
+    """Brings one queue to Postgres. Any number may run on a queue: one owns it, the others stand by.
+
+    ``whole``: the keys of the queue that this one is a shard of, where producers look.
+    """
 
     def __init__(
-        self, config: Config, state: WorkerState, metrics: Metrics, log: FilteringBoundLogger
+        self,
+        config: Config,
+        state: WorkerState,
+        metrics: Metrics,
+        log: FilteringBoundLogger,
+        whole: QueueKeys | None = None,
     ) -> None:
         self._config, self._state, self._metrics = config, state, metrics
         self._log = log.bind(queue=config.queue)
         self._keys = QueueKeys(config.queue)
+        self._whole = whole or self._keys
         self._owner = own_name()
         self._token = secrets.token_hex(16)
         self._breaker = Breaker()
@@ -178,7 +187,7 @@ class Worker:
         )
         heart.start()
         try:
-            queue = OwnedQueue(link, self._keys, self._token)
+            queue = OwnedQueue(link, self._keys, self._token, self._whole.changes)
             taken = self._take_over(link, queue, ledger)
             self._tell(taken)
             flusher = self._flusher(conn, ledger, taken, side)
@@ -221,7 +230,7 @@ class Worker:
             lock_timeout_s=c.lock_timeout_s,
             statement_timeout_s=c.statement_timeout_s,
             breaker=self._breaker,
-            publish=partial(publish_tables, side.client, self._keys),
+            publish=partial(publish_tables, side.client, self._whole),
             refuse_newer=c.refuse_newer,
         )
         if unwritable := flusher.catalog.unwritable(c.tables):

@@ -7,7 +7,7 @@
 -- ARGV  1 token   2 epoch   3 frozen batches as the owner believes, comma-separated
 --       4 acked as the owner believes   5 batch id   6 most items   7 most bytes, unpacked: see `weight`
 --       8 write delay, µs: fewer items than (6) wait until the oldest is so old
--- Returns {'lost', why}, {'paused', what the key holds}, {'empty'}, {'wait', µs left} (-1: the oldest does not tell its age)
+-- Returns {'lost', why}, {'paused', what the key holds}, {'held', why: other shards come first}, {'empty'}, {'wait', µs left} (-1: the oldest does not tell its age)
 --         or {'ok', now µs, seq of the clock, items, their bytes}. The items are read by LRANGE, in the same round trip: as a script's
 --         answer they cost Redis a third more.
 
@@ -42,6 +42,8 @@ end
 
 local paused = redis.call('GET', KEYS[8])
 if paused then return {'paused', paused} end
+local state = redis.call('HMGET', KEYS[6], 'seq', 'hold')
+if state[2] then return {'held', state[2]} end
 
 local length = redis.call('LLEN', KEYS[1])
 if length == 0 then return {'empty'} end
@@ -61,7 +63,7 @@ for _, command in ipairs({{'RPUSH', KEYS[7], ''}, {'LTRIM', KEYS[1], 0, 0}, {'RP
   end
 end
 
-local clock = redis.call('HGET', KEYS[6], 'seq') or '0'
+local clock = state[1] or '0'
 local taken, bytes = 0, 0
 local is_large = #redis.call('LINDEX', KEYS[1], -1) > LARGE
 -- A user that was set up for an earlier version may lack LMOVE.

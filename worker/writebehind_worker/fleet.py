@@ -1,0 +1,238 @@
+"""The workers of a queue that has shards: each serves its fair share of them.
+
+Nobody decides for the others. Each says now and then that it is there, hears how many there are, and takes
+free shards up to its share, or lets go of those beyond it: when another has come, or is gone. The lease and
+the epoch of each shard see to it that none is served by two.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import redis
+from redis import Redis
+from structlog.typing import FilteringBoundLogger
+
+from writebehind.keys import QueueKeys
+from writebehind.script import Script
+from writebehind.shards import Layout
+
+from .config import Config, one_line
+from .errors import FatalError
+from .metrics import Metrics
+from .redis_server import RedisLink
+from .resharding import divide, is_unused, layout_of, served, still_draining
+from .share import fair_share, to_begin
+from .state import WorkerState
+from .worker import Worker, stall_after_s
+
+_FLEET = Script("writebehind_worker", "fleet")
+_LONGEST_PERIOD_S = 1.0
+_JOIN_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What Redis says: its time in ms, the layout, and who is there."""
+
+    now_ms: int
+    layout: Layout
+    workers: Sequence[str]
+
+
+class _Serving:
+    """One queue that this process serves, or tries to."""
+
+    def __init__(self, worker: Worker, state: WorkerState, hurry: threading.Event, name: str) -> None:
+        self.state = state
+        self.error: BaseException | None = None
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(worker, hurry), name=name, daemon=True)
+        self._thread.start()
+
+    def _run(self, worker: Worker, hurry: threading.Event) -> None:
+        try:
+            worker.run(self._end, hurry)
+        except BaseException as error:
+            self.error = error
+
+    def end(self) -> None:
+        """Finishes what is frozen, and lets go of the queue."""
+        self._end.set()
+
+    @property
+    def is_ending(self) -> bool:
+        return self._end.is_set()
+
+    @property
+    def has_ended(self) -> bool:
+        return not self._thread.is_alive()
+
+
+class Fleet:
+    """One process of the fleet. A queue that has no shards is served by one worker as ever."""
+
+    def __init__(
+        self, config: Config, state: WorkerState, metrics: Metrics, log: FilteringBoundLogger
+    ) -> None:
+        self._config, self._state, self._metrics = config, state, metrics
+        self._log = log.bind(queue=config.queue)
+        self._keys = QueueKeys(config.queue)
+        self._name = secrets.token_hex(8)
+        self._ttl_ms = int(config.lease_ttl_s * 1000)
+        self._serving: dict[str, _Serving] = {}
+        self._shards = 0  # as seen last
+
+    def run(self, stop: threading.Event, hurry: threading.Event | None = None) -> None:
+        """As :meth:`Worker.run`, for all queues that fall to this process."""
+        period_s = min(self._config.lease_ttl_s / 3, _LONGEST_PERIOD_S)
+        try:
+            with RedisLink(self._config.redis_url) as link:
+                while not stop.is_set():
+                    self._look_after(link.client, hurry or stop)
+                    stop.wait(period_s)
+                self._leave(link.client)
+        finally:
+            self._end_all(hurry or stop)
+        self._raise_what_ended_one()
+
+    def _look_after(self, client: Redis, hurry: threading.Event) -> None:
+        self._raise_what_ended_one()
+        try:
+            self._check(client, layout_of(client, self._keys))
+            view = self._look(client)
+            if view.layout.draining is not None:
+                still_draining(client, self._keys, view.layout)
+            is_alone = view.layout == Layout()
+            free = [] if is_alone else self._free(client, served(self._keys, view.layout), view.now_ms)
+        except redis.RedisError as error:
+            self._redis_is(False, one_line(error))
+            if not self._serving and self._shards == 0:
+                self._serve_alone(hurry)  # it tells what is wrong, and goes on by itself
+            return
+        self._redis_is(True)
+        if is_alone:
+            self._serve_alone(hurry)
+        else:
+            self._share(view, free, hurry)
+
+    def _look(self, client: Redis) -> _View:
+        layout = layout_of(client, self._keys)
+        if layout == Layout():
+            return _View(0, layout, ())
+        ttl_ms = self._ttl_ms if self._is_fit() else 0
+        now_ms, *workers = _FLEET(client, [self._keys.fleet], [self._name, ttl_ms])
+        return _View(int(now_ms), layout, [name.decode() for name in workers])
+
+    def _is_fit(self) -> bool:
+        """Whether the others can count on us: who does not reach Postgres serves no shard."""
+        return all(one.state.facts()["postgres_up"] is not False for one in self._serving.values())
+
+    def _check(self, client: Redis, layout: Layout) -> None:
+        """Raises `FatalError` where there are not as many shards as this worker was told."""
+        told = self._config.shards
+        if not told or told in (layout.shards, layout.closing):
+            return
+        if is_unused(client, self._keys):
+            divide(client, self._keys, told)
+            return
+        raise FatalError(
+            f"queue {self._config.queue!r} has {layout.shards} shards, and this worker was told {told}",
+            f"give it --shards {layout.shards}, or --shards 0 for as many as there are; "
+            f"or run `writebehind reshard {told}`",
+        )
+
+    def _free(self, client: Redis, queues: Sequence[QueueKeys], now_ms: int) -> list[str]:
+        """Those whose lease nobody holds."""
+        with client.pipeline(transaction=False) as pipe:
+            for keys in queues:
+                pipe.get(keys.lease)
+            leases = pipe.execute()
+        return [k.queue for k, lease in zip(queues, leases, strict=True) if _expiry_ms(lease) < now_ms]
+
+    def _serve_alone(self, hurry: threading.Event) -> None:
+        """The only queue: any number of workers stand by."""
+        queue = self._config.queue
+        if self._shards > 1:
+            self._end_those(self._serving)
+            if self._serving:
+                return
+            self._state.begin(stall_after_s(self._config))
+        self._shards = 1
+        if queue not in self._serving:
+            worker = Worker(self._config, self._state, self._metrics, self._log)
+            self._serving[queue] = _Serving(worker, self._state, hurry, "worker")
+
+    def _share(self, view: _View, free: Sequence[str], hurry: threading.Event) -> None:
+        if self._shards == 1:
+            self._end_those(self._serving)
+            if self._serving:
+                return
+            self._state.begin(stall_after_s(self._config))
+        if self._shards != view.layout.shards:
+            self._log.info("serving shards", shards=view.layout.shards)
+            self._shards = view.layout.shards
+        queues = [keys.queue for keys in served(self._keys, view.layout)]
+        self._state.progress()
+        self._end_those(queue for queue in self._serving if queue not in queues)
+        # Who finds that another has the lease was too late: it does not wait for it.
+        self._end_those(q for q, one in self._serving.items() if one.state.facts()["role"] == "standby")
+        share = fair_share(view.workers, self._name, len(queues))
+        mine = [queue for queue, one in self._serving.items() if not one.is_ending]
+        self._end_those(mine[share:])
+        wanted = to_begin(queues, set(free) - self._serving.keys(), view.workers, self._name)
+        for queue in wanted[: max(0, share - len(mine))]:
+            self._begin(queue, hurry)
+        self._state.role_is("standby")  # of the process, where it serves nothing
+
+    def _begin(self, queue: str, hurry: threading.Event) -> None:
+        config = replace(self._config, queue=queue)
+        state = self._state.part(queue)
+        worker = Worker(config, state, self._metrics.part(queue), self._log, self._keys)
+        self._serving[queue] = _Serving(worker, state, hurry, f"worker of {queue}")
+
+    def _end_those(self, queues: Iterable[str]) -> None:
+        """Without waiting for it: takes those away that have ended."""
+        for queue in list(queues):
+            self._serving[queue].end()
+        self._raise_what_ended_one()
+        for queue, one in list(self._serving.items()):
+            if one.is_ending and one.has_ended:
+                del self._serving[queue]
+                self._state.drop_part(queue)
+
+    def _end_all(self, hurry: threading.Event) -> None:
+        self._state.role_is("stopping")
+        for one in self._serving.values():
+            one.end()
+        for one in self._serving.values():
+            while not one.has_ended:
+                time.sleep(_JOIN_S)
+
+    def _leave(self, client: Redis) -> None:
+        """The others need not wait until our word has run out."""
+        try:
+            if self._shards > 1:
+                _FLEET(client, [self._keys.fleet], [self._name, 0])
+        except redis.RedisError as error:
+            self._log.debug("could not say that we leave", error=one_line(error))
+
+    def _raise_what_ended_one(self) -> None:
+        for one in self._serving.values():
+            if one.error is not None:
+                raise one.error
+
+    def _redis_is(self, up: bool, reason: str | None = None) -> None:
+        if self._shards > 1:
+            self._state.redis_is(up, None if reason is None else f"Redis: {reason}")
+            self._state.progress()
+
+
+def _expiry_ms(lease: bytes | None) -> int:
+    """When it ends, by the server's clock; what is no lease has ended."""
+    parts: list[bytes] = (lease or b"").split(b"|")
+    return int(parts[1]) if len(parts) > 1 and parts[1].isdigit() else 0

@@ -1,0 +1,123 @@
+"""Dividing a queue into another number of shards, while it is written to and worked off.
+
+    begin, close  no shard takes a write any more, and producers wait
+    open          the new shards go on from the highest seq of the old ones; nothing of them is claimed (`hold`)
+    switch        producers go to the new shards
+    let go, end   once the old ones are in Postgres: the hold is lifted
+
+So all that a row's old shard has accepted is in Postgres before anything of its new shard is. Each step can
+be made again: whoever is killed half-way, or runs it twice, changes nothing. The last ones are made by the
+workers, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import cast
+
+from redis import Redis
+
+from writebehind.keys import QueueKeys
+from writebehind.script import Script
+from writebehind.shards import LAYOUT_FIELDS, Layout, read_layout, shard_keys, stamp
+
+from .errors import FatalError
+
+_LAYOUT = Script("writebehind_worker", "layout")
+
+
+def layout_of(client: Redis, keys: QueueKeys) -> Layout:
+    """Raises `FatalError` for what is none."""
+    try:
+        return read_layout(cast(list[bytes | None], client.hmget(keys.layout, LAYOUT_FIELDS)))
+    except ValueError as error:
+        raise FatalError(
+            f"{keys.layout} in Redis does not say into how many shards the queue is divided: {error}",
+            "no program of ours writes that: find out what did, and restore it, or ask before you delete it",
+        ) from error
+
+
+def is_unused(client: Redis, keys: QueueKeys) -> bool:
+    """Whether no producer of ours and no worker has ever used the queue, nor anything waits in it."""
+    return not client.exists(keys.clock, keys.queue, keys.epoch, keys.layout)
+
+
+def divide(client: Redis, keys: QueueKeys, shards: int) -> Layout:
+    """Closes the present shards and opens so many; returns the layout, by which the old ones still drain.
+
+    Raises:
+        FatalError: another division is not at its end.
+    """
+    before = layout_of(client, keys)
+    if before.shards == shards and before.closing is None:
+        return before
+    if before.draining is not None:
+        raise FatalError(
+            f"the queue is still being divided: writes of its {before.draining} former shards wait",
+            "let the workers bring them to Postgres (`writebehind drain`), then run it again",
+        )
+    step = _Steps(client, keys, before.shards, shards)
+    if not step("begin"):
+        raise FatalError(
+            f"the queue is being divided into {before.closing} shards",
+            f"run `writebehind reshard {before.closing}` to its end first",
+        )
+    closed = [step("close", one.clock) for one in shard_keys(keys.queue, before.shards)]
+    since = max((int(answer[1]) for answer in closed if answer), default=0)
+    opened = [
+        step("open", one.clock, since=since, name=stamp(number, shards))
+        for number, one in enumerate(shard_keys(keys.queue, shards))
+    ]
+    if not all((*closed, *opened)) or not step("switch", since=since):
+        raise FatalError(
+            "the queue was divided by somebody else meanwhile",
+            "look at `writebehind status`, and run it again",
+        )
+    return layout_of(client, keys)
+
+
+def still_draining(client: Redis, keys: QueueKeys, layout: Layout) -> int:
+    """Writes of former shards that are not in Postgres. When there are none the present ones are let go."""
+    if layout.draining is None:
+        return 0
+    waiting = sum(_waiting(client, one) for one in _former(keys, layout))
+    if waiting == 0:
+        step = _Steps(client, keys, layout.draining, layout.shards)
+        since = int(cast(bytes | None, client.hget(keys.layout, "since")) or 0)
+        for one in shard_keys(keys.queue, layout.shards):
+            step("let go", one.clock, one.applied, since=since)
+        step("end")
+    return waiting
+
+
+def served(keys: QueueKeys, layout: Layout) -> list[QueueKeys]:
+    """What has to be served: the queue itself, to which anybody may push, and the shards, former ones too."""
+    found = {keys.queue: keys}
+    for one in (*shard_keys(keys.queue, layout.shards), *_former(keys, layout)):
+        found.setdefault(one.queue, one)
+    return list(found.values())
+
+
+def _former(keys: QueueKeys, layout: Layout) -> Iterator[QueueKeys]:
+    if layout.draining is not None:
+        yield from shard_keys(keys.queue, layout.draining)
+
+
+class _Steps:
+    """The steps from one number of shards to another; what one returns is empty where it is not its turn."""
+
+    def __init__(self, client: Redis, keys: QueueKeys, before: int, after: int) -> None:
+        self._client, self._layout, self._both = client, keys.layout, (before, after)
+
+    def __call__(self, step: str, *keys: str, since: int = 0, name: str = "") -> list[bytes]:
+        done, *rest = _LAYOUT(self._client, [self._layout, *keys], [step, *self._both, since, name])
+        return [b"done", *rest] if done else []
+
+
+def _waiting(client: Redis, shard: QueueKeys) -> int:
+    """Writes that are not known to be in Postgres."""
+    with client.pipeline(transaction=True) as pipe:
+        pipe.llen(shard.queue)
+        pipe.lrange(shard.inflight, 0, -1)
+        length, batches = pipe.execute()
+    return int(length) + sum(max(1, int(client.llen(shard.processing(int(batch))))) for batch in batches)
