@@ -28,6 +28,7 @@ from .log import configure_logging
 from .notify import ServiceManager
 from .options import OWN_SERVERS, config_options, config_reader
 from .pause_cli import pause_command, resume_command
+from .reshard_cli import reshard_command
 from .signals import Signals
 from .status import read_status, render
 from .top_cli import top

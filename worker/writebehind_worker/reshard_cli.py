@@ -56,6 +56,5 @@ def reshard_command(config: Config, shards: int, timeout_s: float) -> None:
             err=True,
         )
         sys.exit(1)
-    click.echo(
-        f"{config.queue} has {many(layout.shards, 'shard')}; all that was written before is in Postgres."
-    )
+    now = f"{config.queue} has {many(layout.shards, 'shard')}"
+    click.echo(f"{now}; all that the former ones had accepted is in Postgres.")

@@ -1,7 +1,7 @@
 """Dividing a queue into another number of shards, while it is written to and worked off.
 
     begin, close  no shard takes a write any more, and producers wait
-    open          the new shards go on from the highest seq of the old ones; nothing of them is claimed (`hold`)
+    open          the new shards go on from the highest seq of the old ones; none is claimed from (`hold`)
     switch        producers go to the new shards
     let go, end   once the old ones are in Postgres: the hold is lifted
 

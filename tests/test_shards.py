@@ -1,0 +1,278 @@
+"""Shards: each row's writes go to one of them, however many there are, and while that number changes."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import psycopg
+import pytest
+import redis
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.support.fleets import RunningFleet
+
+from writebehind import ShardsDiffer, WriteBehind
+from writebehind.keys import QueueKeys
+from writebehind.route import shard_of
+from writebehind.shards import shard_queues
+from writebehind_worker.errors import FatalError
+from writebehind_worker.resharding import divide, layout_of, still_draining
+from writebehind_worker.share import fair_share
+from writebehind_worker.testing.wait import wait_until
+
+Connect = Callable[..., WriteBehind]
+TABLE = """
+CREATE TABLE rows (id int PRIMARY KEY, v bigint, n bigint);
+CREATE TABLE history (at bigserial PRIMARY KEY, id int, v bigint);
+CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN INSERT INTO history (id, v) VALUES (NEW.id, NEW.v); RETURN NEW; END $$;
+CREATE TRIGGER note AFTER INSERT OR UPDATE ON rows FOR EACH ROW EXECUTE FUNCTION note();
+"""
+
+
+@pytest.fixture
+def rows(pg: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
+    pg.execute(TABLE)
+    return pg
+
+
+@pytest.fixture
+def keys(queue: str) -> QueueKeys:
+    return QueueKeys(queue)
+
+
+# Which shard.
+
+
+@given(st.integers(-(10**30), 10**30), st.integers(2, 1024))
+def test_all_spellings_of_a_number_are_one_row(number: int, shards: int) -> None:
+    spelt = [f"{number}", f" {number:+d} ", f"{number:+032d}", f"{number}.0", f"{number}.000"]
+    assert len({shard_of("t", text, shards) for text in spelt}) == 1
+
+
+@given(st.uuids(), st.integers(2, 1024))
+def test_all_spellings_of_a_uuid_are_one_row(value: Any, shards: int) -> None:
+    spelt = [str(value), str(value).upper(), f"{{{value}}}", value.hex]
+    assert len({shard_of(table, text, shards) for text in spelt for table in ("t", "app.t")}) == 1
+
+
+def test_rows_are_spread_evenly_and_stay_where_they_are() -> None:
+    for shards in (2, 3, 16):
+        for key in (str, lambda n: f"user-{n}", lambda n: {"b": str(n), "a": str(n % 7)}):
+            found = Counter(shard_of("users", key(n), shards) for n in range(10_000))
+            assert len(found) == shards
+            assert max(found.values()) < 1.2 * 10_000 / shards
+    # Written down elsewhere: another program, another version must find the same.
+    assert [shard_of("users", str(n), 16) for n in range(8)] == PINNED
+
+
+PINNED = [11, 13, 7, 1, 2, 4, 14, 8]
+
+
+@given(st.sets(st.text(min_size=1), min_size=1, max_size=20), st.integers(0, 100))
+def test_shares_add_up_and_differ_by_one_at_most(workers: set[str], queues: int) -> None:
+    shares = [fair_share(workers, worker, queues) for worker in workers]
+    assert sum(shares) == queues
+    assert max(shares) - min(shares) <= 1
+
+
+# Clients.
+
+
+def test_a_client_finds_out_by_itself(connect: Connect, redis_client: redis.Redis, keys: QueueKeys) -> None:
+    wb = connect()
+    wb.put("t", 0, {"v": 0})
+    divide(redis_client, keys, 4)
+    for n in range(1, 41):
+        wb.put("t", n, {"v": n})
+    lengths = [redis_client.llen(name) for name in shard_queues(keys.queue, 4)]
+    assert sum(lengths) == 40 and min(lengths) > 0
+    assert redis_client.llen(keys.queue) == 1
+    assert wb.get_many("t", range(41)) == [{"v": n} for n in range(41)]
+    with wb.batch() as batch:
+        for n in range(40):
+            batch.put("t", n, {"v": -n})
+    assert [receipt.seq for receipt in batch.receipts] != sorted(receipt.seq for receipt in batch.receipts)
+    assert len({receipt.queue for receipt in batch.receipts}) == 4
+    assert wb.get("t", 7) == {"v": -7}
+    assert not wb.invalidate("t", 7)
+
+
+def test_a_batch_that_one_shard_refuses_sends_only_the_rest_again(
+    connect: Connect, redis_client: redis.Redis, keys: QueueKeys
+) -> None:
+    divide(redis_client, keys, 2)
+    wb = connect()
+    first = wb.put("t", 0, {}).queue
+    (second,) = {*shard_queues(keys.queue, 2)} - {first}
+    broken = QueueKeys(second).producers
+    redis_client.set(broken, "of others")
+    batch = wb.batch()
+    with pytest.raises(Exception, match="WRONGTYPE"), batch:
+        for n in range(20):
+            batch.increment("t", n, {"n": 1})
+    accepted = len(batch.receipts)
+    assert 0 < accepted < 20 and len(batch) == 20 - accepted
+    redis_client.delete(broken)
+    with batch:
+        pass
+    assert len(batch.receipts) == 20 and len(batch) == 0
+    assert sum(redis_client.llen(name) for name in shard_queues(keys.queue, 2)) == 21
+
+
+def test_a_client_that_was_told_another_number_says_so(
+    connect: Connect, redis_client: redis.Redis, keys: QueueKeys
+) -> None:
+    with pytest.raises(ShardsDiffer, match="has 1 shards"):
+        connect(shards=4).put("t", 1, {})
+    divide(redis_client, keys, 4)
+    for told in (1, 2):
+        with pytest.raises(ShardsDiffer, match="shards=4"):
+            connect(shards=told).put("t", 1, {})
+    connect(shards=4).put("t", 1, {})
+    assert sum(redis_client.llen(name) for name in shard_queues(keys.queue, 4)) == 1
+
+
+@pytest.mark.parametrize("shards", [0, -1, 1025, 1.5, True, "2"])
+def test_an_odd_number_is_refused(connect: Connect, shards: Any) -> None:
+    with pytest.raises(ValueError, match="shards must be"):
+        connect(shards=shards)
+
+
+# Dividing.
+
+
+def test_nothing_of_the_new_shards_is_written_before_the_old_ones_are(
+    connect: Connect,
+    redis_client: redis.Redis,
+    keys: QueueKeys,
+    options: dict[str, Any],
+    rows: psycopg.Connection[Any],
+) -> None:
+    wb = connect()
+    receipts = [wb.put("rows", n, {"v": 1}) for n in range(50)]
+    layout = divide(redis_client, keys, 4)
+    assert layout.draining == 1
+    receipts += [wb.put("rows", n, {"v": 2}) for n in range(50)]
+    patched = wb.patch("rows", 3, {"n": 5})
+    assert still_draining(redis_client, keys, layout) == 50
+    with pytest.raises(FatalError, match="former shards"):
+        divide(redis_client, keys, 2)
+    with RunningFleet(**options):
+        for receipt in (*receipts, patched):
+            receipt.wait(20)
+        assert layout_of(redis_client, keys).draining is None
+    assert rows.execute("SELECT count(*), min(v), max(n) FROM rows").fetchone() == (50, 2, 5)
+
+
+def test_a_marker_of_before_is_known_to_be_committed_after(
+    connect: Connect,
+    redis_client: redis.Redis,
+    keys: QueueKeys,
+    options: dict[str, Any],
+    rows: psycopg.Connection[Any],
+) -> None:
+    wb, reader = connect(), connect()
+    reader.get("rows", 1)
+    wb.increment("rows", 1, {"n": 1})
+    divide(redis_client, keys, 3)
+    wb.put("rows", 2, {"v": 1})
+    with RunningFleet(**options):
+        assert wb.get("rows", 1, lambda _: {"n": 1}, timeout=20) == {"n": 1}
+        assert reader.get("rows", 1, lambda _: {"n": 1}, timeout=20) == {"n": 1}
+
+
+@pytest.mark.parametrize("killed_after", ["begin", "close", "open", "switch", "let go"])
+def test_who_is_killed_half_way_is_followed_by_who_does_the_rest(
+    connect: Connect,
+    redis_client: redis.Redis,
+    keys: QueueKeys,
+    options: dict[str, Any],
+    rows: psycopg.Connection[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    killed_after: str,
+) -> None:
+    from writebehind_worker import resharding
+
+    wb = connect()
+    wb.put("rows", 1, {"v": 1})
+    call = resharding._Steps.__call__
+
+    def until(self: Any, step: str, *args: Any, **named: Any) -> Any:
+        done = call(self, step, *args, **named)
+        if step == killed_after:
+            raise KeyboardInterrupt
+        return done
+
+    with monkeypatch.context() as patched:
+        patched.setattr(resharding._Steps, "__call__", until)
+        with pytest.raises(KeyboardInterrupt):
+            layout = divide(redis_client, keys, 3)
+            with RunningFleet(**options):
+                wb.put("rows", 1, {"v": 2}).wait(20)
+            still_draining(redis_client, keys, layout)
+    divide(redis_client, keys, 3)
+    with RunningFleet(**options):
+        wb.put("rows", 1, {"v": 3}).wait(20)
+    assert rows.execute("SELECT v FROM rows").fetchall() == [(3,)]
+    assert layout_of(redis_client, keys).shards == 3
+
+
+def test_the_number_changes_under_load_and_nothing_is_lost_repeated_or_out_of_order(
+    connect: Connect,
+    redis_client: redis.Redis,
+    keys: QueueKeys,
+    options: dict[str, Any],
+    rows: psycopg.Connection[Any],
+) -> None:
+    done = threading.Event()
+    written: list[dict[int, int]] = []
+
+    def write(number: int) -> None:
+        """Rows of its own: to each an ever larger number, and one more each time."""
+        wb, chance = connect(), random.Random(number)
+        count: dict[int, int] = {}
+        written.append(count)
+        while not done.is_set():
+            id = number * 100 + chance.randrange(30)
+            count[id] = count.get(id, 0) + 1
+            with wb.batch() as batch:
+                batch.increment("rows", id, {"n": 1})
+                batch.put("rows", id, {"v": count[id]})
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(3)]
+    with ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(RunningFleet(**options))
+        for thread in threads:
+            thread.start()
+        for shards in (4, 2, 7, 1, 3):
+            wait_until(lambda: layout_of(redis_client, keys).draining is None, timeout=40)
+            time.sleep(0.3)
+            divide(redis_client, keys, shards)
+        done.set()
+        for thread in threads:
+            thread.join()
+        names = [keys.queue, *shard_queues(keys.queue, 3)]
+        wait_until(
+            lambda: (
+                not any(
+                    redis_client.llen(k.queue) + redis_client.llen(k.inflight) for k in map(QueueKeys, names)
+                )
+            ),
+            timeout=40,
+        )
+    expected = {id: (count, count) for counts in written for id, count in counts.items()}
+    assert len(expected) > 60
+    assert {id: (v, n) for id, v, n in rows.execute("SELECT id, v, n FROM rows")} == expected
+    last: dict[int, int] = {}
+    for id, v in rows.execute("SELECT id, v FROM history WHERE v IS NOT NULL ORDER BY at"):
+        assert v >= last.get(id, 0), "a row went back"
+        last[id] = v
+    assert rows.execute("SELECT count(*) FROM writebehind.dead_letters").fetchone() == (0,)
