@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import re
 import threading
 import time
 from collections import Counter
@@ -13,6 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 import redis
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.fleets import RunningFleet
@@ -21,9 +24,11 @@ from writebehind import ShardsDiffer, WriteBehind
 from writebehind.keys import QueueKeys
 from writebehind.route import shard_of
 from writebehind.shards import shard_queues
+from writebehind_worker.cli import cli
 from writebehind_worker.errors import FatalError
 from writebehind_worker.resharding import divide, layout_of, still_draining
 from writebehind_worker.share import fair_share
+from writebehind_worker.testing.proxy import Proxy, proxied_url
 from writebehind_worker.testing.wait import wait_until
 
 Connect = Callable[..., WriteBehind]
@@ -222,6 +227,100 @@ def test_who_is_killed_half_way_is_followed_by_who_does_the_rest(
         wb.put("rows", 1, {"v": 3}).wait(20)
     assert rows.execute("SELECT v FROM rows").fetchall() == [(3,)]
     assert layout_of(redis_client, keys).shards == 3
+
+
+def test_the_commands_see_all_shards(
+    connect: Connect,
+    redis_client: redis.Redis,
+    keys: QueueKeys,
+    options: dict[str, Any],
+    rows: psycopg.Connection[Any],
+) -> None:
+    def run(*arguments: str) -> tuple[int, str]:
+        given = {f"WRITEBEHIND_{n.upper()}": options[n] for n in ("redis_url", "postgres_url", "queue")}
+        found = CliRunner(env=given).invoke(cli, arguments)
+        return found.exit_code, found.output
+
+    wb = connect()
+    assert run("reshard", "4")[0] == 0
+    for n in range(40):
+        wb.put("rows", n, {"v": n})
+    code, text = run("status")
+    assert code == 0 and "4 shards" in text
+    waiting = {n: int(w) for n, w in re.findall(r"^(\S+): (\d+) writes wait in Redis", text, re.MULTILINE)}
+    assert waiting.keys() == set(shard_queues(keys.queue, 4)) and sum(waiting.values()) == 40
+    told = json.loads(run("status", "--json")[1])
+    assert sum(shard["redis"]["length"] for shard in told["shards"]) == 40
+    code, text = run("drain", "--timeout", "0")
+    assert code == 1 and "40 writes in the queue" in text
+    assert run("pause", "--reason", "a migration")[0] == 0
+    with RunningFleet(**options) as fleet:
+        wait_until(lambda: len(fleet.owned()) == 5)
+        wait_until(lambda: "paused by an operator" in (fleet.state.facts()["paused"] or ""))
+        assert run("drain", "--timeout", "20")[0] == 1
+        assert rows.execute("SELECT count(*) FROM rows").fetchone() == (0,)
+        assert "Resumed" in run("resume")[1]
+        assert run("drain", "--timeout", "30")[0] == 0
+        assert rows.execute("SELECT count(*) FROM rows").fetchone() == (40,)
+        text = fleet.metrics.text().decode()
+        assert text.count("# HELP writebehind_writes_total") == 1
+        applied = re.findall(r'writebehind_writes_total{.*?queue="([^"]+)".*?} (\S+)', text)
+        assert sum(float(value) for _, value in applied) == 40 and len(applied) == 4
+        assert fleet.metrics.figures().applied == 40
+        code, text = run("reshard", "1")
+        assert code == 0 and "has 1 shard;" in text
+        wb.put("rows", 1, {"v": 7}).wait(20)
+        assert "paused" not in run("status")[1]
+
+
+def test_a_worker_that_was_told_another_number_stops(
+    redis_client: redis.Redis, keys: QueueKeys, options: dict[str, Any], connect: Connect
+) -> None:
+    with RunningFleet(**options, shards=3) as first:
+        wait_until(lambda: len(first.owned()) == 4)
+        assert layout_of(redis_client, keys).shards == 3
+    fleet = RunningFleet(**options, shards=2)
+    with pytest.raises(FatalError, match="has 3 shards, and this worker was told 2"), fleet:
+        fleet._thread.join(20)
+
+
+def test_each_serves_its_share_and_takes_over_from_who_is_gone(
+    redis_client: redis.Redis, keys: QueueKeys, options: dict[str, Any]
+) -> None:
+    divide(redis_client, keys, 7)
+    all_of_them = {keys.queue, *shard_queues(keys.queue, 7)}
+
+    def are_shared(*fleets: RunningFleet) -> bool:
+        owned = [fleet.owned() for fleet in fleets]
+        sizes = {len(those) for those in owned}
+        return set().union(*owned) == all_of_them and max(sizes) - min(sizes) <= 1
+
+    with RunningFleet(**options) as first:
+        wait_until(lambda: are_shared(first))
+        with RunningFleet(**options) as second:
+            wait_until(lambda: are_shared(first, second))
+            third = RunningFleet(**options)
+            with third:
+                wait_until(lambda: are_shared(first, second, third))
+            wait_until(lambda: are_shared(first, second))
+        wait_until(lambda: are_shared(first))
+        assert redis_client.zcard(keys.fleet) == 1
+
+
+def test_a_worker_without_postgres_leaves_its_share_to_the_others(
+    redis_client: redis.Redis, keys: QueueKeys, options: dict[str, Any], postgres_url: str
+) -> None:
+    divide(redis_client, keys, 3)
+    with Proxy.to(postgres_url) as proxy:
+        cut = {**options, "postgres_url": proxied_url(postgres_url, proxy.port)}
+        with RunningFleet(**cut) as first, RunningFleet(**options) as second:
+            wait_until(lambda: len(first.owned()) == len(second.owned()) == 2)
+            proxy.refuse()
+            proxy.drop_connections()
+            wait_until(lambda: len(second.owned()) == 4)
+            assert not first.state.readiness()[0]
+            proxy.accept()
+            wait_until(lambda: len(first.owned()) == len(second.owned()) == 2)
 
 
 def test_the_number_changes_under_load_and_nothing_is_lost_repeated_or_out_of_order(

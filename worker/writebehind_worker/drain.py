@@ -15,6 +15,7 @@ from writebehind.keys import QueueKeys
 from .cached_entry import as_number
 from .pause import read_pause
 from .pending import read_frozen
+from .resharding import layout_of, served
 from .verify_view import many
 
 _POLL_S = 0.1
@@ -52,13 +53,24 @@ class Backlog:
 
 
 def read_backlog(client: Redis, keys: QueueKeys) -> Backlog:
-    """Queue and frozen batches at one instant; how many writes the batches have, right after it."""
+    """Queue and frozen batches at one instant; how many writes the batches have, right after it.
+
+    Of a queue that has shards, those of all of them.
+    """
+    shards = served(keys, layout_of(client, keys))
     pipe: Any = client.pipeline()
-    waiting, inflight, paused = pipe.llen(keys.queue).lrange(keys.inflight, 0, -1).get(keys.paused).execute()
-    batches = [as_number(batch, keys.inflight) for batch in inflight]
-    lengths, _ = read_frozen(client, keys, batches)
-    reason = None if paused is None else read_pause(paused).reason
-    return Backlog(waiting, len(batches), sum(lengths), reason)
+    for one in shards:
+        pipe.llen(one.queue).lrange(one.inflight, 0, -1).get(one.paused)
+    answers: list[Any] = pipe.execute()
+    waiting, batches, frozen = 0, 0, 0
+    reason = None
+    for one, length, inflight, paused in zip(shards, *(answers[i::3] for i in range(3)), strict=True):
+        ids = [as_number(batch, one.inflight) for batch in inflight]
+        lengths, _ = read_frozen(client, one, ids)
+        waiting, batches, frozen = waiting + length, batches + len(ids), frozen + sum(lengths)
+        if paused is not None and (length or reason is None):
+            reason = read_pause(paused).reason
+    return Backlog(waiting, batches, frozen, reason)
 
 
 class Rate:

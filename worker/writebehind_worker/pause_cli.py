@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 
 import click
 
@@ -12,6 +13,7 @@ from .config import Config
 from .connections import reading_redis
 from .options import config_options
 from .pause import pause, resume, wait_until_settled
+from .resharding import layout_of, served
 
 _HINT = "check --redis-url and the user's rights; a pause that was begun goes on until `writebehind resume`"
 
@@ -37,8 +39,11 @@ def pause_command(config: Config, reason: str, timeout_s: float) -> None:
     """
     keys = QueueKeys(config.queue)
     with reading_redis(config, _HINT) as client:
-        pause(client, keys, " ".join(reason.split()))
-        frozen = wait_until_settled(client, keys, timeout_s)
+        shards = served(keys, layout_of(client, keys))
+        for shard in shards:
+            pause(client, shard, " ".join(reason.split()))
+        deadline = time.monotonic() + timeout_s
+        frozen = sum(wait_until_settled(client, s, max(0.0, deadline - time.monotonic())) for s in shards)
     if frozen:
         click.echo(
             f"Paused: nothing more is taken from {config.queue}. But {frozen} batches taken before are not "
@@ -58,5 +63,7 @@ def pause_command(config: Config, reason: str, timeout_s: float) -> None:
 def resume_command(config: Config) -> None:
     """End `writebehind pause`. Harmless where there is none."""
     with reading_redis(config, _HINT) as client:
-        was_paused = resume(client, QueueKeys(config.queue))
+        keys = QueueKeys(config.queue)
+        resumed = [resume(client, shard) for shard in served(keys, layout_of(client, keys))]
+        was_paused = any(resumed)
     click.echo(f"Resumed: {config.queue}." if was_paused else f"{config.queue} was not paused.")
