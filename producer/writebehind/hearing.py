@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from redis.exceptions import TimeoutError
+from redis.exceptions import ResponseError, TimeoutError
 
 from .change import Change, Missed, chosen_tables, read_changes
 from .pauses import pauses
@@ -16,7 +16,25 @@ from .pauses import pauses
 LOOK_S = 0.2
 """An iteration sees so soon that it is closed."""
 SILENCE_S = 5.0
-"""After so long the server is asked whether it lives; and has as long to answer."""
+"""After so long the server is asked whether it lives; and has as long to answer, to anything."""
+
+
+def connection_options(theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a connection like the client's, but for endless waits, and for what it would do again by itself."""
+    reply_s = _bounded(theirs.get("socket_timeout"), SILENCE_S)
+    connect_s = _bounded(theirs.get("socket_connect_timeout"), reply_s)
+    return {
+        **{name: value for name, value in theirs.items() if name != "retry"},
+        "socket_timeout": reply_s,
+        "socket_connect_timeout": connect_s,
+        "retry_on_timeout": False,
+        "retry_on_error": [],
+    }
+
+
+def passes(error: Exception) -> bool:
+    """Whether Redis refuses only for now: a script has run for too long."""
+    return isinstance(error, ResponseError) and str(error).startswith("BUSY")
 
 
 class Hearing:
@@ -56,6 +74,11 @@ class Hearing:
     def pause_s(self) -> float:
         """Before the next attempt to connect."""
         return next(self._pauses)
+
+
+def _bounded(timeout_s: Any, default_s: float) -> float:
+    is_one = isinstance(timeout_s, int | float) and timeout_s > 0
+    return min(timeout_s, SILENCE_S) if is_one else default_s
 
 
 def _reconnect_pauses() -> Iterator[float]:
