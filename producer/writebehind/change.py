@@ -15,7 +15,7 @@ Scalar = str | int | float | bool | None
 
 
 class CompositeId(dict[str, Any]):
-    """The columns of a composite key. A dict that can be a key of a dict or a member of a set: leave it as it is."""
+    """The columns of a composite key: a dict that is hashable, so leave it as it is."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self.items()))

@@ -100,7 +100,7 @@ class Changes:
             pubsub.close()
 
     def _start_anew(self) -> None:
-        """In a forked child: the connection is the parent's, and a lock may be of a thread that is not here."""
+        """In a forked child: the connection is the parent's, and a lock may be held by no thread here."""
         is_closed = self._closed.is_set()
         self._closed, self._turn = threading.Event(), threading.Lock()
         if is_closed:

@@ -1,8 +1,8 @@
 """What other caches must hear of writes that are durable: messages of a bounded size. No I/O.
 
 ``{"changes":[{"table":...,"id":...,"key":...,"seq":...}]}``; ``key`` and ``seq`` where the write has one.
-``{"missed":true}``: there is a change that is too large to be told, or has an id with a number that is; or
-Redis has refused to publish some.
+``{"missed":true}``: there is a change that is too large to be told, or has an id with a number that is; and
+first of all that a worker says, and first after Redis has refused some.
 """
 
 from __future__ import annotations
@@ -77,23 +77,20 @@ def _read(item: bytes) -> _Change | None:
     """``None`` where no table can be made out: nothing has changed then."""
     try:
         item.decode()  # msgspec does not look at what it skips
-        change = _decode(item)
-    except RecursionError:  # how deep it may be depends on where it is read: another may have taken it
+        return _with_plain_id(_read_envelope(item))
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    except RecursionError:  # how deep it may be depends on where it is read: what wrote it may have managed
         if item.lstrip().startswith(b"{"):
             raise _Untold from None
         return None
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        change = _read_faulty(item)
-        if change is None:
-            return None
-    return _with_plain_id(change)
 
 
-def _read_faulty(item: bytes) -> _Change | None:
+def _read_envelope(item: bytes) -> _Change:
     try:
+        return _decode(item)
+    except msgspec.ValidationError:
         found = _decode_faulty(item)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
     return _Change(found.table, found.id, _or_none(_read_key, found.key), _or_none(_read_seq, found.seq))
 
 

@@ -20,10 +20,11 @@ class Publisher:
 
     def __init__(self, metrics: Metrics, log: FilteringBoundLogger) -> None:
         self._metrics, self._log = metrics, log
-        self._say_at, self._owes = 0.0, False
+        self._say_at = 0.0
+        self._owes = True  # word that some were missed: nobody knows what was told before us
 
     def publish(self, queue: OwnedQueue, messages: Sequence[bytes]) -> None:
-        """What Redis refuses is counted and said, and made good before the next; a broken connection is raised."""
+        """What Redis refuses is counted, said, and made good later; a broken connection is raised."""
         if not messages:
             return
         if self._owes:
