@@ -481,9 +481,36 @@ def test_silence_is_not_taken_for_life(
     with Listener(connect(f"{redis_url}?protocol={protocol}").changes()) as listener:
         time.sleep(1.5)
         assert listener.missed == 1  # the server has answered
-        listener.changes._hearing.asked = True  # as if its answers were lost
-        listener.changes._hearing.heard_at = time.monotonic() - 1
+        listener.changes._hearing.asked_at = time.monotonic() - 1  # as if its answer were lost
         wait_until(lambda: listener.missed == 2)
+
+
+def test_who_takes_long_over_a_change_does_not_miss_others(
+    connect: Any, redis_url: str, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else who makes all anew at a `Missed`, and needs long for it, would never come to an end."""
+    monkeypatch.setattr("writebehind.hearing.SILENCE_S", 0.2)
+    wb = connect()
+
+    def tell() -> None:
+        time.sleep(0.4)
+        wb.redis.publish(wb.keys.changes, told(1))
+
+    async def main() -> None:
+        async with AsyncWriteBehind.from_url(redis_url, queue=queue) as other, other.changes() as changes:
+            assert await anext(changes) == Missed()
+            await asyncio.sleep(0.6)
+            _, heard = await asyncio.gather(asyncio.to_thread(tell), anext(changes))
+            assert heard == Change("t", 1)
+
+    with wb.changes() as changes:
+        assert next(changes) == Missed()
+        time.sleep(0.6)
+        teller = threading.Thread(target=tell)
+        teller.start()
+        assert next(changes) == Change("t", 1)
+        teller.join()
+    asyncio.run(main())
 
 
 def test_async_goes_on_after_a_cancelled_wait_and_is_closed_by_another_task(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections import deque
@@ -17,6 +18,9 @@ LOOK_S = 0.2
 """An iteration sees so soon that it is closed."""
 SILENCE_S = 5.0
 """After so long the server is asked whether it lives; and has as long to answer, to anything."""
+
+
+_NEVER = math.inf
 
 
 def connection_options(theirs: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,16 +47,16 @@ class Hearing:
     def __init__(self, tables: Iterable[str] | None) -> None:
         self._tables = chosen_tables(tables)
         self.found: deque[Change | Missed] = deque()
-        self.heard_at, self.asked = 0.0, False
+        self.heard_at, self.asked_at = 0.0, _NEVER
         self._pauses = _reconnect_pauses()
 
     def begin(self) -> None:
         """There is a new connection."""
-        self.heard_at, self.asked = time.monotonic(), False
+        self.heard_at, self.asked_at = time.monotonic(), _NEVER
 
     def take(self, message: Any) -> None:
         """The server has said something; ``None`` if that is not for us."""
-        self.heard_at, self.asked = time.monotonic(), False
+        self.heard_at, self.asked_at = time.monotonic(), _NEVER
         if message is None:
             return
         if message["type"] == "subscribe":
@@ -62,13 +66,16 @@ class Hearing:
             self.found.extend(read_changes(message["data"], self._tables))
 
     def must_ask(self) -> bool:
-        """Whether to ask now if the server lives. Raises ``TimeoutError`` if it did not answer in time."""
-        silent_s = time.monotonic() - self.heard_at
-        if silent_s > 2 * SILENCE_S:
+        """Whether to ask now if the server lives. Raises ``TimeoutError`` if it did not answer in time.
+
+        Nothing has been heard just now. Before that nobody may have listened for long: that is no silence.
+        """
+        now = time.monotonic()
+        if now - self.asked_at > SILENCE_S:
             raise TimeoutError("the server is silent")
-        if silent_s <= SILENCE_S or self.asked:
+        if now - self.heard_at <= SILENCE_S or self.asked_at != _NEVER:
             return False
-        self.asked = True
+        self.asked_at = now
         return True
 
     def pause_s(self) -> float:
