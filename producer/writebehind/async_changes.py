@@ -110,8 +110,9 @@ class AsyncChanges:
         self._closed, self._turn, self._connecting = asyncio.Event(), asyncio.Lock(), None
         if is_closed:
             self._closed.set()
-        _OF_THE_PARENT.append(self._pubsub)
-        self._pubsub = None
+        if self._pubsub is not None:
+            _OF_THE_PARENT.append(self._pubsub)
+            self._pubsub = None
 
 
 def _after_fork() -> None:
