@@ -148,7 +148,7 @@ def test_columns_are_read_as_they_were_written(kind: Any, values: dict[str, Any]
     shape: RowShape[Any] = RowShape(kind, ("id",), float)
     row = kind(**values)
     assert shape.row(shape.encode("t", row)) == row
-    assert shape.row(shape.encode("t", shape.values(row))) == row
+    assert shape.row(shape.encode("t", shape.values("t", row))) == row
 
 
 def test_rows_come_back_from_postgres_as_they_were_put(
