@@ -30,9 +30,7 @@ _PYDANTIC_NAMES: dict[str, type] = {
 }
 """Pydantic's names for a value of another type, which the model checks when it is made."""
 
-_CONCEALED = (
-    "it shows its value to nobody; a row is read by many: keep a hash or a ciphertext, as str or bytes"
-)
+_CONCEALED = "its text is no value, and a row is read by many: keep a hash or a ciphertext, as str or bytes"
 _INSTEAD = {
     "SecretStr": _CONCEALED,
     "SecretBytes": _CONCEALED,
@@ -87,7 +85,7 @@ def check_hints(kind: Any) -> None:
 
 
 def check_marks(marks: Iterable[Any]) -> None:
-    """Raises ``TypeError`` for Pydantic's marks, as ``Annotated`` has them, of what reads otherwise than it writes."""
+    """Raises ``TypeError`` for Pydantic's marks (``Annotated``) of what is read otherwise than written."""
     for mark in marks:
         kind = mark if isinstance(mark, type) else type(mark)
         if kind.__name__ in ("EncodedBytes", "EncodedStr", "Json") and _is_of_pydantic(kind):
@@ -98,6 +96,10 @@ def plain_type(annotation: Any) -> Any:
     """The annotation, with Pydantic's names for ``datetime``, ``date`` and ``str`` replaced by these."""
     if isinstance(annotation, type) and _is_of_pydantic(annotation):
         return _PYDANTIC_NAMES.get(annotation.__name__, annotation)
+    if (meant := getattr(annotation, "__supertype__", None)) is not None:  # of a NewType
+        return plain_type(meant)
+    if type(annotation).__name__ == "TypeAliasType":
+        return plain_type(annotation.__value__)
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is None or origin is Literal:
         return annotation
@@ -108,7 +110,9 @@ def plain_type(annotation: Any) -> Any:
     plain = tuple(plain_type(argument) for argument in arguments)
     if all(new is old for new, old in zip(plain, arguments, strict=True)):
         return annotation
-    return Union[plain] if _is_union(annotation) else origin[plain]  # noqa: UP007 - they are a tuple
+    if _is_union(annotation):
+        return Union[plain]  # noqa: UP007 - they are a tuple
+    return origin[plain[0] if len(plain) == 1 else plain]
 
 
 def _is_union(annotation: Any) -> bool:

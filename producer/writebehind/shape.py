@@ -34,16 +34,16 @@ class RowShape(ObjectShape[R]):
         """The id in the row's key fields. Raises :class:`InvalidWrite` for an object of another class."""
         if not isinstance(row, self.kind):
             raise InvalidWrite(f"{table}: a row must be a {self.kind.__name__}, not {type(row).__name__}")
-        values = [_attribute(table, row, name) for name in self.key]
+        values = [_builtin(table, name, _attribute(table, row, name)) for name in self.key]
         return cast(Id, values[0]) if len(values) == 1 else dict(zip(self.key, values, strict=True))
 
     def id(self, table: str, id: Any) -> Id:
         """An id as the untyped calls have it: of several key fields it is a tuple, in their order."""
         if len(self.key) == 1:
-            return cast(Id, id)
+            return cast(Id, _builtin(table, self.key[0], id))
         if not isinstance(id, tuple) or len(id) != len(self.key):
             raise InvalidWrite(f"{table}: an id is a tuple ({', '.join(self.key)}), not {id!r}")
-        return dict(zip(self.key, id, strict=True))
+        return {name: _builtin(table, name, value) for name, value in zip(self.key, id, strict=True)}
 
     def values(self, table: str, row: R) -> dict[str, Any]:
         """Column → value. Raises :class:`InvalidWrite` for a value that cannot be written."""
