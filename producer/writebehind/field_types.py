@@ -68,8 +68,8 @@ def check_unknown(kind: Any) -> None:
 
 def check_class(kind: Any) -> None:
     """Raises ``TypeError`` for a class of objects of which a part would be lost."""
-    config = getattr(kind, "model_config", None) or getattr(kind, "__pydantic_config__", None) or {}
-    if config.get("extra") == "allow":
+    config = kind.model_config if is_pydantic(kind) else getattr(kind, "__pydantic_config__", None)
+    if config and config.get("extra") == "allow":
         raise TypeError(
             f"{kind.__name__} has extra='allow', and what is no field would be lost: "
             "use a field of type dict[str, Any]"
