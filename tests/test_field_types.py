@@ -180,6 +180,7 @@ WRITTEN: list[tuple[Any, Any]] = [
     (ipaddress.IPv4Network, ipaddress.IPv4Network("10.0.0.0/8")),
     (ipaddress.IPv6Interface, ipaddress.IPv6Interface("::1/64")),
     (int | float, 1.5),
+    (tuple[pathlib.Path, Any], (pathlib.Path("a"), 0.1)),
     (int | str | None, "a"),
     (tuple[int, bytes], (1, b"a")),
     (tuple[bytes, ...], (b"a", b"b")),

@@ -477,6 +477,16 @@ def test_the_async_table_does_the_same(redis_url: str, queue: str) -> None:
             assert await users.get(4) is None
             await users.patch(1, name="x")
             await users.increment(1, visits=1)
+            calls: list[Callable[[], Any]] = [
+                lambda: users.put(User(1, "Ada"), wait=0.01),
+                lambda: users.patch(1, name="x", wait=0.01),
+                lambda: users.increment(1, visits=1, wait=0.01),
+                lambda: users.delete(1, durability="committed", wait=0.01),
+            ]
+            for call in calls:
+                with pytest.raises(FlushTimeout):
+                    await call()
+            assert await users.invalidate_many([1, 2]) == [False, True]
 
     asyncio.run(job())
 

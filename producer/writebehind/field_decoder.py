@@ -37,10 +37,9 @@ def field_decoder(annotation: Any, parse_float: Callable[[str], Any], models: Mo
     made = msgspec.json.Decoder(annotation, dec_hook=_from_builtin(models), float_hook=parse_float)
     mender = _Mender()
     mend = mender.find(type_info(annotation))
-    for kind in mender.unknown:
-        if is_pydantic(kind):
-            models.know(kind)
-    if mender.unknown:  # a model within it gets each number as it was written
+    for kind in mender.models:
+        models.know(kind)
+    if mender.models:  # each gets its numbers as they were written
         made = msgspec.json.Decoder(annotation, dec_hook=_from_builtin(models), float_hook=Decimal)
     decode = cast(Decode, made.decode)
     if mend is None:
@@ -63,11 +62,11 @@ def _from_builtin(models: Models) -> Callable[[type, Any], Any]:
 class _Mender:
     """Finds what turns our text of bytes and durations, within a value, into msgspec's.
 
-    ``unknown`` are the classes met that msgspec does not know, but we do.
+    ``models`` are the Pydantic models that it met.
     """
 
     def __init__(self) -> None:
-        self.unknown: set[type] = set()
+        self.models: set[type] = set()
         self._open: dict[int, list[Mend | None]] = {}
 
     def find(self, info: Any) -> Mend | None:
@@ -82,7 +81,8 @@ class _Mender:
             raise TypeError("msgspec's Raw and Ext are no values: use Any")
         if isinstance(info, inspect.CustomType):
             check_unknown(info.cls)
-            self.unknown.add(info.cls)
+            if is_pydantic(info.cls):
+                self.models.add(info.cls)
             return None
         if isinstance(info, inspect.Metadata):
             return self.find(info.type)
