@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
 from .entry import Entry, read_entry, read_look, row_decoder
-from .errors import FlushTimeout, InvalidLoad, InvalidWrite
+from .errors import FlushTimeout, InvalidLoad, InvalidWrite, RowMismatch
 from .keys import QueueKeys
 from .loaded import by_id
 from .message import MAX_COLUMNS, Id, cache_fields, encode_row
@@ -181,18 +181,30 @@ class RowCache:
                     raise reply
             return [bool(reply) for reply in replies]
 
-    def remove_when_settled(self, where: str, table: str, deadline: float) -> Steps[None]:
-        """Removes the entry; first, the write that it shows is waited for. Raises :class:`FlushTimeout`."""
+    def remove_misfits(self, names: Sequence[str], table: str, deadline: float) -> Steps[None]:
+        """Removes the rows that do not fit their class; first, the writes that they show are waited for.
+
+        Raises :class:`FlushTimeout`.
+        """
         for pause in pauses():
-            entry = yield from self._look(where)
-            if entry.state != "row":
+            entries = yield from self._look_at_all(names)
+            misfits = {w: e.seq for w, e in zip(names, entries, strict=True) if not self._fits(e)}
+            if not misfits:
                 return
-            yield from self._await_applied(table, entry.seq, deadline)
-            if (yield from self.invalidate(where, table, None)):
+            yield from self._await_applied(table, max(misfits.values()), deadline)
+            if all((yield from self.invalidate_many(list(misfits)))):
                 return
             if time.monotonic() + pause > deadline:
                 raise FlushTimeout(f"{table}: the cached row does not fit, and a write to it is pending")
             yield Pause(pause)
+
+    def _fits(self, entry: Entry) -> bool:
+        try:
+            if entry.state == "row":
+                self._row(entry.columns)
+        except RowMismatch:
+            return False
+        return True
 
     def _look(self, where: str) -> Steps[Entry]:
         with redis_errors_as_ours("get"):
