@@ -76,7 +76,8 @@ def test_a_sparkline_shows_the_peak_of_a_time_and_its_gaps() -> None:
     assert sparkline([7.0] * 30, 4, "_.-#") == "  ##"
 
 
-def test_it_tells_what_status_json_tells(told: Told) -> None:
+def seen_at_work(told: Told) -> tuple[Overview | None, int, str, float]:
+    """What is answered and drawn of a worker that has just been busy; and how long ago that was, in s."""
     told.metrics.flushed("users", "applied", 12_000)
     for second in range(10):
         told.course.add(time.monotonic() - 10 + second, told.metrics.figures())
@@ -85,10 +86,19 @@ def test_it_tells_what_status_json_tells(told: Told) -> None:
     told.metrics.flush([5000], 0.03)
     told.metrics.queue_is(1200, 3, 1, 0.25)
     told.metrics.dead_letters_are({("public.users", "23505"): 7, ("public.users", "none"): 1})
-    told.course.add(time.monotonic(), told.metrics.figures())
+    began = time.monotonic()
+    told.course.add(began, told.metrics.figures())
     with told.served() as url:
         found = ask(url).overview
         code, text = top("--once", "--url", url, COLUMNS="110")
+    return found, code, text, time.monotonic() - began
+
+
+def test_it_tells_what_status_json_tells() -> None:
+    for _ in range(10):
+        found, code, text, age_s = seen_at_work(Told())
+        if age_s < 0.9:  # a busy machine may take longer: then it is no longer busy
+            break
     assert found is not None
     assert code == 0
     assert found.findings[0].text in " ".join(text.split())

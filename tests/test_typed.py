@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, make_dataclass
 from decimal import Decimal
 from enum import Enum
 from functools import partial
+from ipaddress import IPv4Address
 from typing import Any
 from uuid import UUID
 
@@ -148,7 +149,7 @@ def test_columns_are_read_as_they_were_written(kind: Any, values: dict[str, Any]
     shape: RowShape[Any] = RowShape(kind, ("id",), float)
     row = kind(**values)
     assert shape.row(shape.encode("t", row)) == row
-    assert shape.row(shape.encode("t", shape.values(row))) == row
+    assert shape.row(shape.encode("t", shape.values("t", row))) == row
 
 
 def test_rows_come_back_from_postgres_as_they_were_put(
@@ -264,7 +265,143 @@ def test_a_class_that_cannot_be_a_row_is_refused(wb: WriteBehind) -> None:
             wb.table(kind, key=key)
 
 
+def test_a_value_that_cannot_be_written_is_an_invalid_write(
+    wb: WriteBehind, redis_client: redis.Redis, queue: str
+) -> None:
+    class Late(msgspec.Struct):
+        id: int
+        free: Any = msgspec.UNSET
+
+    endless: list[Any] = []
+    endless.append(endless)
+    late = wb.table(Late)
+    bare = Late(1)
+    del bare.free
+    nameless = Late(1)
+    del nameless.id
+    noon = dt.time(12, tzinfo=dt.timezone(dt.timedelta(seconds=1)))
+    rows = [Late(1), bare, *(Late(1, x) for x in (endless, object(), 1j, {b"a": 1}, [noon], float("nan")))]
+    rows.append(Late(1, pydantic.SecretStr("hunter2")))
+    rows.append(Late(1, {UUID(int=1): 1, str(UUID(int=1)): 2}))
+    for row in rows:
+        with pytest.raises(InvalidWrite, match=r"late\.free"):
+            late.put(row)
+        with pytest.raises(InvalidWrite, match=r"late\.free"), wb.batch() as batch:
+            late.into(batch).put(row)
+        with pytest.raises(InvalidLoad, match=r"late\.free"):
+            late.get(1, lambda _, row=row: row)  # type: ignore[misc]
+        with pytest.raises(InvalidLoad, match=r"late\.free"):
+            late.get_many([1], lambda _, row=row: [row])  # type: ignore[misc]
+    for value in (endless, object(), msgspec.UNSET):
+        with pytest.raises(InvalidWrite, match=r"late\.free"):
+            late.patch(1, free=value)
+        with pytest.raises(InvalidLoad, match=r"late\.free"):
+            late.get(1, lambda _, value=value: {"id": 1, "free": value})  # type: ignore[misc]
+    with pytest.raises(InvalidWrite, match=r"late\.id"):
+        late.put(nameless)
+    assert not redis_client.exists(wb.keys.queue, f"{queue}:late:1")
+
+
+def test_writes_wait(wb: WriteBehind, pg: psycopg.Connection[Any], options: dict[str, Any]) -> None:
+    pg.execute('CREATE TABLE "user" (id int PRIMARY KEY, name text, visits int)')
+    users = wb.table(User)
+    calls: list[Callable[..., Any]] = [
+        lambda **how: users.put(User(1, "Ada"), **how),
+        lambda **how: users.patch(1, name="A.", **how),
+        lambda **how: users.patch(1, {"name": "A."}, **how),
+        lambda **how: users.increment(1, visits=2, **how),
+        lambda **how: users.delete(1, **how),
+    ]
+    for call in calls:
+        with pytest.raises(FlushTimeout) as caught:
+            call(wait=0.01)
+        assert caught.value.receipt is not None
+    with RunningWorker(**options):
+        for call, row in zip(
+            calls, [(1, "Ada", 0), (1, "A.", 0), (1, "A.", 0), (1, "A.", 2), None], strict=True
+        ):
+            call(durability="committed")
+            assert pg.execute('SELECT * FROM "user"').fetchone() == row
+
+
+def test_a_field_named_as_an_argument_is_given_by_a_mapping(wb: WriteBehind) -> None:
+    @dataclass
+    class Job:
+        id: int
+        name: str
+        wait: int | None
+        durability: float = 0
+
+    jobs = wb.table(Job)
+    jobs.put(Job(1, "a", 5))
+    wrong: list[Callable[[], Any]] = [
+        lambda: jobs.patch(1, wait=3),
+        lambda: jobs.patch(1, name="b", wait=None),
+        lambda: jobs.patch(1, {"durability": 1}, name="b"),
+        lambda: jobs.increment(1, wait=3),
+    ]
+    for call in wrong:
+        with pytest.raises(InvalidWrite, match="give the fields as a mapping"):
+            call()
+    assert jobs.get(1) == Job(1, "a", 5)
+    with pytest.raises(FlushTimeout):
+        jobs.patch(1, {"wait": None}, wait=0.01)
+    assert jobs.get(1) == Job(1, "a", None)
+    with wb.batch() as batch:
+        jobs.into(batch).patch(1, wait=7)
+    assert jobs.get(1) == Job(1, "a", 7)
+
+
+def test_many_are_invalidated(wb: WriteBehind) -> None:
+    members = wb.table(Member, key=("tenant", "user"))
+    members.get((1, "ada"), lambda _: Member(1, "ada", "admin"))
+    members.put(Member(2, "bob", "guest"))
+    assert members.invalidate_many([(1, "ada"), (2, "bob"), (3, "eve")]) == [True, False, True]
+    assert members.get_many([(1, "ada"), (2, "bob")]) == [None, Member(2, "bob", "guest")]
+    with pytest.raises(InvalidWrite, match="an id is a tuple"):
+        members.invalidate_many([1])
+
+
+def test_an_id_is_any_value_that_a_field_can_have(wb: WriteBehind) -> None:
+    @dataclass
+    class Host:
+        address: IPv4Address
+        seen: dt.datetime
+        name: str
+
+    hosts = wb.table(Host, key=("address", "seen"))
+    id = (IPv4Address("10.0.0.1"), dt.datetime(1880, 1, 1, tzinfo=dt.timezone(dt.timedelta(seconds=561))))
+    hosts.put(Host(*id, "a"))
+    hosts.patch(id, name="b")
+    assert hosts.get(id) == Host(*id, "b")
+    by_address = wb.table(Host, name="by_address", key="address")
+    by_address.put(Host(*id, "c"))
+    assert by_address.get(id[0]) == Host(*id, "c")  # type: ignore[arg-type]
+
+
 # Rows of another shape.
+
+
+def test_many_rows_that_do_not_fit_are_loaded_at_once(
+    wb: WriteBehind, pg: psycopg.Connection[Any], options: dict[str, Any]
+) -> None:
+    pg.execute('CREATE TABLE "user" (id int PRIMARY KEY, name text, visits int)')
+    users = wb.table(User)
+    asked: list[list[int]] = []
+
+    def load(ids: list[int]) -> list[User]:
+        asked.append(ids)
+        return [User(i, "loaded") for i in ids]
+
+    with RunningWorker(**options):
+        for i in range(30):
+            wb.put("user", i, {"id": i, "name": f"n{i}"} | ({"visits": 1} if i % 3 == 0 else {}))
+        found = users.get_many(range(32), load, timeout=10)
+    fits = {i for i in range(30) if i % 3 == 0}
+    assert found == [User(i, f"n{i}", 1) if i in fits else User(i, "loaded") for i in range(32)]
+    assert sorted(i for ids in asked for i in ids) == sorted(set(range(32)) - fits)
+    assert len(asked) == 2  # those that nobody has cached, and those that do not fit
+    assert users.get_many(range(32)) == found
 
 
 @pytest.mark.parametrize("data", [{"name": "Ada"}, {"id": 1, "name": 7, "visits": 0}], ids=["part", "type"])
@@ -340,6 +477,16 @@ def test_the_async_table_does_the_same(redis_url: str, queue: str) -> None:
             assert await users.get(4) is None
             await users.patch(1, name="x")
             await users.increment(1, visits=1)
+            calls: list[Callable[[], Any]] = [
+                lambda: users.put(User(1, "Ada"), wait=0.01),
+                lambda: users.patch(1, name="x", wait=0.01),
+                lambda: users.increment(1, visits=1, wait=0.01),
+                lambda: users.delete(1, durability="committed", wait=0.01),
+            ]
+            for call in calls:
+                with pytest.raises(FlushTimeout):
+                    await call()
+            assert await users.invalidate_many([1, 2]) == [False, True]
 
     asyncio.run(job())
 

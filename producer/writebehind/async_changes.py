@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
+import contextlib
+import os
+import weakref
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, Self
 
@@ -13,8 +17,11 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, ConnectionError, ResponseError, TimeoutError
 
 from .change import Change, Missed
-from .hearing import LOOK_S, Hearing
+from .hearing import LOOK_S, SILENCE_S, Hearing, connection_options, passes
 from .translate import as_ours
+
+_ALL: weakref.WeakSet[AsyncChanges] = weakref.WeakSet()
+_OF_THE_PARENT: list[Any] = []  # closed in a forked child they would be lost to the parent's event loop
 
 
 class AsyncChanges:
@@ -24,11 +31,15 @@ class AsyncChanges:
         self._pool = _OwnConnections(client.connection_pool)
         self._channel, self._hearing = channel, Hearing(tables)
         self._pubsub: Any = None
-        self._is_closed, self._turn = False, asyncio.Lock()
+        self._closed, self._turn = asyncio.Event(), asyncio.Lock()
+        self._connecting: asyncio.Timeout | None = None
+        _ALL.add(self)
 
     async def close(self) -> None:
-        """See :meth:`Changes.close`."""
-        self._is_closed = True
+        """See :meth:`Changes.close`; the task that iterates ends within 0.2 s, whatever Redis does."""
+        self._closed.set()
+        if self._connecting is not None and not self._connecting.expired():
+            self._connecting.reschedule(0)
         if not self._turn.locked():  # else the task that iterates does it
             await self._disconnect()
 
@@ -44,10 +55,14 @@ class AsyncChanges:
     async def __anext__(self) -> Change | Missed:
         """The next one, as soon as there is one. A call that is cancelled takes none."""
         async with self._turn:
-            while not self._is_closed:
-                if self._hearing.found:
-                    return self._hearing.found.popleft()
-                await self._hear()
+            try:
+                while not self._closed.is_set():
+                    if self._hearing.found:
+                        return self._hearing.found.popleft()
+                    await self._hear()
+            except Exception:  # not so where it is cancelled: the next call goes on
+                await self._disconnect()
+                raise
             await self._disconnect()
             raise StopAsyncIteration
 
@@ -61,27 +76,52 @@ class AsyncChanges:
                 self._hearing.take(message)
             elif self._hearing.must_ask():
                 await self._pubsub.ping()
-        except (ResponseError, AuthenticationError) as error:
+        except (ConnectionError, TimeoutError, OSError, ResponseError) as error:
+            if isinstance(error, ResponseError | AuthenticationError) and not passes(error):
+                raise as_ours("changes", error) from error
             await self._disconnect()
-            raise as_ours("changes", error) from error
-        except (ConnectionError, TimeoutError, OSError):
-            await self._disconnect()
-            await asyncio.sleep(self._hearing.pause_s())
+            with contextlib.suppress(builtins.TimeoutError):
+                async with asyncio.timeout(self._hearing.pause_s()):
+                    await self._closed.wait()
 
     async def _connect(self) -> None:
         pubsub: Any = PubSub(self._pool)  # type: ignore[arg-type]
         try:
-            await pubsub.subscribe(self._channel)
+            async with asyncio.timeout(SILENCE_S) as self._connecting:
+                await pubsub.subscribe(self._channel)
         except BaseException:
             await pubsub.aclose()
             raise
+        finally:
+            self._connecting = None
         self._pubsub = pubsub
         self._hearing.begin()
 
     async def _disconnect(self) -> None:
         pubsub, self._pubsub = self._pubsub, None
         if pubsub is not None:
+            if pubsub.connection is not None:
+                await pubsub.connection.disconnect(nowait=True)  # a server that stands still says no farewell
             await pubsub.aclose()
+
+    def _start_anew(self) -> None:
+        """In a forked child, which has an event loop of its own."""
+        is_closed = self._closed.is_set()
+        self._closed, self._turn, self._connecting = asyncio.Event(), asyncio.Lock(), None
+        if is_closed:
+            self._closed.set()
+        if self._pubsub is not None:
+            _OF_THE_PARENT.append(self._pubsub)
+            self._pubsub = None
+
+
+def _after_fork() -> None:
+    for changes in list(_ALL):
+        changes._start_anew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class _OwnConnections:
@@ -94,10 +134,14 @@ class _OwnConnections:
         return self._pool.get_encoder()
 
     async def get_connection(self, *_: Any, **__: Any) -> Any:
-        options = {**self._pool.connection_kwargs, "retry": Retry(NoBackoff(), 0)}
-        connection = self._pool.connection_class(**options)
-        await connection.connect()
+        options = connection_options(self._pool.connection_kwargs)
+        connection = self._pool.connection_class(**options, retry=Retry(NoBackoff(), 0, ()))
+        try:
+            await connection.connect()
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
         return connection
 
     async def release(self, connection: Any) -> None:
-        await connection.disconnect()
+        await connection.disconnect(nowait=True)

@@ -21,11 +21,11 @@ from .core import make_core, send_all
 from .durability import Accepted, Assurance, Durability, assured
 from .lock_steps import LockSteps
 from .message import Id, Op, Write
+from .object_shape import R
 from .rate import RateLimit
 from .rate_steps import RateSteps
 from .session import SessionPool
 from .settings import Options, Settings
-from .shape import R
 from .typed_rows import TypedRows
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Generic
 from .async_batch import AsyncBatch
 from .async_carrier import AsyncCarrier
 from .async_receipt import AsyncReceipt
-from .shape import R
+from .durability import Durability
+from .object_shape import R
 from .table import TableWrites, TypedId, checked_names
 from .typed_rows import TypedRows
 
@@ -26,27 +27,46 @@ class AsyncTable(Generic[R]):
         self._wb, self._carrier, self._rows = wb, carrier, rows
         self._shape, self.name = rows.shape, rows.name
 
-    async def put(self, row: R) -> AsyncReceipt:
+    async def put(
+        self, row: R, *, wait: float | None = None, durability: Durability | None = None
+    ) -> AsyncReceipt:
         """See :meth:`Table.put`."""
-        return await self._wb.put(self.name, self._shape.id_of(self.name, row), self._shape.values(row))
+        id, data = self._shape.id_of(self.name, row), self._shape.values(self.name, row)
+        return await self._wb.put(self.name, id, data, wait=wait, durability=durability)
 
     async def patch(
-        self, id: TypedId, changes: Mapping[str, Any] | None = None, /, **named: Any
+        self,
+        id: TypedId,
+        changes: Mapping[str, Any] | None = None,
+        /,
+        *,
+        wait: float | None = None,
+        durability: Durability | None = None,
+        **named: Any,
     ) -> AsyncReceipt:
         """See :meth:`Table.patch`."""
-        data = self._shape.changes(self.name, {**(changes or {}), **named})
-        return await self._wb.patch(self.name, self._rows.id(id), data)
+        data = self._shape.changes(self.name, self._shape.given(self.name, changes, named))
+        return await self._wb.patch(self.name, self._rows.id(id), data, wait=wait, durability=durability)
 
     async def increment(
-        self, id: TypedId, deltas: Mapping[str, Any] | None = None, /, **named: Any
+        self,
+        id: TypedId,
+        deltas: Mapping[str, Any] | None = None,
+        /,
+        *,
+        wait: float | None = None,
+        durability: Durability | None = None,
+        **named: Any,
     ) -> AsyncReceipt:
         """See :meth:`Table.increment`."""
-        data = checked_names(self._shape, self.name, {**(deltas or {}), **named})
-        return await self._wb.increment(self.name, self._rows.id(id), data)
+        data = checked_names(self._shape, self.name, self._shape.given(self.name, deltas, named))
+        return await self._wb.increment(self.name, self._rows.id(id), data, wait=wait, durability=durability)
 
-    async def delete(self, id: TypedId) -> AsyncReceipt:
+    async def delete(
+        self, id: TypedId, *, wait: float | None = None, durability: Durability | None = None
+    ) -> AsyncReceipt:
         """See :meth:`Table.delete`."""
-        return await self._wb.delete(self.name, self._rows.id(id))
+        return await self._wb.delete(self.name, self._rows.id(id), wait=wait, durability=durability)
 
     def into(self, batch: AsyncBatch) -> TableWrites[R]:
         """See :meth:`Table.into`."""
@@ -79,3 +99,7 @@ class AsyncTable(Generic[R]):
     async def invalidate(self, id: TypedId, *, wait: float | None = None) -> bool:
         """See :meth:`Table.invalidate`."""
         return await self._carrier.run(self._rows.invalidate(id, wait))
+
+    async def invalidate_many(self, ids: Sequence[TypedId]) -> list[bool]:
+        """See :meth:`Table.invalidate_many`."""
+        return await self._carrier.run(self._rows.invalidate_many(ids))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
 from .entry import Entry, read_entry, read_look, row_decoder
-from .errors import FlushTimeout, InvalidLoad, InvalidWrite
+from .errors import FlushTimeout, InvalidLoad, InvalidWrite, RowMismatch
 from .keys import QueueKeys
 from .loaded import by_id
 from .message import MAX_COLUMNS, Id, cache_fields, encode_row
@@ -151,11 +151,8 @@ class RowCache:
             yield Pause(pause)
             entries.update(zip(waiting, (yield from self._look_at_all(waiting)), strict=True))
         if load is not None and entries:
-            seqs: dict[QueueKeys, int] = {}
-            for where, entry in entries.items():
-                keys = open_[where].keys
-                seqs[keys] = max(seqs.get(keys, 0), entry.seq)
-            for keys, seq in seqs.items():
+            pending = [(open_[where], entry.seq) for where, entry in entries.items()]
+            for keys, seq in _latest(pending).items():
                 yield from self._await_applied(table, keys, seq, deadline)
             rest = [open_[where] for where in entries]
             rows = yield from self._timed(table, _load_all(rest, load))
@@ -187,18 +184,31 @@ class RowCache:
                     raise reply
             return [bool(reply) for reply in replies]
 
-    def remove_when_settled(self, wanted: Wanted, table: str, deadline: float) -> Steps[None]:
-        """Removes the entry; first, the write that it shows is waited for. Raises :class:`FlushTimeout`."""
+    def remove_misfits(self, wanted: Sequence[Wanted], table: str, deadline: float) -> Steps[None]:
+        """Removes the rows that do not fit their class; first, the writes that they show are waited for.
+
+        Raises :class:`FlushTimeout`.
+        """
         for pause in pauses():
-            entry = yield from self._look(wanted.where)
-            if entry.state != "row":
+            entries = yield from self._look_at_all([w.where for w in wanted])
+            misfits = [(w, e.seq) for w, e in zip(wanted, entries, strict=True) if not self._fits(e)]
+            if not misfits:
                 return
-            yield from self._await_applied(table, wanted.keys, entry.seq, deadline)
-            if (yield from self.invalidate(wanted.where, table, None)):
+            for keys, seq in _latest(misfits).items():
+                yield from self._await_applied(table, keys, seq, deadline)
+            if all((yield from self.invalidate_many([w.where for w, _ in misfits]))):
                 return
             if time.monotonic() + pause > deadline:
                 raise FlushTimeout(f"{table}: the cached row does not fit, and a write to it is pending")
             yield Pause(pause)
+
+    def _fits(self, entry: Entry) -> bool:
+        try:
+            if entry.state == "row":
+                self._row(entry.columns)
+        except RowMismatch:
+            return False
+        return True
 
     def _look(self, where: str) -> Steps[Entry]:
         with redis_errors_as_ours("get"):
@@ -325,6 +335,14 @@ class RowCache:
         if self._observer is None or seq == 0:
             return waiting
         return timed(waiting, self._observer.waited_for_write, table)
+
+
+def _latest(pending: Iterable[tuple[Wanted, int]]) -> dict[QueueKeys, int]:
+    """By shard, the last of the writes that rows show."""
+    found: dict[QueueKeys, int] = {}
+    for wanted, seq in pending:
+        found[wanted.keys] = max(found.get(wanted.keys, 0), seq)
+    return found
 
 
 def _until_applied(table: str, keys: QueueKeys, seq: int, deadline: float) -> Steps[None]:

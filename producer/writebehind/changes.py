@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any, Self
 
@@ -13,15 +15,17 @@ from redis.exceptions import AuthenticationError, ConnectionError, ResponseError
 from redis.retry import Retry
 
 from .change import Change, Missed
-from .hearing import LOOK_S, SILENCE_S, Hearing
+from .hearing import LOOK_S, SILENCE_S, Hearing, connection_options, passes
 from .translate import as_ours
+
+_ALL: weakref.WeakSet[Changes] = weakref.WeakSet()
 
 
 class Changes:
     """Iterates over changes that are durable, as :meth:`WriteBehind.changes` gives it. For one thread.
 
-    It connects when it is iterated, and again by itself whenever the connection is lost; each time a
-    :class:`Missed` comes first. A message that the worker did not write is skipped.
+    It connects when it is iterated, and again by itself whenever the connection is lost, and in a forked
+    child; each time a :class:`Missed` comes first. So it does for a message that cannot be read.
     """
 
     def __init__(self, client: Redis, channel: str, tables: Iterable[str] | None = None) -> None:
@@ -29,9 +33,14 @@ class Changes:
         self._channel, self._hearing = channel, Hearing(tables)
         self._pubsub: Any = None
         self._closed, self._turn = threading.Event(), threading.Lock()
+        _ALL.add(self)
 
     def close(self) -> None:
-        """Ends the iteration, within a moment; from any thread."""
+        """Ends the iteration; from any thread.
+
+        The thread that iterates ends within 0.2 s; while Redis stands still, when the client's timeouts for
+        connecting and for the reply have passed, of which none counts for more than 5 s.
+        """
         self._closed.set()
         if self._turn.acquire(blocking=False):  # else the thread that iterates does it
             try:
@@ -74,9 +83,9 @@ class Changes:
                 self._hearing.take(self._pubsub.get_message(timeout=SILENCE_S))
             elif self._hearing.must_ask():
                 self._pubsub.ping()
-        except (ResponseError, AuthenticationError) as error:
-            raise as_ours("changes", error) from error
-        except (ConnectionError, TimeoutError, OSError):
+        except (ConnectionError, TimeoutError, OSError, ResponseError) as error:
+            if isinstance(error, ResponseError | AuthenticationError) and not passes(error):
+                raise as_ours("changes", error) from error
             self._disconnect()
             self._closed.wait(self._hearing.pause_s())
 
@@ -90,6 +99,23 @@ class Changes:
         if pubsub is not None:
             pubsub.close()
 
+    def _start_anew(self) -> None:
+        """In a forked child: the connection is the parent's, and a lock may be held by no thread here."""
+        is_closed = self._closed.is_set()
+        self._closed, self._turn = threading.Event(), threading.Lock()
+        if is_closed:
+            self._closed.set()
+        self._disconnect()  # redis-py closes it here alone
+
+
+def _after_fork() -> None:
+    for changes in list(_ALL):
+        changes._start_anew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
 
 class _OwnConnections:
     """What redis-py's PubSub needs of a pool: it connects as the client's does, but tries once."""
@@ -101,9 +127,13 @@ class _OwnConnections:
         return self._pool.get_encoder()
 
     def get_connection(self, *_: Any, **__: Any) -> Any:
-        options = {**self._pool.connection_kwargs, "retry": Retry(NoBackoff(), 0)}
-        connection = self._pool.connection_class(**options)
-        connection.connect()
+        options = connection_options(self._pool.connection_kwargs)
+        connection = self._pool.connection_class(**options, retry=Retry(NoBackoff(), 0, ()))
+        try:
+            connection.connect()
+        except BaseException:
+            connection.disconnect()
+            raise
         return connection
 
     def release(self, connection: Any) -> None:

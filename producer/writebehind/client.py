@@ -16,13 +16,13 @@ from .durability import Accepted, Assurance, Durability, assured
 from .lock import Lock
 from .lock_steps import LockSteps
 from .message import Id, Op, Write
+from .object_shape import R
 from .rate import RateLimit
 from .rate_limiter import RateLimiter
 from .rate_steps import RateSteps
 from .receipt import Receipt
 from .session import ConnectedSessionPool
 from .settings import Options, Settings
-from .shape import R
 from .table import Table
 from .typed_rows import TypedRows
 

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any, Generic
 
 from .batch import Batch
 from .carrier import Carrier
+from .durability import Durability
 from .message import Id
+from .object_shape import R
 from .receipt import Receipt
-from .shape import R, RowShape
+from .shape import RowShape
 from .typed_rows import TypedRows
 
 if TYPE_CHECKING:
@@ -32,23 +34,47 @@ class Table(Generic[R]):
         self._wb, self._carrier, self._rows = wb, carrier, rows
         self._shape, self.name = rows.shape, rows.name
 
-    def put(self, row: R) -> Receipt:
+    def put(self, row: R, *, wait: float | None = None, durability: Durability | None = None) -> Receipt:
         """The row exists, and is so: all fields are written. See :meth:`WriteBehind.put`."""
-        return self._wb.put(self.name, self._shape.id_of(self.name, row), self._shape.values(row))
+        id, data = self._shape.id_of(self.name, row), self._shape.values(self.name, row)
+        return self._wb.put(self.name, id, data, wait=wait, durability=durability)
 
-    def patch(self, id: TypedId, changes: Mapping[str, Any] | None = None, /, **named: Any) -> Receipt:
-        """Changes fields of a row that exists. See :meth:`WriteBehind.patch`."""
-        data = self._shape.changes(self.name, {**(changes or {}), **named})
-        return self._wb.patch(self.name, self._rows.id(id), data)
+    def patch(
+        self,
+        id: TypedId,
+        changes: Mapping[str, Any] | None = None,
+        /,
+        *,
+        wait: float | None = None,
+        durability: Durability | None = None,
+        **named: Any,
+    ) -> Receipt:
+        """Changes fields of a row that exists. See :meth:`WriteBehind.patch`.
 
-    def increment(self, id: TypedId, deltas: Mapping[str, Any] | None = None, /, **named: Any) -> Receipt:
-        """Adds to numeric fields. See :meth:`WriteBehind.increment`."""
-        data = checked_names(self._shape, self.name, {**(deltas or {}), **named})
-        return self._wb.increment(self.name, self._rows.id(id), data)
+        Of a class with a field ``wait`` or ``durability`` the fields are given as a mapping only.
+        """
+        data = self._shape.changes(self.name, self._shape.given(self.name, changes, named))
+        return self._wb.patch(self.name, self._rows.id(id), data, wait=wait, durability=durability)
 
-    def delete(self, id: TypedId) -> Receipt:
+    def increment(
+        self,
+        id: TypedId,
+        deltas: Mapping[str, Any] | None = None,
+        /,
+        *,
+        wait: float | None = None,
+        durability: Durability | None = None,
+        **named: Any,
+    ) -> Receipt:
+        """Adds to numeric fields, given as by :meth:`patch`. See :meth:`WriteBehind.increment`."""
+        data = checked_names(self._shape, self.name, self._shape.given(self.name, deltas, named))
+        return self._wb.increment(self.name, self._rows.id(id), data, wait=wait, durability=durability)
+
+    def delete(
+        self, id: TypedId, *, wait: float | None = None, durability: Durability | None = None
+    ) -> Receipt:
         """The row does not exist any more. See :meth:`WriteBehind.delete`."""
-        return self._wb.delete(self.name, self._rows.id(id))
+        return self._wb.delete(self.name, self._rows.id(id), wait=wait, durability=durability)
 
     def into(self, batch: Batch) -> TableWrites[R]:
         """Typed writes that go into a batch: ``with wb.batch() as batch: users.into(batch).put(row)``."""
@@ -94,6 +120,10 @@ class Table(Generic[R]):
         """Removes a row from the cache. See :meth:`WriteBehind.invalidate`."""
         return self._carrier.run(self._rows.invalidate(id, wait))
 
+    def invalidate_many(self, ids: Sequence[TypedId]) -> list[bool]:
+        """Removes many rows from the cache. See :meth:`WriteBehind.invalidate_many`."""
+        return self._carrier.run(self._rows.invalidate_many(ids))
+
 
 class TableWrites(Generic[R]):
     """Typed writes of one table into a batch; made by ``into`` of a table."""
@@ -104,7 +134,7 @@ class TableWrites(Generic[R]):
 
     def put(self, row: R) -> None:
         """See :meth:`Table.put`."""
-        self._batch.put(self.name, self._shape.id_of(self.name, row), self._shape.values(row))
+        self._batch.put(self.name, self._shape.id_of(self.name, row), self._shape.values(self.name, row))
 
     def patch(self, id: TypedId, changes: Mapping[str, Any] | None = None, /, **named: Any) -> None:
         """See :meth:`Table.patch`."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, cast
 
 from .cache import BulkLoader, Loader, RowCache, Wanted
 from .core import Core
 from .errors import RowMismatch
 from .message import Id
-from .shape import R, RowShape
-from .steps import Steps
+from .object_shape import R
+from .shape import RowShape
+from .steps import Steps, T
 
 _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
@@ -28,11 +29,19 @@ class TypedRows(Generic[R]):
 
     def get(self, id: Any, load: Loader | None, timeout: float) -> Steps[R | None]:
         """See :meth:`Table.get`."""
-        return self._core.call("get", self.name, 1, lambda: self._get(id, load, timeout))
+
+        def get() -> Steps[R | None]:
+            return self._core.by_shards_of_now(lambda: self._get(id, load, timeout))
+
+        return self._core.call("get", self.name, 1, get)
 
     def get_many(self, ids: Sequence[Any], load: BulkLoader | None, timeout: float) -> Steps[list[R | None]]:
         """See :meth:`Table.get_many`."""
-        return self._core.call("get_many", self.name, len(ids), lambda: self._get_many(ids, load, timeout))
+
+        def get_many() -> Steps[list[R | None]]:
+            return self._core.by_shards_of_now(lambda: self._get_many(ids, load, timeout))
+
+        return self._core.call("get_many", self.name, len(ids), get_many)
 
     def _get(self, id: Any, load: Loader | None, timeout: float) -> Steps[R | None]:
         wanted = yield from self._wanted(id)
@@ -42,7 +51,9 @@ class TypedRows(Generic[R]):
         except RowMismatch:
             if load is None:
                 raise
-            row = yield from self._afresh(wanted, load, deadline)
+            row = yield from self._afresh(
+                [wanted], lambda left: self._cache.get(wanted, self.name, load, left), deadline
+            )
         return cast(R | None, row)
 
     def _get_many(self, ids: Sequence[Any], load: BulkLoader | None, timeout: float) -> Steps[list[R | None]]:
@@ -55,15 +66,18 @@ class TypedRows(Generic[R]):
         except RowMismatch:
             if load is None:
                 raise
-            # Which of them it was is not known: rare enough to look at each.
-            rows = []
-            for each in wanted:
-                rows.append((yield from self._one_of_many(each, load, deadline)))
+            rows = yield from self._afresh(
+                wanted, lambda left: self._cache.get_many(wanted, self.name, load, left), deadline
+            )
         return cast(list[R | None], rows)
 
     def invalidate(self, id: Any, wait: float | None) -> Steps[bool]:
         """See :meth:`Table.invalidate`."""
         return self._core.invalidate(self.name, self.id(id), wait)
+
+    def invalidate_many(self, ids: Sequence[Any]) -> Steps[list[bool]]:
+        """See :meth:`Table.invalidate_many`."""
+        return self._core.invalidate_many(self.name, [self.id(id) for id in ids])
 
     def id(self, id: Any) -> Id:
         """The id as the untyped calls have it."""
@@ -72,23 +86,15 @@ class TypedRows(Generic[R]):
     def _wanted(self, id: Any) -> Steps[Wanted]:
         return (yield from self._core.wanted_row(self.name, self.id(id), id))
 
-    def _one_of_many(self, wanted: Wanted, load: BulkLoader, deadline: float) -> Steps[Any]:
+    def _afresh(
+        self, wanted: Sequence[Wanted], read: Callable[[float], Steps[T]], deadline: float
+    ) -> Steps[T]:
+        """Reads once more: a cached row that does not fit the class counts as a miss. Until it stays so."""
         while True:
+            yield from self._cache.remove_misfits(wanted, self.name, deadline)
             left = max(0.0, deadline - time.monotonic())
             try:
-                return (yield from self._cache.get_many([wanted], self.name, load, left))[0]
-            except RowMismatch:
-                if left == 0.0:
-                    raise
-                yield from self._cache.remove_when_settled(wanted, self.name, deadline)
-
-    def _afresh(self, wanted: Wanted, load: Loader, deadline: float) -> Steps[Any]:
-        """The cached row does not fit the class: it counts as a miss. Until it is removed, and stays so."""
-        while True:
-            yield from self._cache.remove_when_settled(wanted, self.name, deadline)
-            left = max(0.0, deadline - time.monotonic())
-            try:
-                return (yield from self._cache.get(wanted, self.name, load, left))
+                return (yield from read(left))
             except RowMismatch:
                 if left == 0.0:
                     raise

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from structlog.typing import FilteringBoundLogger
 
+from .change_messages import MISSED
 from .config import one_line
 from .metrics import Metrics
 from .owned_queue import OwnedQueue
@@ -15,19 +16,23 @@ _SAY_EVERY_S = 60.0
 
 
 class Publisher:
-    """For the thread that settles and acknowledges."""
+    """For the thread that settles and acknowledges; it remembers from one tenure to the next."""
 
-    def __init__(self, queue: OwnedQueue, metrics: Metrics, log: FilteringBoundLogger) -> None:
-        self._queue, self._metrics, self._log = queue, metrics, log
+    def __init__(self, metrics: Metrics, log: FilteringBoundLogger) -> None:
+        self._metrics, self._log = metrics, log
         self._say_at = 0.0
+        self._owes = True  # word that some were missed: nobody knows what was told before us
 
-    def publish(self, messages: Sequence[bytes]) -> None:
-        """What Redis refuses is counted and said; a broken connection is raised."""
+    def publish(self, queue: OwnedQueue, messages: Sequence[bytes]) -> None:
+        """What Redis refuses is counted, said, and made good later; a broken connection is raised."""
         if not messages:
             return
-        refused = self._queue.publish(messages)
+        if self._owes:
+            self._owes = bool(queue.publish([MISSED]))
+        refused = queue.publish(messages)
         if not refused:
             return
+        self._owes = True
         self._metrics.changes_refused(len(refused))
         if time.monotonic() >= self._say_at:
             self._say_at = time.monotonic() + _SAY_EVERY_S

@@ -65,6 +65,7 @@ class Tenure:
         recovered: list[FrozenBatch],
         state: WorkerState,
         metrics: Metrics,
+        publisher: Publisher,
         log: FilteringBoundLogger,
     ) -> None:
         self._config, self._queue, self._flusher = config, queue, flusher
@@ -72,7 +73,7 @@ class Tenure:
         self._persister = Persister(
             config, flusher, conn, state, metrics, log, queue.now_us, lambda: self._failure
         )
-        self._publisher = Publisher(queue, metrics, log)
+        self._publisher = publisher
         self._most_bytes = config.max_in_flight * config.batch_bytes
         self._turn = threading.Condition()
         self._claimed: deque[FrozenBatch] = deque()  # the first one is being read
@@ -204,7 +205,8 @@ class Tenure:
                 entries += unit.settlements({b.position for b in flushed.buried})
                 rejections += _rejections(unit, flushed)
             self._queue.settle(entries)
-            self._publisher.publish([message for unit, _ in those for message in unit.changes])
+            messages = [message for unit, _ in those for message in unit.changes]
+            self._publisher.publish(self._queue, messages)
             ids = [id for unit, _ in those for id in unit.ids]
             applied_seq = max(unit.applied_seq for unit, _ in those)
             self._queue.acknowledge(ids, applied_seq, those[-1][1].last_batch, rejections)

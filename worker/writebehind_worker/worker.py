@@ -27,6 +27,7 @@ from .lease import Holder, Lease, own_name
 from .ledger import Ledger
 from .metrics import Metrics
 from .owned_queue import CONNECTIONS, OwnedQueue, publish_tables
+from .publisher import Publisher
 from .redis_server import RedisLink
 from .sqlstate import advice
 from .state import WorkerState
@@ -72,6 +73,7 @@ class Worker:
         self._owner = own_name()
         self._token = secrets.token_hex(16)
         self._breaker = Breaker()
+        self._publisher = Publisher(metrics, self._log)
         self._backlog = BacklogSampler(self._keys, metrics)
         self._reasons: set[str] = set()  # for which Postgres is away, as far as they have been logged
         self._fatal: BaseException | None = None
@@ -192,7 +194,9 @@ class Worker:
             self._tell(taken)
             flusher = self._flusher(conn, ledger, taken, side)
             frozen = list(taken.frozen)
-            tenure = Tenure(c, queue, flusher, conn, frozen, self._state, self._metrics, self._log)
+            tenure = Tenure(
+                c, queue, flusher, conn, frozen, self._state, self._metrics, self._publisher, self._log
+            )
             del taken, frozen  # else they were kept until its end
             tenure.serve(stop, heart.lost)
         finally:
