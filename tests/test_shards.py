@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.fleets import RunningFleet
 
-from writebehind import ShardsDiffer, WriteBehind
+from writebehind import ShardsDiffer, WriteBehind, WriteRejected
 from writebehind.keys import QueueKeys
 from writebehind.route import shard_of
 from writebehind.shards import shard_queues
@@ -271,6 +271,37 @@ def test_the_commands_see_all_shards(
         assert code == 0 and "has 1 shard;" in text
         wb.put("rows", 1, {"v": 7}).wait(20)
         assert "paused" not in run("status")[1]
+
+
+def test_a_dead_letter_of_a_former_shard_is_retried_where_its_row_is_now(
+    connect: Connect,
+    redis_client: redis.Redis,
+    keys: QueueKeys,
+    options: dict[str, Any],
+    rows: psycopg.Connection[Any],
+) -> None:
+    def run(*arguments: str) -> str:
+        given = {f"WRITEBEHIND_{n.upper()}": options[n] for n in ("redis_url", "postgres_url", "queue")}
+        found = CliRunner(env=given).invoke(cli, arguments)
+        assert found.exit_code == 0, found.output
+        return found.output
+
+    rows.execute("ALTER TABLE rows ADD CHECK (n < 100)")
+    wb = connect()
+    with RunningFleet(**options):
+        run("reshard", "3")
+        for n in range(12):
+            with pytest.raises(WriteRejected):
+                wb.put("rows", n, {"v": 1, "n": 100}, wait=20)
+        run("reshard", "2")
+        wb.put("rows", 3, {"v": 2, "n": 2}, wait=20)  # supersedes the letter
+        rows.execute("ALTER TABLE rows DROP CONSTRAINT rows_n_check")
+        assert len(json.loads(run("dead", "list", "--json"))) == 11
+        run("dead", "retry", "--all")
+        run("drain", "--timeout", "20")
+    found = dict(rows.execute("SELECT id, n FROM rows ORDER BY id"))
+    assert found == {n: 2 if n == 3 else 100 for n in range(12)}
+    assert rows.execute("SELECT count(*) FROM writebehind.dead_letters").fetchone() == (1,)
 
 
 def test_a_worker_that_was_told_another_number_stops(

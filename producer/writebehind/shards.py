@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .keys import QueueKeys
 
 MAX_SHARDS = 1024
+_SHARD = re.compile(r"[1-9][0-9]{0,3}of([1-9][0-9]{0,3})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,12 @@ def check_shards(shards: int | None) -> None:
 def shard_queues(queue: str, shards: int) -> list[str]:
     """The names of the shards' queues; that of the only one is the queue's own."""
     return [queue] if shards == 1 else [f"{queue}:{number + 1}of{shards}" for number in range(shards)]
+
+
+def shards_of(queue: str, name: str) -> int | None:
+    """Of how many shards of ``queue`` the queue ``name`` is one; ``None`` if it is none."""
+    found = _SHARD.fullmatch(name.removeprefix(f"{queue}:")) if name.startswith(f"{queue}:") else None
+    return None if found is None else int(found[1])
 
 
 def stamp(shard: int, shards: int) -> str:

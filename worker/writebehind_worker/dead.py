@@ -14,6 +14,9 @@ import msgspec
 import psycopg
 from psycopg.rows import class_row
 
+from writebehind.shards import shards_of
+
+from .ledger import QUEUES_WITH_LETTERS
 from .sqlstate import condition
 
 PAGE = 1000
@@ -93,10 +96,12 @@ class Reason:
 
 
 class DeadLetters:
-    """Those of ``queue``, over a connection in autocommit."""
+    """Those of ``queue`` and of its shards, former ones too, over a connection in autocommit."""
 
     def __init__(self, conn: psycopg.Connection[Any], queue: str) -> None:
-        self.connection, self._queue = conn, queue
+        self.connection = conn
+        rows = conn.execute(QUEUES_WITH_LETTERS).fetchall()
+        self._queues = [queue, *(name for (name,) in rows if shards_of(queue, name) is not None)]
 
     def count(self, choice: Choice) -> int:
         """How many are meant."""
@@ -148,8 +153,9 @@ class DeadLetters:
         """The messages of several, by id; those of letters that are gone are missing."""
         return dict(
             self.connection.execute(
-                "SELECT id, body FROM writebehind.dead_letters WHERE queue = $1 AND id = ANY ($2::bigint[])",
-                [self._queue, [letter.id for letter in letters]],
+                "SELECT id, body FROM writebehind.dead_letters "
+                "WHERE queue = ANY ($1::text[]) AND id = ANY ($2::bigint[])",
+                [self._queues, [letter.id for letter in letters]],
             ).fetchall()
         )
 
@@ -157,19 +163,20 @@ class DeadLetters:
         """Drops those that still are as they were read: one that was retried since belongs to a new batch."""
         return self.connection.execute(
             "DELETE FROM writebehind.dead_letters d USING unnest($2::bigint[], $3::bigint[]) AS l(id, batch) "
-            "WHERE d.queue = $1 AND d.id = l.id AND d.batch = l.batch",
-            [self._queue, [letter.id for letter in letters], [letter.batch for letter in letters]],
+            "WHERE d.queue = ANY ($1::text[]) AND d.id = l.id AND d.batch = l.batch",
+            [self._queues, [letter.id for letter in letters], [letter.batch for letter in letters]],
         ).rowcount
 
     def _one(self, column: str, letter: int) -> Any:
         found = self.connection.execute(
-            f"SELECT {column} FROM writebehind.dead_letters WHERE queue = $1 AND id = $2",
-            [self._queue, letter],
+            f"SELECT {column} FROM writebehind.dead_letters WHERE queue = ANY ($1::text[]) AND id = $2",
+            [self._queues, letter],
         ).fetchone()
         return found[0] if found else None
 
     def _where(self, choice: Choice) -> tuple[str, list[Any]]:
-        terms, values = ["d.queue = $1"], [self._queue]
+        terms: list[str] = ["d.queue = ANY ($1::text[])"]
+        values: list[Any] = [self._queues]
 
         def term(sql: str, value: Any) -> None:
             if value:

@@ -151,7 +151,7 @@ def retry(
         raise FatalError("--body corrects one letter", "give its id: writebehind dead retry 17 --body …")
     choice = _without_rollbacks(choice, force)
     with dead_letters(config) as letters, connected_redis(config) as client:
-        watch = Watch(letters.connection, config.queue, force=force)
+        watch = Watch(letters.connection, force=force)
         run = RetryRun(letters, client, QueueKeys(config.queue), max_queue_length, watch, force, body)
         try:
             run.send(choice)

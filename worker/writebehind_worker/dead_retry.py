@@ -14,7 +14,8 @@ import psycopg
 from redis import Redis
 
 from writebehind.carrier import Carrier
-from writebehind.enqueue import Enqueue, pack_write_with_frames
+from writebehind.division import Division
+from writebehind.enqueue import Enqueue, ShardMoved, pack_write_with_frames
 from writebehind.errors import QueueFull
 from writebehind.keys import QueueKeys
 from writebehind.message import MAX_COLUMNS, Op
@@ -34,8 +35,10 @@ _decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class Shown(NamedTuple):
-    """A write to a cache entry: ``fields`` are column, JSON text or frame, ..."""
+    """A write to a cache entry: ``fields`` are column, JSON text or frame, ... ``table``, ``key``: the row."""
 
+    table: str
+    key: str | Mapping[str, str]
     op: Op
     cache_key: str
     fields: Sequence[str | bytes]
@@ -107,10 +110,12 @@ def _shown(message: bytes, keys: QueueKeys) -> Shown | None:
     read = receive(0, message, 0)
     if read.fault is not None or read.cache_key is None or keys.owns(read.cache_key):
         return None
+    assert read.table is not None
+    assert read.id_text is not None
     columns = {name: bytes(text) for name, text in (read.columns or {}).items()}
     if len(columns) > MAX_COLUMNS:
         return None
-    return Shown(read.op, read.cache_key, packed_fields(columns, frames_of(read)))
+    return Shown(read.table, read.id_text, read.op, read.cache_key, packed_fields(columns, frames_of(read)))
 
 
 def chunks(letters: Iterable[Letter]) -> Iterator[list[Letter]]:
@@ -133,7 +138,8 @@ class Sender:
     def __init__(self, client: Redis, keys: QueueKeys, max_queue_length: int) -> None:
         self._client, self._keys, self._limit = client, keys, max_queue_length
         self._carrier = Carrier(client)
-        self._enqueue = Enqueue(keys, SessionPool())
+        sessions = SessionPool()
+        self._division = Division(keys, None, lambda shard, stamp: Enqueue(shard, sessions, None, stamp))
 
     def send(self, retries: Iterable[Retry]) -> Iterator[Sequence[int]]:
         """Sends them in order; yields the letters of each call once it is done.
@@ -145,11 +151,29 @@ class Sender:
             part = list(run)
             if is_raw:
                 self._push(part)
+                yield [retry.letter for retry in part]
             else:
-                self._accept(part)
-            yield [retry.letter for retry in part]
+                yield from self._accept_all(part)
 
-    def _accept(self, retries: Sequence[Retry]) -> None:
+    def _accept_all(self, retries: Sequence[Retry]) -> Iterator[Sequence[int]]:
+        """Each to the shard that its row has now."""
+        left = list(retries)
+        while left:
+            way = self._way(left[0])
+            part = [retry for retry in left if self._way(retry) is way]
+            try:
+                self._accept(way, part)
+            except ShardMoved:
+                self._carrier.run(self._division.look_again())
+                continue
+            yield [retry.letter for retry in part]
+            left = [retry for retry in left if self._way(retry) is not way]
+
+    def _way(self, retry: Retry) -> Enqueue:
+        assert retry.shown is not None
+        return self._division.way(retry.shown.table, retry.shown.key)
+
+    def _accept(self, way: Enqueue, retries: Sequence[Retry]) -> None:
         entries: list[str] = []
         packed: list[bytes] = []
         ops: set[Op] = set()
@@ -159,7 +183,7 @@ class Sender:
             entries.append(shown.cache_key)
             ops.add(shown.op)
             packed.append(pack_write_with_frames(shown.op, retry.message, shown.fields))
-        self._carrier.run(self._enqueue.steps(entries, ops, packed, self._limit))
+        self._carrier.run(way.steps(entries, ops, packed, self._limit))
 
     def _push(self, retries: Sequence[Retry]) -> None:
         with redis_errors_as_ours("retry"):
@@ -191,8 +215,8 @@ class Outcome:
 class Watch:
     """Watches dead letters that are sent again: made before the first, told of each, asked at the end."""
 
-    def __init__(self, conn: psycopg.Connection[Any], queue: str, *, force: bool) -> None:
-        self._conn, self._queue, self._force = conn, queue, force
+    def __init__(self, conn: psycopg.Connection[Any], *, force: bool) -> None:
+        self._conn, self._force = conn, force
         self._sent = array("q")
         self._began = conn.execute("SELECT clock_timestamp()").fetchone()
 
@@ -220,9 +244,9 @@ class Watch:
         """Counts those whose outcome is known; returns the others."""
         began = self._began[0] if self._began else None
         rows = self._conn.execute(
-            "SELECT id, coalesce(retried_at >= $3, false), superseded_at IS NOT NULL, sqlstate, reason "
-            "FROM writebehind.dead_letters WHERE queue = $1 AND id = ANY ($2::bigint[]) ORDER BY id",
-            [self._queue, letters, began],
+            "SELECT id, coalesce(retried_at >= $2, false), superseded_at IS NOT NULL, sqlstate, reason "
+            "FROM writebehind.dead_letters WHERE id = ANY ($1::bigint[]) ORDER BY id",
+            [letters, began],
         ).fetchall()
         found.landed += len(letters) - len(rows)
         pending = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import redis
 from rich.console import Console
@@ -14,6 +13,7 @@ from writebehind.keys import QueueKeys
 
 from .dead import Choice, DeadLetters, Letter, acknowledged
 from .dead_retry import Retry, Sender, Watch, chunks, make_correction, make_retry
+from .resharding import layout_of, served
 
 AGAIN = "their batch is still being finished: run it again in a moment"
 _MOST_NAMED = 50
@@ -109,9 +109,11 @@ def drop_letters(
 
 
 def inflight(client: redis.Redis, keys: QueueKeys) -> set[int]:
-    """The frozen batches at this moment."""
-    found: Any = client.lrange(keys.inflight, 0, -1)
-    return {int(batch) for batch in found}
+    """The frozen batches at this moment, of all shards."""
+    with client.pipeline() as pipe:
+        for one in served(keys, layout_of(client, keys)):
+            pipe.lrange(one.inflight, 0, -1)
+        return {int(batch) for batches in pipe.execute() for batch in batches}
 
 
 def many(count: int) -> str:

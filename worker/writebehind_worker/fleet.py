@@ -186,13 +186,13 @@ class Fleet:
         self._end_those(mine[share:])
         wanted = to_begin(queues, set(free) - self._serving.keys(), view.workers, self._name)
         for queue in wanted[: max(0, share - len(mine))]:
-            self._begin(queue, hurry)
+            self._begin(queue, view.layout.shards, hurry)
         self._state.role_is("standby")  # of the process, where it serves nothing
 
-    def _begin(self, queue: str, hurry: threading.Event) -> None:
+    def _begin(self, queue: str, shards: int, hurry: threading.Event) -> None:
         config = replace(self._config, queue=queue)
         state = self._state.part(queue)
-        worker = Worker(config, state, self._metrics.part(queue), self._log, self._keys)
+        worker = Worker(config, state, self._metrics.part(queue), self._log, self._keys, shards)
         self._serving[queue] = _Serving(worker, state, hurry, f"worker of {queue}")
 
     def _end_those(self, queues: Iterable[str]) -> None:

@@ -89,7 +89,10 @@ class Flusher:
         self._lock_timeout_s, self._statement_timeout_s = lock_timeout_s, statement_timeout_s
         self._keys = KeyReader(conn, statement_timeout_s)
         self._bulk = Bulk(conn)
-        self._refused_tables = {table for table, _ in ledger.open_dead_letters() if table is not None}
+        self._adopted_tables = ledger.adopted_tables()
+        self._refused_tables = {
+            t for t, _ in ledger.open_dead_letters() if t is not None
+        } | self._adopted_tables
         self._publish, self._refuse_newer = publish, refuse_newer
         self.catalog = self._read_catalog()
 
@@ -173,7 +176,7 @@ class Flusher:
         finally:
             roll_back(self._conn)
         # Only we add some: what has none now has none until we do.
-        self._refused_tables = {table for table, _ in counts if table is not None}
+        self._refused_tables = {table for table, _ in counts if table is not None} | self._adopted_tables
         return counts
 
     def say_waiting(self, reason: str | None) -> None:

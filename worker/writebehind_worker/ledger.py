@@ -13,6 +13,8 @@ from typing import Any
 import psycopg
 from psycopg import errors as pg_errors
 
+from writebehind.shards import shards_of
+
 from .errors import LedgerMissing, LedgerOutdated, LedgerRefused, OwnershipLost
 from .history import LedgerRow
 from .ledger_schema import SCHEMA_VERSION, check_not_newer
@@ -69,11 +71,33 @@ class AlreadyApplied(Exception):
     """The ledger has the batch: a COMMIT whose reply was lost, or another owner's."""
 
 
+QUEUES_WITH_LETTERS = """
+WITH RECURSIVE found(queue) AS (
+    SELECT min(queue) FROM writebehind.dead_letters
+    UNION ALL
+    SELECT (SELECT min(d.queue) FROM writebehind.dead_letters d WHERE d.queue > found.queue)
+    FROM found WHERE found.queue IS NOT NULL
+)
+SELECT queue FROM found WHERE queue IS NOT NULL
+"""  # one look at the index for each; DISTINCT would read all letters
+
+
 class Ledger:
-    """The row of ``queue``, over the owner's connection (autocommit; the caller begins transactions)."""
+    """The row of ``queue``, over the owner's connection (autocommit; the caller begins transactions).
+
+    Where it is a shard, or has had some, `adopt_letters` tells whose dead letters may be of its rows, too.
+    """
 
     def __init__(self, conn: psycopg.Connection[Any], queue: str) -> None:
         self._conn, self._queue = conn, queue
+        self._letters_of = [queue]
+
+    def adopt_letters(self, whole: str, shards: int) -> None:
+        """Rows that are this queue's now may have been rejected when there were others than these shards."""
+        with self._guarded():
+            rows = self._conn.execute(QUEUES_WITH_LETTERS).fetchall()
+        names = [name for (name,) in rows if name == whole or shards_of(whole, name) not in (None, shards)]
+        self._letters_of = [self._queue, *(name for name in names if name != self._queue)]
 
     def check(self) -> None:
         """Raises `LedgerMissing`, `LedgerOutdated`, `NewerVersion` or `LedgerRefused` if they cannot be used.
@@ -219,8 +243,8 @@ class Ledger:
         with self._guarded():
             rows = self._conn.execute(
                 "SELECT id, superseded_at IS NULL AND kind = 'rejected' FROM writebehind.dead_letters "
-                "WHERE queue = $1 AND id = ANY ($2::bigint[]) FOR UPDATE SKIP LOCKED",
-                [self._queue, letters],
+                "WHERE queue = ANY ($1::text[]) AND id = ANY ($2::bigint[]) FOR UPDATE SKIP LOCKED",
+                [self._letters_of, letters],
             ).fetchall()
         return dict(rows)
 
@@ -231,7 +255,7 @@ class Ledger:
         """
         with self._guarded():
             self._conn.execute(
-                "UPDATE writebehind.dead_letters d SET batch = $2, position = w.position, seq = w.seq, "
+                "UPDATE writebehind.dead_letters d SET queue = $12, batch = $2, position = w.position, seq = w.seq, "
                 "body = w.body, table_name = w.table_name, key = w.key, cache_key = w.cache_key, "
                 "sqlstate = w.sqlstate, reason = w.reason, retried_at = now(), history = "
                 f"CASE WHEN jsonb_array_length(d.history) < {MOST_HISTORY} THEN d.history "
@@ -239,16 +263,23 @@ class Ledger:
                 "'batch', d.batch, 'sqlstate', d.sqlstate, 'reason', d.reason) "
                 "FROM unnest($3::bigint[], $4::int[], $5::bigint[], $6::bytea[], $7::text[], $8::text[], "
                 "$9::text[], $10::text[], $11::text[]) AS w(id, position, seq, body, table_name, key, "
-                "cache_key, sqlstate, reason) WHERE d.queue = $1 AND d.id = w.id",
-                [self._queue, batch, [r.message.retry for r in refusals], *_columns(refusals)],
+                "cache_key, sqlstate, reason) WHERE d.queue = ANY ($1::text[]) AND d.id = w.id",
+                [
+                    self._letters_of,
+                    batch,
+                    [r.message.retry for r in refusals],
+                    *_columns(refusals),
+                    self._queue,
+                ],
             )
 
     def remove(self, letters: Sequence[int]) -> None:
         """Dead letters whose retry has been applied."""
         with self._guarded():
             self._conn.execute(
-                "DELETE FROM writebehind.dead_letters WHERE queue = $1 AND id = ANY ($2::bigint[])",
-                [self._queue, letters],
+                "DELETE FROM writebehind.dead_letters "
+                "WHERE queue = ANY ($1::text[]) AND id = ANY ($2::bigint[])",
+                [self._letters_of, letters],
             )
 
     def buried(self, batch: int) -> list[Buried]:
@@ -271,6 +302,18 @@ class Ledger:
         assert found is not None
         return int(found[0] or 0)
 
+    def adopted_tables(self) -> set[str]:
+        """The tables of those that were adopted, and that no later write has superseded."""
+        if len(self._letters_of) == 1:
+            return set()
+        with self._guarded():
+            rows = self._conn.execute(
+                "SELECT DISTINCT table_name FROM writebehind.dead_letters "
+                "WHERE queue = ANY ($1::text[]) AND superseded_at IS NULL AND table_name IS NOT NULL",
+                [self._letters_of[1:]],
+            ).fetchall()
+        return {table for (table,) in rows}
+
     def open_dead_letters(self) -> dict[tuple[str | None, str | None], int]:
         """How many no later write has superseded, by (``schema.table`` or ``None``, SQLSTATE)."""
         with self._guarded():
@@ -291,16 +334,17 @@ class Ledger:
             self._conn.execute(
                 "UPDATE writebehind.dead_letters d SET superseded_at = now() FROM unnest($3::text[], "
                 "$4::text[], $5::int[], $6::bigint[]) AS w(table_name, key, position, letter) "
-                "WHERE d.queue = $1 AND d.table_name = w.table_name AND d.key = w.key "
-                "AND d.superseded_at IS NULL AND (d.id < w.letter OR w.position >= 0 "
-                "AND (d.batch <> $2 OR d.retried_at IS NOT NULL OR d.position < w.position))",
+                "WHERE d.queue = ANY ($1::text[]) AND d.table_name = w.table_name AND d.key = w.key "
+                "AND d.superseded_at IS NULL AND (d.id < w.letter OR w.position >= 0 AND (d.queue <> $7 "
+                "OR d.batch <> $2 OR d.retried_at IS NOT NULL OR d.position < w.position))",
                 [
-                    self._queue,
+                    self._letters_of,
                     batch,
                     [w.table for w in written],
                     [w.key for w in written],
                     [w.position for w in written],
                     [w.letter for w in written],
+                    self._queue,
                 ],
             )
 

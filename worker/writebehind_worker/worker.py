@@ -55,7 +55,7 @@ def stall_after_s(config: Config) -> float:
 class Worker:
     """Brings one queue to Postgres. Any number may run on a queue: one owns it, the others stand by.
 
-    ``whole``: the keys of the queue that this one is a shard of, where producers look.
+    ``whole``: the keys of the queue that this one is a shard of, where producers look; ``shards``: how many it has.
     """
 
     def __init__(
@@ -65,11 +65,12 @@ class Worker:
         metrics: Metrics,
         log: FilteringBoundLogger,
         whole: QueueKeys | None = None,
+        shards: int = 1,
     ) -> None:
         self._config, self._state, self._metrics = config, state, metrics
         self._log = log.bind(queue=config.queue)
         self._keys = QueueKeys(config.queue)
-        self._whole = whole or self._keys
+        self._whole, self._shards = whole or self._keys, shards
         self._owner = own_name()
         self._token = secrets.token_hex(16)
         self._breaker = Breaker()
@@ -137,6 +138,7 @@ class Worker:
                 postgres.check_version(conn, redacted(self._config.postgres_url))
                 ledger = Ledger(conn, self._config.queue)
                 ledger.check()
+                ledger.adopt_letters(self._whole.queue, self._shards)
                 self._postgres_is(True)
                 self._metrics.nothing_is_known()
                 lease = self._lease(link.client)
