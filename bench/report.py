@@ -15,6 +15,7 @@ from .sizes import DEFAULT
 Found = Mapping[str, Any]
 
 _RIVALS = ("limit", "afternoon", "one_by_one")
+_COSTS, _END = "<!-- costs, written by make bench -->", "<!-- end of costs -->"
 _HOW = (Path(__file__).parent / "how.md").read_text()
 
 
@@ -50,6 +51,17 @@ def write_document(found: Found, folder: Path) -> None:
     parts += [f"## {title}\n\n{text}" for title, text in tables(found)]
     parts += [_HOW.strip(), _settings(found)]
     (folder / "benchmarks.md").write_text("\n\n".join(parts) + "\n")
+    page = folder / "patterns.md"
+    if page.exists():
+        page.write_text(with_costs(page.read_text(), found))
+
+
+def with_costs(page: str, found: Found) -> str:
+    """docs/patterns.md with what its patterns cost, between its two marks."""
+    before, begin, rest = page.partition(_COSTS)
+    _, end, after = rest.partition(_END)
+    costs = "\n\n".join(filter(None, (_patterns(found), _ladder(found))))
+    return f"{before}{begin}\n{costs}\n{end}{after}" if end else page
 
 
 def _preface(found: Found) -> str:

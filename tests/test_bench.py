@@ -13,7 +13,9 @@ from bench.floors import FLOORS, Floor
 from bench.load import LOADS
 from bench.markdown import table
 from bench.parts import PARTS
+from bench.patterns import PATTERNS
 from bench.percentile import percentile
+from bench.report import with_costs
 from bench.results import Results
 from bench.sizes import QUICK
 
@@ -60,6 +62,13 @@ def test_the_page_shows_what_was_measured_and_its_plots(measured: Path) -> None:
         assert f"(benchmarks-{plot}.svg)" in page
         assert (measured / f"benchmarks-{plot}.svg").read_text().startswith("<svg")
     assert "benchmarks-lag" not in page
+
+
+def test_the_page_of_the_patterns_tells_what_they_cost_as_measured_last() -> None:
+    last, page = json.loads((ROOT / "bench" / "latest.json").read_text()), ROOT / "docs" / "patterns.md"
+    assert last["patterns"].keys() == PATTERNS.keys()
+    assert with_costs(page.read_text(), last) == page.read_text(), "run `make bench`"
+    assert all(f"| {name} " in page.read_text() for name in PATTERNS)
 
 
 def test_parts_measured_on_this_machine_before_are_kept(tmp_path: Path) -> None:
