@@ -520,7 +520,7 @@ def mend(url: str, letters: DeadLetters) -> None:
             for _ in sender.send(filter(None, retries)):
                 pass
         # What a call that was sent again asks, if Redis had become full.
-        assert client.hget(KEYS.producers, sender._enqueue._sessions._idle[-1].id)
+        assert client.hget(KEYS.producers, sender._division.ways[0]._sessions._idle[-1].id)
 
 
 def test_a_mender_needs_all_of_its_rights(

@@ -35,7 +35,7 @@ _decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class Shown(NamedTuple):
-    """A write to a cache entry: ``fields`` are column, JSON text or frame, ... ``table``, ``key``: the row."""
+    """A write to the cache entry of a row: ``fields`` are column, JSON text or frame, ..."""
 
     table: str
     key: str | Mapping[str, str]
@@ -111,11 +111,10 @@ def _shown(message: bytes, keys: QueueKeys) -> Shown | None:
     if read.fault is not None or read.cache_key is None or keys.owns(read.cache_key):
         return None
     assert read.table is not None
-    assert read.id_text is not None
     columns = {name: bytes(text) for name, text in (read.columns or {}).items()}
     if len(columns) > MAX_COLUMNS:
         return None
-    return Shown(read.table, read.id_text, read.op, read.cache_key, packed_fields(columns, frames_of(read)))
+    return Shown(read.table, read.id, read.op, read.cache_key, packed_fields(columns, frames_of(read)))
 
 
 def chunks(letters: Iterable[Letter]) -> Iterator[list[Letter]]:

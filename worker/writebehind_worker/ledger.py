@@ -255,7 +255,8 @@ class Ledger:
         """
         with self._guarded():
             self._conn.execute(
-                "UPDATE writebehind.dead_letters d SET queue = $12, batch = $2, position = w.position, seq = w.seq, "
+                "UPDATE writebehind.dead_letters d "
+                "SET queue = $12, batch = $2, position = w.position, seq = w.seq, "
                 "body = w.body, table_name = w.table_name, key = w.key, cache_key = w.cache_key, "
                 "sqlstate = w.sqlstate, reason = w.reason, retried_at = now(), history = "
                 f"CASE WHEN jsonb_array_length(d.history) < {MOST_HISTORY} THEN d.history "

@@ -55,7 +55,8 @@ def stall_after_s(config: Config) -> float:
 class Worker:
     """Brings one queue to Postgres. Any number may run on a queue: one owns it, the others stand by.
 
-    ``whole``: the keys of the queue that this one is a shard of, where producers look; ``shards``: how many it has.
+    ``whole``: the keys of the queue that this one is a shard of, where producers look; ``shards``: how many
+    it has.
     """
 
     def __init__(
