@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 import redis
+from tests.support.fleets import RunningFleet
 
 from writebehind import Durability, DurabilityNotReached, RateLimit, RedisRefused, WriteBehind
+from writebehind_worker.resharding import divide
 from writebehind_worker.testing.servers import private_servers
 
 ACL = Path(__file__).parents[1] / "deploy" / "redis-acl.conf"
@@ -89,3 +93,33 @@ def test_a_write_under_a_limit_is_let_in_and_without_the_right_refused(url: str)
     assert works(url, write, RIGHTS["rates"])
     assert not works(url, write, "")
     assert works(url, lambda wb: wb.put("users", 1, {}), "")
+
+
+def test_with_shards_the_rights_of_the_comment_suffice(
+    url: str, options: dict[str, Any], pg: psycopg.Connection[Any]
+) -> None:
+    """With the names widened as it says: a client finds the shards, and a worker makes and serves them."""
+    added = dict(re.findall(r"^#   (shards|shards of a producer)  (\S.*)$", ACL.read_text(), re.MULTILINE))
+
+    def grant(user: str, more: str) -> str:
+        (line,) = (li for li in ACL.read_text().splitlines() if li.startswith(f"user writebehind-{user} "))
+        text = f"{line.removeprefix(f'user writebehind-{user} ')} {more}"
+        text = re.sub(r"db:write:queue\}?", lambda name: f"{name[0].removesuffix('}')}*", text)
+        with redis.Redis.from_url(url) as admin:
+            admin.execute_command("ACL", "SETUSER", user, "reset", *re.findall(r"\([^)]*\)|\S+", text))
+        return url.replace("//", f"//{user}:change-me-{user}@")
+
+    with redis.Redis.from_url(url) as admin:
+        admin.flushall()
+    pg.execute("CREATE TABLE users (id int PRIMARY KEY, n int)")
+    producer, worker = grant("producer", added["shards of a producer"]), grant("worker", added["shards"])
+    served = {**options, "redis_url": worker, "queue": "db:write:queue"}
+    with WriteBehind.from_url(producer, prefix="cache:") as wb, RunningFleet(**served):
+        wb.put("users", 0, {"n": 1}, wait=20)
+        with redis.Redis.from_url(worker) as operator:
+            divide(operator, wb.keys, 3)
+        for id in range(9):
+            wb.put("users", id, {"n": 2}, wait=20)
+        wb.increment("users", 99, {"n": 3})
+        assert wb.get("users", 99, lambda _: {"n": 3}, timeout=20) == {"n": 3}
+    assert pg.execute("SELECT count(*), sum(n) FROM users").fetchone() == (10, 21)

@@ -86,6 +86,7 @@ class Fleet:
         self._ttl_ms = int(config.lease_ttl_s * 1000)
         self._serving: dict[str, _Serving] = {}
         self._shards = 0  # as seen last
+        self._refused: set[str] = set()  # why Redis did not answer, as far as that has been logged
 
     def run(self, stop: threading.Event, hurry: threading.Event | None = None) -> None:
         """As :meth:`Worker.run`, for all queues that fall to this process."""
@@ -111,6 +112,11 @@ class Fleet:
             free = [] if is_alone else self._free(client, served(self._keys, view.layout), view.now_ms)
         except redis.RedisError as error:
             self._redis_is(False, one_line(error))
+            if isinstance(error, redis.ResponseError) and one_line(error) not in self._refused:
+                self._refused.add(one_line(error))
+                self._log.warning(
+                    "redis refuses to tell of shards: see docs/scaling.md", reason=one_line(error)
+                )
             if not self._serving and self._shards == 0:
                 self._serve_alone(hurry)  # it tells what is wrong, and goes on by itself
             return

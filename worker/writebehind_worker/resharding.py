@@ -115,8 +115,8 @@ class _Steps:
 
 
 def _waiting(client: Redis, shard: QueueKeys) -> int:
-    """Writes that are not known to be in Postgres."""
-    with client.pipeline(transaction=True) as pipe:
+    """Writes that are not known to be in Postgres; one that is claimed meanwhile counts twice."""
+    with client.pipeline(transaction=False) as pipe:
         pipe.llen(shard.queue)
         pipe.lrange(shard.inflight, 0, -1)
         length, batches = pipe.execute()

@@ -1,0 +1,156 @@
+"""A fleet of worker processes: killed, paused, added and removed, and nothing is wrong after."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from typing import Any
+
+import psycopg
+import pytest
+import redis
+from tests.support.part import WHOLE, sampled
+from tests.support.shard_history import HISTORY, check_history
+from tests.support.workers import WorkerProcess
+
+from writebehind import RedisRefused, WriteBehind
+from writebehind.keys import QueueKeys
+from writebehind.shards import shard_queues
+from writebehind_worker.resharding import divide, layout_of
+from writebehind_worker.testing.wait import wait_until
+
+_SHARDS, _WORKERS, _LEASE_S = 16, 4, 1.0
+_SECONDS = float(os.environ.get("WRITEBEHIND_TEST_FLEET_SECONDS", "60" if WHOLE else "12"))
+
+
+def owners(client: redis.Redis, queues: list[QueueKeys]) -> list[str]:
+    """Who holds the leases that have not run out."""
+    seconds, micros = client.time()
+    now = seconds * 1000 + micros // 1000
+    values: list[Any] = [client.get(keys.lease) or b"" for keys in queues]
+    leases: list[list[bytes]] = [value.split(b"|") for value in values]
+    return [lease[2].decode() for lease in leases if len(lease) == 3 and int(lease[1]) > now]
+
+
+def are_balanced(client: redis.Redis, queues: list[QueueKeys], workers: int) -> bool:
+    held = owners(client, queues)
+    sizes = [held.count(owner) for owner in set(held)]
+    return len(held) == len(queues) and len(sizes) == workers and max(sizes) - min(sizes) <= 1
+
+
+@sampled
+@pytest.mark.timeout(_SECONDS + 240)
+def test_sixteen_shards_and_four_workers_that_come_go_hang_and_die(
+    connect: Callable[..., WriteBehind],
+    redis_client: redis.Redis,
+    queue: str,
+    options: dict[str, Any],
+    pg: psycopg.Connection[Any],
+) -> None:
+    pg.execute(HISTORY)
+    whole, done, chance = QueueKeys(queue), threading.Event(), random.Random(7)
+    divide(redis_client, whole, _SHARDS)
+    queues = [whole, *map(QueueKeys, shard_queues(queue, _SHARDS))]
+    written: list[dict[int, int]] = []
+
+    def write(number: int) -> None:
+        wb, luck = connect(), random.Random(number)
+        count: dict[int, int] = {}
+        written.append(count)
+        while not done.is_set():
+            with wb.batch() as batch:
+                for id in {number * 1000 + luck.randrange(200) for _ in range(20)}:
+                    count[id] = count.get(id, 0) + 1
+                    batch.increment("rows", id, {"n": 1})
+                    batch.put("rows", id, {"v": count[id]})
+            time.sleep(0.02)
+
+    with ExitStack() as stack:
+        workers: list[WorkerProcess] = []
+
+        def begin() -> None:
+            given = {**options, "lease_ttl_s": _LEASE_S, "log_level": "warning"}
+            workers.append(stack.enter_context(WorkerProcess(**given)))
+
+        for _ in range(_WORKERS):
+            begin()
+        wait_until(lambda: are_balanced(redis_client, queues, _WORKERS), timeout=60)
+        threads = [threading.Thread(target=write, args=(number,)) for number in range(2)]
+        for thread in threads:
+            thread.start()
+        end = time.monotonic() + _SECONDS
+        while time.monotonic() < end:
+            fault = chance.choice(["kill", "stop", "pause", "add"])
+            if fault == "add" and len(workers) < _WORKERS + 2:
+                begin()
+            elif fault == "pause":  # past its lease
+                worker = chance.choice(workers)
+                worker.pause()
+                time.sleep(_LEASE_S * chance.uniform(0.5, 2.5))
+                worker.resume()
+            elif len(workers) > 1:
+                worker = workers.pop(chance.randrange(len(workers)))
+                worker.kill() if fault == "kill" else worker.terminate()
+                begin()
+            time.sleep(chance.uniform(0.1, 1.5))
+        done.set()
+        for thread in threads:
+            thread.join()
+        while len(workers) > _WORKERS:
+            workers.pop().terminate()
+        while len(workers) < _WORKERS:
+            begin()
+        wait_until(lambda: are_balanced(redis_client, queues, _WORKERS), timeout=60)
+        wait_until(
+            lambda: not any(redis_client.llen(k.queue) + redis_client.llen(k.inflight) for k in queues),
+            timeout=60,
+        )
+        check_history(pg, written)
+
+
+@pytest.mark.timeout(200)
+def test_a_reshard_goes_on_while_workers_are_killed(
+    connect: Callable[..., WriteBehind],
+    redis_client: redis.Redis,
+    queue: str,
+    options: dict[str, Any],
+    pg: psycopg.Connection[Any],
+) -> None:
+    pg.execute(HISTORY)
+    whole, done, chance = QueueKeys(queue), threading.Event(), random.Random(3)
+    count: dict[int, int] = {}
+
+    def write() -> None:
+        wb, luck = connect(), random.Random(1)
+        while not done.is_set():
+            with suppress(RedisRefused), wb.batch() as batch:
+                id = luck.randrange(40)
+                batch.increment("rows", id, {"n": 1})
+                batch.put("rows", id, {"v": count.get(id, 0) + 1})
+            if batch.receipts:
+                count[id] = count.get(id, 0) + 1
+
+    with ExitStack() as stack:
+        given = {**options, "lease_ttl_s": _LEASE_S, "log_level": "warning"}
+        workers = [stack.enter_context(WorkerProcess(**given)) for _ in range(2)]
+        thread = threading.Thread(target=write)
+        thread.start()
+        for shards in (3, 1, 5):
+            divide(redis_client, whole, shards)
+            for _ in range(3):
+                time.sleep(chance.uniform(0.2, 0.8))
+                workers.pop(chance.randrange(2)).kill()
+                workers.append(stack.enter_context(WorkerProcess(**given)))
+            wait_until(lambda: layout_of(redis_client, whole).draining is None, timeout=60)
+        done.set()
+        thread.join()
+        queues = [whole, *map(QueueKeys, shard_queues(queue, 5))]
+        wait_until(
+            lambda: not any(redis_client.llen(k.queue) + redis_client.llen(k.inflight) for k in queues),
+            timeout=60,
+        )
+    check_history(pg, [count])
