@@ -152,7 +152,7 @@ class NearCache:
         is_row = not isinstance(fields, Exception) and left_ms > 0 and read_entry(fields).state == "row"
         with self._guard:
             if name in self._reading and is_row and not isinstance(fields, Exception):
-                expires = started + left_ms / 1000
+                expires = started + (left_ms - 1) / 1000  # Redis counts whole ms, of a clock as coarse
                 self._kept[name] = _Kept(fields, expires, min(expires, started + self._ttl_s))
                 self._kept.move_to_end(name)
                 if len(self._kept) > self._rows:

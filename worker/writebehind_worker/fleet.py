@@ -32,7 +32,8 @@ from .worker import Worker, stall_after_s
 
 _FLEET = Script("writebehind_worker", "fleet")
 _LONGEST_PERIOD_S = 1.0
-_JOIN_S = 0.1
+_JOIN_S = 0.05
+_LEAVE_S = 1.0  # for the last word to Redis
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,20 +87,37 @@ class Fleet:
         self._ttl_ms = int(config.lease_ttl_s * 1000)
         self._serving: dict[str, _Serving] = {}
         self._shards = 0  # as seen last
+        self._turn = threading.Lock()  # of beginning to serve, and of:
+        self._is_ending = False
+        self._fatal: BaseException | None = None
         self._refused: set[str] = set()  # why Redis did not answer, as far as that has been logged
 
     def run(self, stop: threading.Event, hurry: threading.Event | None = None) -> None:
-        """As :meth:`Worker.run`, for all queues that fall to this process."""
+        """As :meth:`Worker.run`, for all queues that fall to this process.
+
+        A thread of its own asks Redis: one that is silent must not hold up the stop.
+        """
+        hurry = hurry or stop
+        thread = threading.Thread(target=self._work, args=(stop, hurry), name="fleet", daemon=True)
+        thread.start()
+        stop.wait()
+        self._end_all()
+        thread.join(_LEAVE_S)
+        if self._fatal is not None:
+            raise self._fatal
+        self._raise_what_ended_one()
+
+    def _work(self, stop: threading.Event, hurry: threading.Event) -> None:
         period_s = min(self._config.lease_ttl_s / 3, _LONGEST_PERIOD_S)
         try:
             with RedisLink(self._config.redis_url) as link:
                 while not stop.is_set():
-                    self._look_after(link.client, hurry or stop)
+                    self._look_after(link.client, hurry)
                     stop.wait(period_s)
                 self._leave(link.client)
-        finally:
-            self._end_all(hurry or stop)
-        self._raise_what_ended_one()
+        except BaseException as error:
+            self._fatal = error
+            stop.set()
 
     def _look_after(self, client: Redis, hurry: threading.Event) -> None:
         self._raise_what_ended_one()
@@ -171,7 +189,7 @@ class Fleet:
         self._shards = 1
         if queue not in self._serving:
             worker = Worker(self._config, self._state, self._metrics, self._log)
-            self._serving[queue] = _Serving(worker, self._state, hurry, "worker")
+            self._serve(queue, worker, self._state, hurry)
 
     def _share(self, view: _View, free: Sequence[str], hurry: threading.Event) -> None:
         if self._shards == 1:
@@ -199,7 +217,12 @@ class Fleet:
         config = replace(self._config, queue=queue)
         state = self._state.part(queue)
         worker = Worker(config, state, self._metrics.part(queue), self._log, self._keys, shards)
-        self._serving[queue] = _Serving(worker, state, hurry, f"worker of {queue}")
+        self._serve(queue, worker, state, hurry)
+
+    def _serve(self, queue: str, worker: Worker, state: WorkerState, hurry: threading.Event) -> None:
+        with self._turn:
+            if not self._is_ending:
+                self._serving[queue] = _Serving(worker, state, hurry, f"worker of {queue}")
 
     def _end_those(self, queues: Iterable[str]) -> None:
         """Without waiting for it: takes those away that have ended."""
@@ -211,13 +234,15 @@ class Fleet:
                 del self._serving[queue]
                 self._state.drop_part(queue)
 
-    def _end_all(self, hurry: threading.Event) -> None:
+    def _end_all(self) -> None:
         self._state.role_is("stopping")
-        for one in self._serving.values():
+        with self._turn:
+            self._is_ending = True
+            those = list(self._serving.values())
+        for one in those:
             one.end()
-        for one in self._serving.values():
-            while not one.has_ended:
-                time.sleep(_JOIN_S)
+        while not all(one.has_ended for one in those):
+            time.sleep(_JOIN_S)
 
     def _leave(self, client: Redis) -> None:
         """The others need not wait until our word has run out."""
