@@ -176,7 +176,7 @@ def test_a_row_is_not_used_after_it_has_expired(
         near_cache(near)._hear = lambda: None
         found, asked_at = 0, now()
         while near.get("t", 1) is not None:
-            assert asked_at <= expires_at
+            assert asked_at <= expires_at + 0.002  # to Redis itself a key lives on for the last ms
             found, asked_at = found + 1, now()
         near_cache(near)._hear = hear
         return found
