@@ -214,7 +214,7 @@ def test_who_is_killed_half_way_is_followed_by_who_does_the_rest(
         with pytest.raises(KeyboardInterrupt):
             layout = divide(redis_client, keys, 3)
             with RunningFleet(**options):
-                wb.put("rows", 1, {"v": 2}).wait(20)
+                wb.put("rows", 1, {"v": 2}).wait(2)  # by "let go" the fleet dies of it
             still_draining(redis_client, keys, layout)
     divide(redis_client, keys, 3)
     with RunningFleet(**options):
