@@ -135,7 +135,7 @@ def test_init_brings_an_earlier_ledger_forwards(
 def test_later_keys_in_redis_stop_the_worker(
     users: psycopg.Connection[Any], redis_client: redis.Redis, queue: str, options: dict[str, Any]
 ) -> None:
-    redis_client.hset(QueueKeys(queue).clock, "version", 2)
+    redis_client.hset(QueueKeys(queue).clock, "version", 3)
     redis_client.lpush(queue, item(1))
     assert "keys of" in str(ended(options))
     assert redis_client.llen(queue) == 1

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from .cache import BulkLoader, Loader, Row, RowCache, Wanted
 from .directory import TableDirectory
-from .division import Division
+from .division import CLOSED_FOR_S, Division
 from .durability import Accepted, Assurance, Durability, assurance, assure
 from .enqueue import Enqueue, EntryChanged, ShardMoved, Variant, pack_write, pack_write_with_frames
 from .errors import FlushTimeout, InvalidWrite
@@ -18,11 +19,12 @@ from .keys import QueueKeys
 from .message import Id, Op, Write, make_write, row_key, with_trace
 from .observer import Observer, guarded
 from .packing import PackedWrite
+from .pauses import pauses
 from .rate_steps import admit_writes
 from .receipt import AnyReceipt
 from .session import SessionPool
 from .settings import Settings
-from .steps import Steps, T
+from .steps import Pause, Steps, T
 
 
 class Core:
@@ -87,10 +89,12 @@ class Core:
         variant: Callable[[QueueKeys], Variant] | None = None,
         sizes: list[int] | None = None,
         wanted: Assurance | None = None,
+        admits: bool = True,
     ) -> Steps[Accepted]:
         """All of the writes, or none, as a variant of the script accepts them. All are for one shard.
 
         ``variant`` is made of the keys of the shard. ``sizes`` gets the bytes of each message.
+        ``admits``: they have not been let in yet.
 
         Raises:
             ShardMoved: they were, but the shards have become others meanwhile. Nothing was written.
@@ -115,21 +119,42 @@ class Core:
                 sizes.append(len(message))
             entries.append(entry)
             packed.append(self._pack(write.op, message, write.cache_fields()))
-        if settings.admit is not None:
-            yield from admit_writes(self.keys, settings.admit, writes)
+        if admits:
+            yield from self.admit(writes)
         ops = {write.op for write in writes}
-        while (way := self._way_of(writes)) is not None:
+        deadline = time.monotonic() + CLOSED_FOR_S
+        for pause in pauses():
+            way = self._way_of(writes)
+            if way is None:
+                break
             one = None if variant is None else variant(way.keys)
             try:
                 return (yield from way.steps(entries, ops, packed, settings.max_queue_length, one, wanted))
             except ShardMoved:
                 yield from self._division.look_again()
+            if time.monotonic() + pause > deadline:
+                raise self._division.disagrees(way)
+            yield Pause(pause)
         raise ShardMoved
+
+    def admit(self, writes: Sequence[Write]) -> Steps[None]:
+        """Raises ``RateLimited`` where the setting ``admit`` does not let them in."""
+        if self.settings.admit is not None:
+            yield from admit_writes(self.keys, self.settings.admit, writes)
 
     @property
     def shards(self) -> Sequence[QueueKeys]:
         """The keys of each."""
         return [way.keys for way in self._division.ways]
+
+    @property
+    def all_shards(self) -> Sequence[QueueKeys]:
+        """The keys of each, and of former ones that still drain."""
+        return self._division.with_former
+
+    def shards_have_changed(self) -> Steps[bool]:
+        """Asks Redis whether there are others than was known."""
+        return self._division.have_changed()
 
     def shard(self, write: Write) -> QueueKeys:
         """The keys of the shard that a write goes to."""
@@ -154,31 +179,31 @@ class Core:
     def get(self, table: str, id: Id, load: Loader | None, timeout: float) -> Steps[Row | None]:
         """A row, or nothing."""
 
-        def get() -> Steps[Row | None]:
+        def get(timeout: float) -> Steps[Row | None]:
             wanted = yield from self.wanted_row(table, id)
             return (yield from self._cache.get(wanted, table, load, timeout))
 
-        return self.by_shards_of_now(get)
+        return self.by_shards_of_now(get, timeout)
 
     def get_many(
         self, table: str, ids: Sequence[Id], load: BulkLoader | None, timeout: float
     ) -> Steps[list[Row | None]]:
         """A row or nothing for each id."""
 
-        def get_many() -> Steps[list[Row | None]]:
+        def get_many(timeout: float) -> Steps[list[Row | None]]:
             wanted = yield from self.wanted_rows(table, ids)
             return (yield from self._cache.get_many(wanted, table, load, timeout))
 
-        return self.by_shards_of_now(get_many)
+        return self.by_shards_of_now(get_many, timeout)
 
-    def by_shards_of_now(self, begin: Callable[[], Steps[T]]) -> Steps[T]:
-        """The steps; once more if they waited for a write in vain because the shards have become others."""
+    def by_shards_of_now(self, begin: Callable[[float], Steps[T]], timeout: float) -> Steps[T]:
+        """The steps with that timeout; again, without waiting, if the shards have become others."""
         try:
-            return (yield from begin())
+            return (yield from begin(timeout))
         except FlushTimeout:
             if not (yield from self._division.have_changed()):
                 raise
-            return (yield from begin())
+            return (yield from begin(0.0))
 
     def invalidate(self, table: str, id: Id, wait: float | None) -> Steps[bool]:
         """Whether nothing is cached any more."""
@@ -235,11 +260,12 @@ class ObservedCore(Core):
         variant: Callable[[QueueKeys], Variant] | None = None,
         sizes: list[int] | None = None,
         wanted: Assurance | None = None,
+        admits: bool = True,
     ) -> Steps[Accepted]:
         """See :meth:`Core.send`."""
         observer, sizes = self._observer, []
         try:
-            accepted = yield from super().send(writes, variant, sizes, wanted)
+            accepted = yield from super().send(writes, variant, sizes, wanted, admits)
         except (EntryChanged, ShardMoved):  # no failure: it is tried again, or need not be written
             raise
         except Exception as error:
@@ -261,6 +287,7 @@ def send_all(
 
     ``keep`` is told the positions of those that have been, and makes their receipts.
     """
+    yield from core.admit(writes)
     left = list(range(len(writes)))
     kept: list[tuple[Sequence[AnyReceipt], str | None]] = []
     while left:
@@ -268,7 +295,9 @@ def send_all(
         for part in core.parts([writes[position] for position in left]):
             positions = [left[number] for number in part]
             try:
-                accepted = yield from core.send([writes[position] for position in positions], wanted=wanted)
+                accepted = yield from core.send(
+                    [writes[position] for position in positions], wanted=wanted, admits=False
+                )
             except ShardMoved:
                 break
             kept.append((keep(positions, accepted), accepted.unreached))

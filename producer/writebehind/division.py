@@ -15,7 +15,7 @@ from .shards import LAYOUT_FIELDS, Layout, read_layout, shard_keys, stamp
 from .steps import Command, Pause, Steps
 from .translate import redis_errors_as_ours
 
-_CLOSED_FOR_S = 10.0  # longest that a write waits for shards to be closed and others to be opened
+CLOSED_FOR_S = 10.0  # longest that a write waits for shards to be closed and others to be opened
 
 MakeEnqueue = Callable[[QueueKeys, str], Enqueue]
 
@@ -35,7 +35,7 @@ class Division:
 
     def are(self, layout: Layout) -> None:
         """So many shards there are from now on."""
-        count = layout.shards
+        self.layout, count = layout, layout.shards
         each = shard_keys(self._keys.queue, count)
         self._ways = [self._make(keys, stamp(number, count)) for number, keys in enumerate(each)]
 
@@ -51,10 +51,31 @@ class Division:
 
     def have_changed(self) -> Steps[bool]:
         """Asks Redis whether there are others by now."""
-        before = self._ways
+        before = self.layout
         with suppress(RedisRefused):  # a user that was set up for an earlier version may not look
-            yield from self.look_again()
-        return len(self._ways) != len(before)
+            layout = yield from self._read()
+            if layout.closing is None and self._told in (None, layout.shards):
+                self.are(layout)
+        return self.layout != before
+
+    def disagrees(self, way: Enqueue) -> RedisRefused:
+        """The error for a shard that is still not what the layout says."""
+        return RedisRefused(
+            f"{way.keys.clock} in Redis does not say that {way.keys.queue!r} is the shard that "
+            f"{self._keys.layout} makes it: nothing was written. Is it a shard of another queue, or was one "
+            "of the two keys lost?"
+        )
+
+    @property
+    def with_former(self) -> list[QueueKeys]:
+        """The keys of all shards, and of those that still drain."""
+        former = self.layout.draining
+        found = [way.keys for way in self._ways]
+        return found + (shard_keys(self._keys.queue, former) if former is not None else [])
+
+    def _read(self) -> Steps[Layout]:
+        with redis_errors_as_ours("shards"):
+            return read_layout((yield Command(("HMGET", self._keys.layout, *LAYOUT_FIELDS))))
 
     def look_again(self) -> Steps[None]:
         """Some shard is not what it was taken for: asks Redis, and waits while shards are being closed.
@@ -63,11 +84,9 @@ class Division:
             ShardsDiffer: there are not as many as this client was told.
             RedisRefused: they were not opened in time.
         """
-        deadline = time.monotonic() + _CLOSED_FOR_S
+        deadline = time.monotonic() + CLOSED_FOR_S
         for pause in pauses():
-            with redis_errors_as_ours("shards"):
-                values = yield Command(("HMGET", self._keys.layout, *LAYOUT_FIELDS))
-            layout = read_layout(values)
+            layout = yield from self._read()
             if layout.closing is None:
                 if self._told is not None and layout.shards != self._told:
                     raise ShardsDiffer(self._keys.queue, self._told, layout.shards)

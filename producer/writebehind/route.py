@@ -14,7 +14,7 @@ from decimal import Context, Decimal
 
 from .identity import canonical
 
-_NUMBER = re.compile(r"[+-]?([0-9]{1,60}(\.[0-9]{0,60})?|\.[0-9]{1,60})", re.ASCII)
+_NUMBER = re.compile(r"[+-]?([0-9]{1,60}(\.[0-9]{0,60})?|\.[0-9]{1,60})(e[+-]?[0-9]{1,3})?", re.ASCII)
 _EXACT = Context(prec=200)
 
 

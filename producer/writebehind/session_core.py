@@ -217,14 +217,14 @@ class SessionCore(Generic[R]):
         return receipts
 
     def _reopen(self, user: str, token: str) -> Steps[bool]:
-        """Whether all shards were closed to rotations until now."""
+        """Whether all shards were closed to rotations until now, and are the same."""
         were_closed = True
-        for keys in self._core.shards:
+        for keys in self._core.all_shards:
             with redis_errors_as_ours("revoke_all"):
                 were_closed &= bool(
                     (yield from run_script(_REOPEN, [keys.closing(self._label(user))], [token]))
                 )
-        return were_closed
+        return were_closed and not (yield from self._core.shards_have_changed())
 
     def _close(self, user: str, token: str) -> Steps[set[str]]:
         """The user's sessions, none of which can be rotated from now on.
@@ -233,7 +233,8 @@ class SessionCore(Generic[R]):
         """
         label = self._label(user)
         ids: set[str] = set()
-        for keys in self._core.shards:
+        yield from self._core.shards_have_changed()
+        for keys in self._core.all_shards:
             close = ("SET", keys.closing(label), token, "EX", _CLOSED_FOR_S)
             look = ("ZRANGEBYLEX", keys.sessions, f"[{label}:", f"({label};")
             with redis_errors_as_ours("revoke_all"):
@@ -267,7 +268,7 @@ class SessionCore(Generic[R]):
         if entry.state == "row":
             row, columns = self._row(entry.columns), entry.columns
         else:
-            row = yield from self._core._cache.get(wanted, self._table, self._load, self._timeout)
+            row = yield from self._core.get(self._table, id, self._load, self._timeout)
             if row is None:
                 return None
         session, now = read_session(self._table, id, row), _utc(clock)

@@ -16,17 +16,23 @@ _SHARD = re.compile(r"[1-9][0-9]{0,3}of([1-9][0-9]{0,3})")
 class Layout:
     """Into how many shards a queue is divided.
 
-    ``closing``: how many there will be, while the present ones are being closed and none takes a write.
-    ``draining``: how many there were, while theirs are not all in Postgres: nothing of the present ones goes
-    there before.
+    ``number``: of the last division. ``closing``: how many there will be, while the present ones are being
+    closed and none takes a write. ``draining``: how many there were, while theirs are not all in Postgres:
+    nothing of the present ones goes there before.
     """
 
     shards: int = 1
     closing: int | None = None
     draining: int | None = None
+    number: int = 0
+
+    @property
+    def is_undivided(self) -> bool:
+        """One shard, and nothing of others is left."""
+        return self.shards == 1 and self.draining is None
 
 
-LAYOUT_FIELDS = ("shards", "closing", "draining")
+LAYOUT_FIELDS = ("shards", "closing", "draining", "number")
 """Of the hash in Redis that says it."""
 
 
@@ -34,7 +40,7 @@ def read_layout(values: Sequence[bytes | None]) -> Layout:
     """What those fields say; one shard where there is none. Raises ``ValueError`` for what is no layout."""
     found = zip(LAYOUT_FIELDS, values, strict=True)
     numbers = {name: int(text) for name, text in found if text is not None}
-    if bad := [n for n in numbers.values() if not 1 <= n <= MAX_SHARDS]:
+    if bad := [n for name, n in numbers.items() if name != "number" and not 1 <= n <= MAX_SHARDS]:
         raise ValueError(f"{bad[0]} is no number of shards")
     return Layout(**{"shards": 1, **numbers})
 

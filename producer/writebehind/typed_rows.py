@@ -31,7 +31,7 @@ class TypedRows(Generic[R]):
         """See :meth:`Table.get`."""
 
         def get() -> Steps[R | None]:
-            return self._core.by_shards_of_now(lambda: self._get(id, load, timeout))
+            return self._core.by_shards_of_now(lambda left: self._get(id, load, left), timeout)
 
         return self._core.call("get", self.name, 1, get)
 
@@ -39,7 +39,7 @@ class TypedRows(Generic[R]):
         """See :meth:`Table.get_many`."""
 
         def get_many() -> Steps[list[R | None]]:
-            return self._core.by_shards_of_now(lambda: self._get_many(ids, load, timeout))
+            return self._core.by_shards_of_now(lambda left: self._get_many(ids, load, left), timeout)
 
         return self._core.call("get_many", self.name, len(ids), get_many)
 

@@ -14,7 +14,7 @@ import psycopg
 from redis import Redis
 
 from writebehind.carrier import Carrier
-from writebehind.division import Division
+from writebehind.division import CLOSED_FOR_S, Division
 from writebehind.enqueue import Enqueue, ShardMoved, pack_write_with_frames
 from writebehind.errors import QueueFull
 from writebehind.keys import QueueKeys
@@ -22,6 +22,7 @@ from writebehind.message import MAX_COLUMNS, Op
 from writebehind.packing import packed_fields
 from writebehind.pauses import pauses
 from writebehind.session import SessionPool
+from writebehind.shards import shards_of
 from writebehind.translate import redis_errors_as_ours
 
 from .dead import PAGE, Letter
@@ -30,6 +31,7 @@ from .packed_rows import frames_of
 from .received import receive
 
 _BYTES_AT_ONCE = 8 << 20
+_MOVED_S = 0.05
 _OURS = ("seq", "retry", "force")
 _decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
@@ -138,7 +140,9 @@ class Sender:
         self._client, self._keys, self._limit = client, keys, max_queue_length
         self._carrier = Carrier(client)
         sessions = SessionPool()
-        self._division = Division(keys, None, lambda shard, stamp: Enqueue(shard, sessions, None, stamp))
+        self._division = Division(
+            _whole(client, keys), None, lambda shard, stamp: Enqueue(shard, sessions, None, stamp)
+        )
 
     def send(self, retries: Iterable[Retry]) -> Iterator[Sequence[int]]:
         """Sends them in order; yields the letters of each call once it is done.
@@ -156,7 +160,7 @@ class Sender:
 
     def _accept_all(self, retries: Sequence[Retry]) -> Iterator[Sequence[int]]:
         """Each to the shard that its row has now."""
-        left = list(retries)
+        left, deadline = list(retries), time.monotonic() + CLOSED_FOR_S
         while left:
             way = self._way(left[0])
             part = [retry for retry in left if self._way(retry) is way]
@@ -164,6 +168,9 @@ class Sender:
                 self._accept(way, part)
             except ShardMoved:
                 self._carrier.run(self._division.look_again())
+                if time.monotonic() > deadline:
+                    raise self._division.disagrees(way) from None
+                time.sleep(_MOVED_S)
                 continue
             yield [retry.letter for retry in part]
             left = [retry for retry in left if self._way(retry) is not way]
@@ -190,6 +197,13 @@ class Sender:
             if length + len(retries) > self._limit:
                 raise QueueFull(self._keys.queue, length, self._limit)
             self._client.lpush(self._keys.queue, *(retry.message for retry in retries))
+
+
+def _whole(client: Redis, keys: QueueKeys) -> QueueKeys:
+    """The keys of the queue that a queue is a shard of, if it is one."""
+    name, _, _ = keys.queue.rpartition(":")
+    whole = QueueKeys(name)
+    return whole if name and shards_of(name, keys.queue) and client.exists(whole.layout) else keys
 
 
 @dataclass(slots=True)

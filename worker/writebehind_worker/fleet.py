@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import redis
 from redis import Redis
@@ -33,6 +34,7 @@ from .worker import Worker, stall_after_s
 _FLEET = Script("writebehind_worker", "fleet")
 _LONGEST_PERIOD_S = 1.0
 _JOIN_S = 0.05
+Mode = Literal["alone", "shared"]
 _LEAVE_S = 1.0  # for the last word to Redis
 
 
@@ -86,7 +88,8 @@ class Fleet:
         self._name = secrets.token_hex(8)
         self._ttl_ms = int(config.lease_ttl_s * 1000)
         self._serving: dict[str, _Serving] = {}
-        self._shards = 0  # as seen last
+        self._mode: Mode | None = None
+        self._shards = 0  # as logged last
         self._turn = threading.Lock()  # of beginning to serve, and of:
         self._is_ending = False
         self._fatal: BaseException | None = None
@@ -126,7 +129,7 @@ class Fleet:
             view = self._look(client)
             if view.layout.draining is not None:
                 still_draining(client, self._keys, view.layout)
-            is_alone = view.layout == Layout()
+            is_alone = view.layout.is_undivided
             free = [] if is_alone else self._free(client, served(self._keys, view.layout), view.now_ms)
         except redis.RedisError as error:
             self._redis_is(False, one_line(error))
@@ -135,18 +138,18 @@ class Fleet:
                 self._log.warning(
                     "redis refuses to tell of shards: see docs/scaling.md", reason=one_line(error)
                 )
-            if not self._serving and self._shards == 0:
+            if not self._serving and self._mode is None:
                 self._serve_alone(hurry)  # it tells what is wrong, and goes on by itself
             return
         self._redis_is(True)
         if is_alone:
-            self._serve_alone(hurry)
+            self._serve_alone(hurry, was_divided=view.layout.number > 0)
         else:
             self._share(view, free, hurry)
 
     def _look(self, client: Redis) -> _View:
         layout = layout_of(client, self._keys)
-        if layout == Layout():
+        if layout.is_undivided:
             return _View(0, layout, ())
         ttl_ms = self._ttl_ms if self._is_fit() else 0
         now_ms, *workers = _FLEET(client, [self._keys.fleet], [self._name, ttl_ms])
@@ -163,6 +166,8 @@ class Fleet:
             return
         if is_unused(client, self._keys):
             divide(client, self._keys, told)
+        layout = layout_of(client, self._keys)  # another worker may have been quicker
+        if told in (layout.shards, layout.closing):
             return
         raise FatalError(
             f"queue {self._config.queue!r} has {layout.shards} shards, and this worker was told {told}",
@@ -178,25 +183,26 @@ class Fleet:
             leases = pipe.execute()
         return [k.queue for k, lease in zip(queues, leases, strict=True) if _expiry_ms(lease) < now_ms]
 
-    def _serve_alone(self, hurry: threading.Event) -> None:
+    def _serve_alone(self, hurry: threading.Event, *, was_divided: bool = False) -> None:
         """The only queue: any number of workers stand by."""
-        queue = self._config.queue
-        if self._shards > 1:
+        if self._becomes("alone") and self._config.queue not in self._serving:
+            worker = Worker(self._config, self._state, self._metrics, self._log, is_divided=was_divided)
+            self._serve(self._config.queue, worker, self._state, hurry)
+
+    def _becomes(self, mode: Mode) -> bool:
+        """Whether nothing is served any more in the other way: what is must come to its end first."""
+        if self._mode not in (None, mode):
             self._end_those(self._serving)
+            self._state.progress()
             if self._serving:
-                return
+                return False
             self._state.begin(stall_after_s(self._config))
-        self._shards = 1
-        if queue not in self._serving:
-            worker = Worker(self._config, self._state, self._metrics, self._log)
-            self._serve(queue, worker, self._state, hurry)
+        self._mode = mode
+        return True
 
     def _share(self, view: _View, free: Sequence[str], hurry: threading.Event) -> None:
-        if self._shards == 1:
-            self._end_those(self._serving)
-            if self._serving:
-                return
-            self._state.begin(stall_after_s(self._config))
+        if not self._becomes("shared"):
+            return
         if self._shards != view.layout.shards:
             self._log.info("serving shards", shards=view.layout.shards)
             self._shards = view.layout.shards
@@ -210,13 +216,13 @@ class Fleet:
         self._end_those(mine[share:])
         wanted = to_begin(queues, set(free) - self._serving.keys(), view.workers, self._name)
         for queue in wanted[: max(0, share - len(mine))]:
-            self._begin(queue, view.layout.shards, hurry)
+            self._begin(queue, hurry)
         self._state.role_is("standby")  # of the process, where it serves nothing
 
-    def _begin(self, queue: str, shards: int, hurry: threading.Event) -> None:
+    def _begin(self, queue: str, hurry: threading.Event) -> None:
         config = replace(self._config, queue=queue)
         state = self._state.part(queue)
-        worker = Worker(config, state, self._metrics.part(queue), self._log, self._keys, shards)
+        worker = Worker(config, state, self._metrics.part(queue), self._log, self._keys, is_divided=True)
         self._serve(queue, worker, state, hurry)
 
     def _serve(self, queue: str, worker: Worker, state: WorkerState, hurry: threading.Event) -> None:
@@ -247,7 +253,7 @@ class Fleet:
     def _leave(self, client: Redis) -> None:
         """The others need not wait until our word has run out."""
         try:
-            if self._shards > 1:
+            if self._mode == "shared":
                 _FLEET(client, [self._keys.fleet], [self._name, 0])
         except redis.RedisError as error:
             self._log.debug("could not say that we leave", error=one_line(error))
@@ -258,7 +264,7 @@ class Fleet:
                 raise one.error
 
     def _redis_is(self, up: bool, reason: str | None = None) -> None:
-        if self._shards > 1:
+        if self._mode == "shared":
             self._state.redis_is(up, None if reason is None else f"Redis: {reason}")
             self._state.progress()
 

@@ -89,10 +89,7 @@ class Flusher:
         self._lock_timeout_s, self._statement_timeout_s = lock_timeout_s, statement_timeout_s
         self._keys = KeyReader(conn, statement_timeout_s)
         self._bulk = Bulk(conn)
-        self._adopted_tables = ledger.adopted_tables()
-        self._refused_tables = {
-            t for t, _ in ledger.open_dead_letters() if t is not None
-        } | self._adopted_tables
+        self._refused_tables = {table for table, _ in ledger.open_dead_letters() if table is not None}
         self._publish, self._refuse_newer = publish, refuse_newer
         self.catalog = self._read_catalog()
 
@@ -116,6 +113,7 @@ class Flusher:
             raise FatalError(
                 "a message in the queue is compressed with zstd, and this writebehind cannot", ZSTD_HINT
             )
+        self._look_at_shards()
         for alterations in range(_MOST_ALTERATIONS):
             try:
                 return self._flush(batch, patience, prepared, is_first=alterations == 0)
@@ -140,6 +138,7 @@ class Flusher:
             ready = self._bulk.ready(digest, statements)
             if ready is None:
                 return None
+            self._look_at_shards()
             with self._transaction(Patience()):
                 self._bulk.copy(ready)  # before the ledger's row is held
                 self._ledger.record(self._epoch, batches, digest.applied_seq, 0)
@@ -161,6 +160,11 @@ class Flusher:
         """Whether rows may go to Postgres by COPY, as far as is known."""
         return self._bulk.may_copy
 
+    def _look_at_shards(self) -> None:
+        """A former shard may have got dead letters until just before this one's first batch."""
+        if self._ledger.is_divided:
+            self._refused_tables |= self._ledger.tables_of_shards()
+
     def _is_calm(self, digest: Digest) -> bool:
         """No rollback of Redis is being dealt with, and no breaker counts."""
         return digest.catalog is self.catalog and not self._rollback_items and self._breaker.trial().is_quiet
@@ -176,7 +180,7 @@ class Flusher:
         finally:
             roll_back(self._conn)
         # Only we add some: what has none now has none until we do.
-        self._refused_tables = {table for table, _ in counts if table is not None} | self._adopted_tables
+        self._refused_tables = {table for table, _ in counts if table is not None}
         return counts
 
     def say_waiting(self, reason: str | None) -> None:

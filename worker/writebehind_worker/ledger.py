@@ -13,8 +13,6 @@ from typing import Any
 import psycopg
 from psycopg import errors as pg_errors
 
-from writebehind.shards import shards_of
-
 from .errors import LedgerMissing, LedgerOutdated, LedgerRefused, OwnershipLost
 from .history import LedgerRow
 from .ledger_schema import SCHEMA_VERSION, check_not_newer
@@ -80,24 +78,30 @@ WITH RECURSIVE found(queue) AS (
 )
 SELECT queue FROM found WHERE queue IS NOT NULL
 """  # one look at the index for each; DISTINCT would read all letters
+_OF_WHOLE = (
+    f"ARRAY(SELECT queue FROM ({QUEUES_WITH_LETTERS}) AS q WHERE queue = $1::text "
+    "OR starts_with(queue, $1::text || ':') AND queue ~ ':[1-9][0-9]{0,3}of[1-9][0-9]{0,3}$')"
+)
+"""The queue $1 and its shards, former ones too, as far as they have dead letters."""
 
 
 class Ledger:
     """The row of ``queue``, over the owner's connection (autocommit; the caller begins transactions).
 
-    Where it is a shard, or has had some, `adopt_letters` tells whose dead letters may be of its rows, too.
+    ``whole``: the queue that it is a shard of. Where that ``is_divided``, or was, dead letters of its rows
+    can be of any shard, former ones too.
     """
 
-    def __init__(self, conn: psycopg.Connection[Any], queue: str) -> None:
-        self._conn, self._queue = conn, queue
-        self._letters_of = [queue]
-
-    def adopt_letters(self, whole: str, shards: int) -> None:
-        """Rows that are this queue's now may have been rejected when there were others than these shards."""
-        with self._guarded():
-            rows = self._conn.execute(QUEUES_WITH_LETTERS).fetchall()
-        names = [name for (name,) in rows if name == whole or shards_of(whole, name) not in (None, shards)]
-        self._letters_of = [self._queue, *(name for name in names if name != self._queue)]
+    def __init__(
+        self,
+        conn: psycopg.Connection[Any],
+        queue: str,
+        whole: str | None = None,
+        *,
+        is_divided: bool = False,
+    ) -> None:
+        self._conn, self._queue, self._whole = conn, queue, whole or queue
+        self.is_divided = is_divided
 
     def check(self) -> None:
         """Raises `LedgerMissing`, `LedgerOutdated`, `NewerVersion` or `LedgerRefused` if they cannot be used.
@@ -243,8 +247,8 @@ class Ledger:
         with self._guarded():
             rows = self._conn.execute(
                 "SELECT id, superseded_at IS NULL AND kind = 'rejected' FROM writebehind.dead_letters "
-                "WHERE queue = ANY ($1::text[]) AND id = ANY ($2::bigint[]) FOR UPDATE SKIP LOCKED",
-                [self._letters_of, letters],
+                f"WHERE queue = ANY ({_OF_WHOLE}) AND id = ANY ($2::bigint[]) FOR UPDATE SKIP LOCKED",
+                [self._whole, letters],
             ).fetchall()
         return dict(rows)
 
@@ -264,9 +268,9 @@ class Ledger:
                 "'batch', d.batch, 'sqlstate', d.sqlstate, 'reason', d.reason) "
                 "FROM unnest($3::bigint[], $4::int[], $5::bigint[], $6::bytea[], $7::text[], $8::text[], "
                 "$9::text[], $10::text[], $11::text[]) AS w(id, position, seq, body, table_name, key, "
-                "cache_key, sqlstate, reason) WHERE d.queue = ANY ($1::text[]) AND d.id = w.id",
+                f"cache_key, sqlstate, reason) WHERE d.queue = ANY ({_OF_WHOLE}) AND d.id = w.id",
                 [
-                    self._letters_of,
+                    self._whole,
                     batch,
                     [r.message.retry for r in refusals],
                     *_columns(refusals),
@@ -279,8 +283,8 @@ class Ledger:
         with self._guarded():
             self._conn.execute(
                 "DELETE FROM writebehind.dead_letters "
-                "WHERE queue = ANY ($1::text[]) AND id = ANY ($2::bigint[])",
-                [self._letters_of, letters],
+                f"WHERE queue = ANY ({_OF_WHOLE}) AND id = ANY ($2::bigint[])",
+                [self._whole, letters],
             )
 
     def buried(self, batch: int) -> list[Buried]:
@@ -303,15 +307,13 @@ class Ledger:
         assert found is not None
         return int(found[0] or 0)
 
-    def adopted_tables(self) -> set[str]:
-        """The tables of those that were adopted, and that no later write has superseded."""
-        if len(self._letters_of) == 1:
-            return set()
+    def tables_of_shards(self) -> set[str]:
+        """Tables of which any shard has dead letters that no later write has superseded."""
         with self._guarded():
             rows = self._conn.execute(
                 "SELECT DISTINCT table_name FROM writebehind.dead_letters "
-                "WHERE queue = ANY ($1::text[]) AND superseded_at IS NULL AND table_name IS NOT NULL",
-                [self._letters_of[1:]],
+                f"WHERE queue = ANY ({_OF_WHOLE}) AND superseded_at IS NULL AND table_name IS NOT NULL",
+                [self._whole],
             ).fetchall()
         return {table for (table,) in rows}
 
@@ -335,11 +337,11 @@ class Ledger:
             self._conn.execute(
                 "UPDATE writebehind.dead_letters d SET superseded_at = now() FROM unnest($3::text[], "
                 "$4::text[], $5::int[], $6::bigint[]) AS w(table_name, key, position, letter) "
-                "WHERE d.queue = ANY ($1::text[]) AND d.table_name = w.table_name AND d.key = w.key "
+                f"WHERE d.queue = ANY ({_OF_WHOLE}) AND d.table_name = w.table_name AND d.key = w.key "
                 "AND d.superseded_at IS NULL AND (d.id < w.letter OR w.position >= 0 AND (d.queue <> $7 "
                 "OR d.batch <> $2 OR d.retried_at IS NOT NULL OR d.position < w.position))",
                 [
-                    self._letters_of,
+                    self._whole,
                     batch,
                     [w.table for w in written],
                     [w.key for w in written],

@@ -38,7 +38,7 @@ _SCAN = Script("writebehind_worker", "scan")
 CONNECTIONS = 2
 """As many as use it at the same time: a link that has them open makes no more."""
 
-KEYS_VERSION = 1
+KEYS_VERSION = 2
 """Of the queue's own keys in Redis, and of what they mean; an owner notes it, and stops at a later one."""
 
 TOMBSTONE_TTL_S = 10
@@ -53,12 +53,12 @@ _RAW_TAIL = -1  # claim.lua: the oldest item does not tell its age
 class OwnedQueue:
     """The owner's view. For two threads: one that claims, and one that settles and acknowledges.
 
-    ``channel``: where changes are told, if not beside the queue's own keys.
+    ``whole``: the keys of the queue that it is a shard of: what is paused and told is that queue's.
     """
 
-    def __init__(self, link: RedisLink, keys: QueueKeys, token: str, channel: str | None = None) -> None:
+    def __init__(self, link: RedisLink, keys: QueueKeys, token: str, whole: QueueKeys | None = None) -> None:
         self._link, self._client, self._keys, self._token = link, link.client, keys, token
-        self._channel = channel or keys.changes
+        self._whole = whole or keys
         self._connections = 0
         self._turn = threading.Lock()  # what a script is told of our beliefs is so until it has answered
         self._epoch = 0
@@ -156,6 +156,7 @@ class OwnedQueue:
         if self._raw_since is not None and time.monotonic() - self._raw_since >= write_delay_s:
             write_delay_s = 0.0
         keys = [k.queue, k.inflight, k.lease, k.epoch, k.acked, k.clock, k.processing(batch), k.paused]
+        keys += [self._whole.paused] if self._whole is not k else []
         arguments: list[Argument] = [
             self._token, self._epoch, ",".join(map(str, self._inflight)), self._acked, batch,
             most_items, most_bytes, int(write_delay_s * 1e6),
@@ -236,7 +237,7 @@ class OwnedQueue:
         refused: list[ResponseError] = []
         for i in range(0, len(messages), _PUBLISHED_AT_ONCE):
             those = messages[i : i + _PUBLISHED_AT_ONCE]
-            for reply in self._at_once(*(("PUBLISH", self._channel, message) for message in those)):
+            for reply in self._at_once(*(("PUBLISH", self._whole.changes, message) for message in those)):
                 if isinstance(reply, ResponseError):
                     refused.append(reply)
                 elif isinstance(reply, Exception):

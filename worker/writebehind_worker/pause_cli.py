@@ -40,8 +40,7 @@ def pause_command(config: Config, reason: str, timeout_s: float) -> None:
     keys = QueueKeys(config.queue)
     with reading_redis(config, _HINT) as client:
         shards = served(keys, layout_of(client, keys))
-        for shard in shards:
-            pause(client, shard, " ".join(reason.split()))
+        pause(client, keys, " ".join(reason.split()))  # each shard looks at it as it claims
         deadline = time.monotonic() + timeout_s
         frozen = sum(wait_until_settled(client, s, max(0.0, deadline - time.monotonic())) for s in shards)
     if frozen:
@@ -63,7 +62,5 @@ def pause_command(config: Config, reason: str, timeout_s: float) -> None:
 def resume_command(config: Config) -> None:
     """End `writebehind pause`. Harmless where there is none."""
     with reading_redis(config, _HINT) as client:
-        keys = QueueKeys(config.queue)
-        resumed = [resume(client, shard) for shard in served(keys, layout_of(client, keys))]
-        was_paused = any(resumed)
+        was_paused = resume(client, QueueKeys(config.queue))
     click.echo(f"Resumed: {config.queue}." if was_paused else f"{config.queue} was not paused.")

@@ -18,10 +18,11 @@ from typing import cast
 from redis import Redis
 
 from writebehind.keys import QueueKeys
-from writebehind.script import Script
+from writebehind.script import Argument, Script
 from writebehind.shards import LAYOUT_FIELDS, Layout, read_layout, shard_keys, stamp
 
 from .errors import FatalError
+from .owned_queue import KEYS_VERSION
 
 _LAYOUT = Script("writebehind_worker", "layout")
 
@@ -56,19 +57,29 @@ def divide(client: Redis, keys: QueueKeys, shards: int) -> Layout:
             f"the queue is still being divided: writes of its {before.draining} former shards wait",
             "let the workers bring them to Postgres (`writebehind drain`), then run it again",
         )
-    step = _Steps(client, keys, before.shards, shards)
-    if not step("begin"):
+    if before.number == 0 and client.hget(keys.clock, "shard"):
         raise FatalError(
-            f"the queue is being divided into {before.closing} shards",
-            f"run `writebehind reshard {before.closing}` to its end first",
+            f"{keys.queue!r} is itself a shard of a queue", "reshard that queue: --queue with its name"
+        )
+    step = _Steps(client, keys, before.shards, shards)
+    if not step.begin():
+        now = layout_of(client, keys)
+        if now.shards == shards and now.closing is None:
+            return now  # another worker or command was quicker
+        raise FatalError(
+            f"the queue is being divided into {now.closing or now.shards} shards",
+            f"run `writebehind reshard {now.closing or now.shards}` to its end first",
         )
     closed = [step("close", one.clock) for one in shard_keys(keys.queue, before.shards)]
     since = max((int(answer[1]) for answer in closed if answer), default=0)
     opened = [
-        step("open", one.clock, since=since, name=stamp(number, shards))
+        step("open", one.clock, *_own_pause(keys, one), since=since, name=stamp(number, shards))
         for number, one in enumerate(shard_keys(keys.queue, shards))
     ]
     if not all((*closed, *opened)) or not step("switch", since=since):
+        now = layout_of(client, keys)
+        if now.shards == shards and now.closing is None:
+            return now
         raise FatalError(
             "the queue was divided by somebody else meanwhile",
             "look at `writebehind status`, and run it again",
@@ -82,7 +93,7 @@ def still_draining(client: Redis, keys: QueueKeys, layout: Layout) -> int:
         return 0
     waiting = sum(_waiting(client, one) for one in _former(keys, layout))
     if waiting == 0:
-        step = _Steps(client, keys, layout.draining, layout.shards)
+        step = _Steps(client, keys, layout.draining, layout.shards, layout.number)
         since = int(cast(bytes | None, client.hget(keys.layout, "since")) or 0)
         for one in shard_keys(keys.queue, layout.shards):
             step("let go", one.clock, one.applied, since=since)
@@ -103,14 +114,26 @@ def _former(keys: QueueKeys, layout: Layout) -> Iterator[QueueKeys]:
         yield from shard_keys(keys.queue, layout.draining)
 
 
+def _own_pause(keys: QueueKeys, shard: QueueKeys) -> list[str]:
+    return [] if shard == keys else [shard.paused]
+
+
 class _Steps:
     """The steps from one number of shards to another; what one returns is empty where it is not its turn."""
 
-    def __init__(self, client: Redis, keys: QueueKeys, before: int, after: int) -> None:
-        self._client, self._layout, self._both = client, keys.layout, (before, after)
+    def __init__(self, client: Redis, keys: QueueKeys, before: int, after: int, number: int = 0) -> None:
+        self._client, self._layout = client, keys.layout
+        self._both, self._number = (before, after), number
+
+    def begin(self) -> bool:
+        """Whether this division is under way now: it has a number of its own."""
+        answer = self("begin")
+        self._number = int(answer[1]) if answer else 0
+        return bool(answer)
 
     def __call__(self, step: str, *keys: str, since: int = 0, name: str = "") -> list[bytes]:
-        done, *rest = _LAYOUT(self._client, [self._layout, *keys], [step, *self._both, since, name])
+        arguments: list[Argument] = [step, *self._both, self._number, since, name, KEYS_VERSION]
+        done, *rest = _LAYOUT(self._client, [self._layout, *keys], arguments)
         return [b"done", *rest] if done else []
 
 

@@ -55,8 +55,8 @@ def stall_after_s(config: Config) -> float:
 class Worker:
     """Brings one queue to Postgres. Any number may run on a queue: one owns it, the others stand by.
 
-    ``whole``: the keys of the queue that this one is a shard of, where producers look; ``shards``: how many
-    it has.
+    ``whole``: the keys of the queue that this one is a shard of, where producers look. ``is_divided``: that
+    has shards, or had some.
     """
 
     def __init__(
@@ -66,12 +66,13 @@ class Worker:
         metrics: Metrics,
         log: FilteringBoundLogger,
         whole: QueueKeys | None = None,
-        shards: int = 1,
+        *,
+        is_divided: bool = False,
     ) -> None:
         self._config, self._state, self._metrics = config, state, metrics
         self._log = log.bind(queue=config.queue)
         self._keys = QueueKeys(config.queue)
-        self._whole, self._shards = whole or self._keys, shards
+        self._whole, self._is_divided = whole or self._keys, is_divided
         self._owner = own_name()
         self._token = secrets.token_hex(16)
         self._breaker = Breaker()
@@ -137,9 +138,8 @@ class Worker:
                 self._look_at_backlog(side.client)
             with self._connect() as conn:
                 postgres.check_version(conn, redacted(self._config.postgres_url))
-                ledger = Ledger(conn, self._config.queue)
+                ledger = Ledger(conn, self._config.queue, self._whole.queue, is_divided=self._is_divided)
                 ledger.check()
-                ledger.adopt_letters(self._whole.queue, self._shards)
                 self._postgres_is(True)
                 self._metrics.nothing_is_known()
                 lease = self._lease(link.client)
@@ -192,7 +192,7 @@ class Worker:
         )
         heart.start()
         try:
-            queue = OwnedQueue(link, self._keys, self._token, self._whole.changes)
+            queue = OwnedQueue(link, self._keys, self._token, self._whole)
             taken = self._take_over(link, queue, ledger)
             self._tell(taken)
             flusher = self._flusher(conn, ledger, taken, side)

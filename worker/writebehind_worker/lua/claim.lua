@@ -3,7 +3,7 @@
 -- From then on nobody cuts or stamps it again; whoever owns the queue next flushes just this batch.
 --
 -- KEYS  1 queue   2 {q}:inflight   3 {q}:lease   4 {q}:epoch   5 {q}:acked   6 {q}:clock
---       7 {q}:processing:<batch>   8 {q}:paused
+--       7 {q}:processing:<batch>   8 {q}:paused   9 of a shard: that of the whole queue
 -- ARGV  1 token   2 epoch   3 frozen batches as the owner believes, comma-separated
 --       4 acked as the owner believes   5 batch id   6 most items   7 most bytes, unpacked: see `weight`
 --       8 write delay, µs: fewer items than (6) wait until the oldest is so old
@@ -40,7 +40,7 @@ if (redis.call('GET', KEYS[5]) or '0') ~= ARGV[4] then
   return {'lost', 'the last batch acknowledged is not that of the owner'}
 end
 
-local paused = redis.call('GET', KEYS[8])
+local paused = redis.call('GET', KEYS[8]) or (KEYS[9] and redis.call('GET', KEYS[9]))
 if paused then return {'paused', paused} end
 local state = redis.call('HMGET', KEYS[6], 'seq', 'hold')
 if state[2] then return {'held', state[2]} end

@@ -17,7 +17,7 @@ local seq = math.max(tonumber(clock[1] or '0'), tonumber(ARGV[3]))
 local generation = clock[2]
 if ARGV[4] ~= '' then generation = ARGV[4] end
 if not generation then generation = string.format('%.0f', now) end
-redis.call('HSET', KEYS[3], 'seq', string.format('%.0f', seq), 'generation', generation, 'version', ARGV[6])
+redis.call('HSET', KEYS[3], 'seq', string.format('%.0f', seq), 'generation', generation, 'version', clock[3] or '1')
 redis.call('SET', KEYS[2], ARGV[2])
 -- Of what a Redis that went back has forgotten, receipts of the new generation know nothing.
 if ARGV[4] ~= '' and tonumber(ARGV[3]) > tonumber(redis.call('GET', KEYS[4]) or '0') then
