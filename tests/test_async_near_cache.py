@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+import trustme
+from tests.support.tls import TlsFront
 
 from writebehind import AsyncWriteBehind, RedisRefused, RedisUnavailable, WriteBehind
 from writebehind.async_near_carrier import AsyncNearCarrier
@@ -161,6 +165,24 @@ async def test_anothers_change_is_seen_as_soon_as_word_has_come(
         while await wb.get("t", 1) == before:
             assert time.monotonic() < deadline
         assert await wb.get("t", 1) == (NEW if how in ("put", "patch") else None)
+
+
+@on_a_loop
+async def test_word_is_heard_through_tls(
+    near: Near, other: WriteBehind, redis_url: str, tmp_path: Path
+) -> None:
+    authority, context = trustme.CA(), ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    authority.issue_cert("localhost").configure_cert(context)
+    with TlsFront(redis_url, context) as front:
+        url = f"rediss://localhost:{front.port}/0?ssl_ca_certs={tmp_path / 'ca.pem'}"
+        async with near(url, near_cache_ttl=600) as wb:
+            await keep(wb)
+            other.put("t", 1, NEW)
+            deadline = time.monotonic() + 5
+            while await wb.get("t", 1) == OLD:
+                assert time.monotonic() < deadline
+            assert await wb.get("t", 1) == NEW
 
 
 @on_a_loop
