@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import redis
 
-from writebehind import AsyncWriteBehind, RedisRefused, RedisUnavailable, WriteBehind
+from writebehind import RedisRefused, RedisUnavailable, WriteBehind
 from writebehind.near_carrier import NearCarrier
 from writebehind_worker.owned_queue import OwnedQueue
 from writebehind_worker.redis_server import RedisLink
@@ -261,7 +261,7 @@ def test_a_read_that_a_write_overtakes_is_not_kept(near: WriteBehind, redis_clie
 
     cache._reply = overtaken
     near.get("t", 1)
-    assert not cache._kept
+    assert not cache._rows._kept
 
 
 def test_a_call_that_is_interrupted_leaves_no_reply_to_the_next(near: WriteBehind) -> None:
@@ -302,7 +302,7 @@ def test_a_forked_child_has_a_near_cache_of_its_own(near: WriteBehind, other: Wr
 def test_a_child_does_not_wait_for_what_another_thread_had_at_the_fork(near: WriteBehind, what: str) -> None:
     keep(near)
     cache = near_cache(near)
-    with cache._wire, cache._guard:
+    with cache._wire, cache._rows._guard:
         child = os.fork()
         if child == 0:
             code = 1
@@ -379,11 +379,6 @@ def test_a_user_without_the_right_to_track_is_told_what_lacks(
                 near.get("t", 1)
     finally:
         command("ACL", "DELUSER", "untold")
-
-
-def test_it_is_not_for_an_event_loop(redis_url: str) -> None:
-    with pytest.raises(ValueError, match="near_cache is for WriteBehind only"):
-        AsyncWriteBehind.from_url(redis_url, near_cache=10)
 
 
 @pytest.mark.parametrize("options", [{"near_cache": -1}, {"near_cache": True}, {"near_cache_ttl": 0}])

@@ -42,6 +42,9 @@ class AsyncCarrier:
         except StopIteration as done:
             return cast(T, done.value)
 
+    async def close(self) -> None:
+        """Lets go of what it keeps besides the client."""
+
     async def _do(self, step: Step) -> Any:
         if isinstance(step, Command):
             return await self._client.execute_command(*step.arguments)  # type: ignore[no-untyped-call]

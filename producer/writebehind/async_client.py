@@ -43,14 +43,9 @@ class AsyncWriteBehind:
     def __init__(self, client: Redis, **options: Unpack[Options]) -> None:
         settings = Settings(**options)
         refuse_decoding(client)
-        if settings.near_cache:
-            raise ValueError(
-                "near_cache is for WriteBehind only: the calling thread reads the connection that tells of "
-                "changes, which would hold up an event loop; leave it 0"
-            )
         self.redis = client
         self._core = make_core(settings, SessionPool(), socket_timeout(client))
-        self._carrier = AsyncCarrier(client)
+        self._carrier = _carrier(client, settings)
         self.keys, self.settings = self._core.keys, settings
 
     @classmethod
@@ -68,6 +63,7 @@ class AsyncWriteBehind:
     async def close(self) -> None:
         """Closes the Redis connections."""
         self._core.close()
+        await self._carrier.close()
         await self.redis.aclose()
 
     async def __aenter__(self) -> AsyncWriteBehind:
@@ -208,3 +204,12 @@ class AsyncWriteBehind:
     def rate_limit(self, name: str, limit: int, per: float) -> AsyncRateLimiter:
         """See :meth:`WriteBehind.rate_limit`."""
         return AsyncRateLimiter(self._carrier, RateSteps(self.keys, RateLimit(name, limit, per)))
+
+
+def _carrier(client: Redis, settings: Settings) -> AsyncCarrier:
+    if not settings.near_cache:
+        return AsyncCarrier(client)
+    from .async_near import AsyncNearCache  # noqa: PLC0415 - few need them
+    from .async_near_carrier import AsyncNearCarrier  # noqa: PLC0415
+
+    return AsyncNearCarrier(client, AsyncNearCache(client, settings.near_cache, settings.near_cache_ttl))

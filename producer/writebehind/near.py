@@ -13,33 +13,16 @@ import os
 import threading
 import time
 import weakref
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from redis import Redis
 from redis._parsers import _RESP3Parser
 from redis.exceptions import ConnectionError, ResponseError, TimeoutError
 
-from .entry import read_entry
-
-_QUEUE_S = 0.1  # how long a reader waits for the connection before it goes another way
-_AWAY_S = 1.0  # for so long nobody connects again after the connection was lost
+from .near_rows import AWAY_S, QUEUE_S, Look, NearRows
 
 _ALL: weakref.WeakSet[NearCache] = weakref.WeakSet()
-
-
-class Look(NamedTuple):
-    """What Redis says of a cache key: HGETALL's reply or its error, and PTTL's."""
-
-    fields: Mapping[bytes, bytes] | Exception
-    left_ms: int
-
-
-class _Kept(NamedTuple):
-    fields: Mapping[bytes, bytes]
-    expires: float
-    until: float
 
 
 class NearCache:
@@ -53,25 +36,25 @@ class NearCache:
 
     def __init__(self, client: Redis, rows: int, ttl_s: float) -> None:
         self._pool = client.connection_pool
-        self._rows, self._ttl_s = rows, ttl_s
+        self._size = rows, ttl_s
         self._is_open, self._not_before = False, 0.0
         self._start_anew()
         _ALL.add(self)
 
-    def look(self, names: Sequence[str]) -> list[Look] | None:
+    def look(self, names: Sequence[str]) -> dict[str, Look] | None:
         """For each key what is kept, or what Redis says now; ``None`` if the connection cannot be had.
 
         Raises what Redis answers: the user may have no right to ``CLIENT TRACKING``.
         """
         self._hear()
-        found = self._find(names)
+        found = self._rows.find(names)
         if len(found) < len(names):
             if not self._is_open and time.monotonic() < self._not_before:
                 return None
-            if not self._wire.acquire(timeout=_QUEUE_S):
+            if not self._wire.acquire(timeout=QUEUE_S):
                 return None
             try:
-                found.update(self._find(names))  # another may have brought it
+                found.update(self._rows.find(names))  # another may have brought it
                 found.update(self._fetch([name for name in names if name not in found]))
             except (ConnectionError, TimeoutError, OSError):
                 self._lose()
@@ -82,33 +65,16 @@ class NearCache:
                 raise
             finally:
                 self._wire.release()
-        return [found[name] for name in names]
+        return found
 
     def drop(self, names: Iterable[str]) -> None:
         """Keeps these no longer, nor what is being read of them at this moment."""
-        with self._guard:
-            for name in names:
-                self._kept.pop(name, None)
-                self._reading.discard(name)
+        self._rows.drop(names)
 
     def close(self) -> None:
         """Closes the connection."""
         with self._wire:
             self._lose()
-
-    def _find(self, names: Iterable[str]) -> dict[str, Look]:
-        now, found = time.monotonic(), {}
-        with self._guard:
-            for name in names:
-                kept = self._kept.get(name)
-                if kept is None:
-                    continue
-                if now >= kept.until:
-                    del self._kept[name]
-                else:
-                    self._kept.move_to_end(name)
-                    found[name] = Look(kept.fields, max(1, int((kept.expires - now) * 1000)))
-        return found
 
     def _hear(self) -> None:
         """Reads what Redis has said unasked. Whoever has the connection hears it for us."""
@@ -132,32 +98,10 @@ class NearCache:
         if not self._is_open:
             connection.connect()
             self._is_open = True
-        started = time.monotonic()
-        with self._guard:
-            self._reading.update(names)
-        commands = [(command, name) for name in names for command in ("HGETALL", "PTTL")]
+        reading = self._rows.begin(names)
+        commands = reading.commands()
         connection.send_packed_command(connection.pack_commands(commands))
-        replies = [self._reply() for _ in commands]
-        looks = {}
-        for name, fields, left_ms in zip(names, replies[::2], replies[1::2], strict=True):
-            if isinstance(left_ms, Exception):
-                raise left_ms
-            looks[name] = Look(fields, left_ms)
-            self._keep(name, looks[name], started)
-        return looks
-
-    def _keep(self, name: str, look: Look, started: float) -> None:
-        """A durable row, unless it has been dropped meanwhile; what is pending or awaited soon changes."""
-        fields, left_ms = look
-        is_row = not isinstance(fields, Exception) and left_ms > 0 and read_entry(fields).state == "row"
-        with self._guard:
-            if name in self._reading and is_row and not isinstance(fields, Exception):
-                expires = started + (left_ms - 1) / 1000  # Redis counts whole ms, of a clock as coarse
-                self._kept[name] = _Kept(fields, expires, min(expires, started + self._ttl_s))
-                self._kept.move_to_end(name)
-                if len(self._kept) > self._rows:
-                    self._kept.popitem(last=False)
-            self._reading.discard(name)
+        return self._rows.take(reading, [self._reply() for _ in commands])
 
     def _reply(self) -> Any:
         try:
@@ -167,9 +111,7 @@ class NearCache:
 
     def _start_anew(self) -> None:
         """As new; in a forked child nothing may be waited for that another thread had at that moment."""
-        self._guard, self._wire = threading.Lock(), threading.Lock()
-        self._kept: OrderedDict[str, _Kept] = OrderedDict()
-        self._reading: set[str] = set()
+        self._wire, self._rows = threading.Lock(), NearRows(*self._size)
         self._is_open, self._not_before = False, 0.0
         options = {**self._pool.connection_kwargs, "protocol": 3}
         self._connection: Any = self._pool.connection_class(**options)
@@ -179,27 +121,18 @@ class NearCache:
 
     def _track(self, connection: Any) -> None:
         """Nothing that was read over an earlier connection is kept: nobody would tell of its change."""
-        self._forget_all()
+        self._rows.forget_all()
         connection.send_command("CLIENT", "TRACKING", "ON")
         connection.read_response()
         connection._parser.set_invalidation_push_handler(self._told)
 
     def _told(self, message: Sequence[Any]) -> None:
-        names = message[1]
-        if names is None:  # FLUSHALL or the like
-            self._forget_all()
-        else:
-            self.drop(name.decode(errors="replace") for name in names)
+        self._rows.told(message[1])
 
     def _lose(self) -> None:
-        self._is_open, self._not_before = False, time.monotonic() + _AWAY_S
+        self._is_open, self._not_before = False, time.monotonic() + AWAY_S
         self._connection.disconnect()
-        self._forget_all()
-
-    def _forget_all(self) -> None:
-        with self._guard:
-            self._kept.clear()
-            self._reading.clear()
+        self._rows.forget_all()
 
 
 def _after_fork() -> None:

@@ -68,7 +68,7 @@ class Settings:
             together do not expire together.
         refresh_ahead: how long before a row expires one of its readers loads it anew, in seconds; the others
             get the cached row meanwhile. ``None``: not at all.
-        near_cache: how many rows this process keeps itself, 0 for none; see docs/patterns.md.
+        near_cache: how many rows the client keeps in its process, 0 for none; see docs/patterns.md.
         near_cache_ttl: how old a row that it keeps may become, in seconds.
         parse_float: makes a number with a fraction out of its text (``Decimal`` keeps all digits).
         observer: hears of hits, misses, loads, waits and sizes: see :class:`Observer`.
