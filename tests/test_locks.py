@@ -211,7 +211,7 @@ def test_a_name_is_no_pattern_and_a_foreign_value_is_an_error(
 ) -> None:
     wb = connect()
     token = b"a:1:%d+"  # a token may be anything
-    steps = LockSteps(wb.keys, "{x}:%*é", 20)
+    steps = LockSteps(wb._core, "{x}:%*é", 20)
     fence = wb._carrier.run(steps.acquire(token))
     assert fence is not None and wb._carrier.run(steps.acquire(token)) == fence
     assert wb._carrier.run(steps.acquire(b"a")) is None

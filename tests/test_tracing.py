@@ -160,6 +160,19 @@ def test_each_call_of_a_session_store_is_a_span(
     assert all(b'"trace":' in item for item in items(redis_client, queue))
 
 
+def test_each_call_of_a_lock_and_a_rate_limit_is_a_span(
+    connect: Callable[..., WriteBehind], spans: Spans
+) -> None:
+    wb = connect(tracer=get_tracer())
+    with wb.lock("a", timeout=20) as lock:
+        lock.extend(20)
+    limiter = wb.rate_limit("r", 5, per=60)
+    limiter.acquire()
+    limiter.wait(0)
+    names = [span.name for span in _exporter.get_finished_spans()]
+    assert names == ["lock_acquire", "lock_extend", "lock_release", "rate_limit_acquire", "rate_limit_wait"]
+
+
 def test_what_a_call_raises_is_recorded(clients: EitherClient, spans: Spans) -> None:
     call = clients.connect(tracer=get_tracer(), max_queue_length=1)
     call("put", "t", 1, {})

@@ -194,7 +194,7 @@ class AsyncWriteBehind:
         return AsyncLock(
             self.redis,
             self._carrier,
-            LockSteps(self.keys, name, timeout),
+            LockSteps(self._core, name, timeout),
             blocking=blocking,
             blocking_timeout=blocking_timeout,
             sleep=sleep,
@@ -203,7 +203,7 @@ class AsyncWriteBehind:
 
     def rate_limit(self, name: str, limit: int, per: float) -> AsyncRateLimiter:
         """See :meth:`WriteBehind.rate_limit`."""
-        return AsyncRateLimiter(self._carrier, RateSteps(self.keys, RateLimit(name, limit, per)))
+        return AsyncRateLimiter(self._carrier, RateSteps(self._core, RateLimit(name, limit, per)))
 
 
 def _carrier(client: Redis, settings: Settings) -> AsyncCarrier:

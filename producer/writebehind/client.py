@@ -259,7 +259,7 @@ class WriteBehind:
         return Lock(
             self.redis,
             self._carrier,
-            LockSteps(self.keys, name, timeout),
+            LockSteps(self._core, name, timeout),
             blocking=blocking,
             blocking_timeout=blocking_timeout,
             sleep=sleep,
@@ -268,7 +268,7 @@ class WriteBehind:
 
     def rate_limit(self, name: str, limit: int, per: float) -> RateLimiter:
         """``wb.rate_limit("mails", 100, per=60).acquire()``; the arguments are of :class:`RateLimit`."""
-        return RateLimiter(self._carrier, RateSteps(self.keys, RateLimit(name, limit, per)))
+        return RateLimiter(self._carrier, RateSteps(self._core, RateLimit(name, limit, per)))
 
 
 def refuse_decoding(client: Any) -> None:

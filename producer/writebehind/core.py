@@ -47,8 +47,8 @@ class Core:
         for way in self._division.ways:
             way.close()
 
-    def call(self, operation: str, table: str, size: int, begin: Callable[[], Steps[T]]) -> Steps[T]:
-        """Steps that are a call of the application's, about so many rows."""
+    def call(self, operation: str, table: str | None, size: int, begin: Callable[[], Steps[T]]) -> Steps[T]:
+        """Steps that are a call of the application's, about so many rows of a table, if of one."""
         return begin()
 
     def wanted(self, wait: float | None, durability: Durability | None) -> Assurance | None:

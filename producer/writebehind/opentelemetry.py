@@ -77,7 +77,7 @@ class TracedCore:
         """See :meth:`Core.invalidate_many`."""
         return self._span("invalidate_many", table, len(ids), lambda: self._core.invalidate_many(table, ids))
 
-    def call(self, operation: str, table: str, size: int, begin: Callable[[], Steps[T]]) -> Steps[T]:
+    def call(self, operation: str, table: str | None, size: int, begin: Callable[[], Steps[T]]) -> Steps[T]:
         """See :meth:`Core.call`."""
         return self._span(operation, table, size, begin)
 

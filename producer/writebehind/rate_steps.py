@@ -6,6 +6,7 @@ import math
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
@@ -18,25 +19,34 @@ from .settings import Admit
 from .steps import Pause, Steps, run_script
 from .translate import as_ours
 
+if TYPE_CHECKING:
+    from .core import Core
+
 _RATE_LIMIT = Script("writebehind", "rate_limit")
 
 
 class RateSteps:
     """One rate limit of a queue's."""
 
-    def __init__(self, keys: QueueKeys, limit: RateLimit) -> None:
-        self._keys, self._limit = keys, limit
+    def __init__(self, core: Core, limit: RateLimit) -> None:
+        self._core, self._limit = core, limit
 
     def acquire(self, cost: int) -> Steps[RateResult]:
         """Takes so many slots, or none."""
-        whole("cost", cost, self._limit.limit)
-        return (yield from _take(self._keys, {self._limit: cost}))[1]
+        return self._core.call("rate_limit_acquire", None, 1, lambda: self._acquire(cost))
 
     def wait(self, timeout: float | None, cost: int) -> Steps[RateResult]:
         """The same, again and again; the last refusal if the next try would come too late."""
+        return self._core.call("rate_limit_wait", None, 1, lambda: self._wait(timeout, cost))
+
+    def _acquire(self, cost: int) -> Steps[RateResult]:
+        whole("cost", cost, self._limit.limit)
+        return (yield from _take(self._core.keys, {self._limit: cost}))[1]
+
+    def _wait(self, timeout: float | None, cost: int) -> Steps[RateResult]:
         until = math.inf if timeout is None else time.monotonic() + timeout
         while True:
-            result = yield from self.acquire(cost)
+            result = yield from self._acquire(cost)
             if result.allowed or time.monotonic() + result.retry_after > until:
                 return result
             yield Pause(result.retry_after)
