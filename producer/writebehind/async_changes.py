@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
-import os
-import weakref
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, Self
 
@@ -17,10 +15,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, ConnectionError, ResponseError, TimeoutError
 
 from .change import Change, Missed
+from .forks import begins_anew_in_a_child
 from .hearing import LOOK_S, SILENCE_S, Hearing, connection_options, passes
 from .translate import as_ours
 
-_ALL: weakref.WeakSet[AsyncChanges] = weakref.WeakSet()
 _OF_THE_PARENT: list[Any] = []  # closed in a forked child they would be lost to the parent's event loop
 
 
@@ -33,7 +31,7 @@ class AsyncChanges:
         self._pubsub: Any = None
         self._closed, self._turn = asyncio.Event(), asyncio.Lock()
         self._connecting: asyncio.Timeout | None = None
-        _ALL.add(self)
+        begins_anew_in_a_child(self, AsyncChanges._start_anew)
 
     async def close(self) -> None:
         """See :meth:`Changes.close`; the task that iterates ends within 0.2 s, whatever Redis does."""
@@ -113,15 +111,6 @@ class AsyncChanges:
         if self._pubsub is not None:
             _OF_THE_PARENT.append(self._pubsub)
             self._pubsub = None
-
-
-def _after_fork() -> None:
-    for changes in list(_ALL):
-        changes._start_anew()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 class _OwnConnections:

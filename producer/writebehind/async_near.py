@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
-import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from redis.asyncio import Redis
 
 from .async_near_wire import AsyncNearWire
+from .forks import begins_anew_in_a_child
 from .near_rows import AWAY_S, QUEUE_S, Look, NearRows
 
-_ALL: weakref.WeakSet[AsyncNearCache] = weakref.WeakSet()
 _FORMER: list[Any] = []  # closed here they would be lost to the event loop that they are of
 
 
@@ -25,7 +23,7 @@ class AsyncNearCache:
         self._pool, self._size = client.connection_pool, (rows, ttl_s)
         self._wire: AsyncNearWire | None = None
         self._start_anew()
-        _ALL.add(self)
+        begins_anew_in_a_child(self, AsyncNearCache._start_anew)
 
     async def look(self, names: Sequence[str]) -> dict[str, Look] | None:
         """See :meth:`NearCache.look`."""
@@ -78,12 +76,3 @@ class AsyncNearCache:
         if self._wire is not None:
             _FORMER.append(self._wire)
         self._wire, self._rows = None, NearRows(*self._size)
-
-
-def _after_fork() -> None:
-    for near in list(_ALL):
-        near._start_anew()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import threading
-import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any, Self
 
@@ -15,10 +13,9 @@ from redis.exceptions import AuthenticationError, ConnectionError, ResponseError
 from redis.retry import Retry
 
 from .change import Change, Missed
+from .forks import begins_anew_in_a_child
 from .hearing import LOOK_S, SILENCE_S, Hearing, connection_options, passes
 from .translate import as_ours
-
-_ALL: weakref.WeakSet[Changes] = weakref.WeakSet()
 
 
 class Changes:
@@ -33,7 +30,7 @@ class Changes:
         self._channel, self._hearing = channel, Hearing(tables)
         self._pubsub: Any = None
         self._closed, self._turn = threading.Event(), threading.Lock()
-        _ALL.add(self)
+        begins_anew_in_a_child(self, Changes._start_anew)
 
     def close(self) -> None:
         """Ends the iteration; from any thread.
@@ -106,15 +103,6 @@ class Changes:
         if is_closed:
             self._closed.set()
         self._disconnect()  # redis-py closes it here alone
-
-
-def _after_fork() -> None:
-    for changes in list(_ALL):
-        changes._start_anew()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 class _OwnConnections:

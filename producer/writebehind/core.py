@@ -143,11 +143,6 @@ class Core:
             yield from admit_writes(self.keys, self.settings.admit, writes)
 
     @property
-    def shards(self) -> Sequence[QueueKeys]:
-        """The keys of each."""
-        return [way.keys for way in self._division.ways]
-
-    @property
     def all_shards(self) -> Sequence[QueueKeys]:
         """The keys of each, and of former ones that still drain."""
         return self._division.with_former

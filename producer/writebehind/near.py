@@ -9,10 +9,8 @@ one thread's connection from another.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -20,9 +18,8 @@ from redis import Redis
 from redis._parsers import _RESP3Parser
 from redis.exceptions import ConnectionError, ResponseError, TimeoutError
 
+from .forks import begins_anew_in_a_child
 from .near_rows import AWAY_S, QUEUE_S, Look, NearRows
-
-_ALL: weakref.WeakSet[NearCache] = weakref.WeakSet()
 
 
 class NearCache:
@@ -39,7 +36,7 @@ class NearCache:
         self._size = rows, ttl_s
         self._is_open, self._not_before = False, 0.0
         self._start_anew()
-        _ALL.add(self)
+        begins_anew_in_a_child(self, NearCache._start_anew)
 
     def look(self, names: Sequence[str]) -> dict[str, Look] | None:
         """For each key what is kept, or what Redis says now; ``None`` if the connection cannot be had.
@@ -133,13 +130,3 @@ class NearCache:
         self._is_open, self._not_before = False, time.monotonic() + AWAY_S
         self._connection.disconnect()
         self._rows.forget_all()
-
-
-def _after_fork() -> None:
-    """A child starts with one thread: here nobody else is about."""
-    for near in list(_ALL):
-        near._start_anew()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

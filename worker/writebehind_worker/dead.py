@@ -14,9 +14,7 @@ import msgspec
 import psycopg
 from psycopg.rows import class_row
 
-from writebehind.shards import shards_of
-
-from .ledger import QUEUES_WITH_LETTERS
+from .ledger import OF_WHOLE
 from .sqlstate import condition
 
 PAGE = 1000
@@ -99,9 +97,7 @@ class DeadLetters:
     """Those of ``queue`` and of its shards, former ones too, over a connection in autocommit."""
 
     def __init__(self, conn: psycopg.Connection[Any], queue: str) -> None:
-        self.connection = conn
-        rows = conn.execute(QUEUES_WITH_LETTERS).fetchall()
-        self._queues = [queue, *(name for (name,) in rows if shards_of(queue, name) is not None)]
+        self.connection, self._queue = conn, queue
 
     def count(self, choice: Choice) -> int:
         """How many are meant."""
@@ -154,8 +150,8 @@ class DeadLetters:
         return dict(
             self.connection.execute(
                 "SELECT id, body FROM writebehind.dead_letters "
-                "WHERE queue = ANY ($1::text[]) AND id = ANY ($2::bigint[])",
-                [self._queues, [letter.id for letter in letters]],
+                f"WHERE queue = ANY ({OF_WHOLE}) AND id = ANY ($2::bigint[])",
+                [self._queue, [letter.id for letter in letters]],
             ).fetchall()
         )
 
@@ -163,20 +159,20 @@ class DeadLetters:
         """Drops those that still are as they were read: one that was retried since belongs to a new batch."""
         return self.connection.execute(
             "DELETE FROM writebehind.dead_letters d USING unnest($2::bigint[], $3::bigint[]) AS l(id, batch) "
-            "WHERE d.queue = ANY ($1::text[]) AND d.id = l.id AND d.batch = l.batch",
-            [self._queues, [letter.id for letter in letters], [letter.batch for letter in letters]],
+            f"WHERE d.queue = ANY ({OF_WHOLE}) AND d.id = l.id AND d.batch = l.batch",
+            [self._queue, [letter.id for letter in letters], [letter.batch for letter in letters]],
         ).rowcount
 
     def _one(self, column: str, letter: int) -> Any:
         found = self.connection.execute(
-            f"SELECT {column} FROM writebehind.dead_letters WHERE queue = ANY ($1::text[]) AND id = $2",
-            [self._queues, letter],
+            f"SELECT {column} FROM writebehind.dead_letters WHERE queue = ANY ({OF_WHOLE}) AND id = $2",
+            [self._queue, letter],
         ).fetchone()
         return found[0] if found else None
 
     def _where(self, choice: Choice) -> tuple[str, list[Any]]:
-        terms: list[str] = ["d.queue = ANY ($1::text[])"]
-        values: list[Any] = [self._queues]
+        terms: list[str] = [f"d.queue = ANY ({OF_WHOLE})"]
+        values: list[Any] = [self._queue]
 
         def term(sql: str, value: Any) -> None:
             if value:

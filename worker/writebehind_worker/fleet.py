@@ -24,6 +24,7 @@ from writebehind.shards import Layout
 
 from .config import Config, one_line
 from .errors import FatalError
+from .lease import read_lease
 from .metrics import Metrics
 from .redis_server import RedisLink
 from .resharding import divide, is_unused, layout_of, served, still_draining
@@ -125,8 +126,7 @@ class Fleet:
     def _look_after(self, client: Redis, hurry: threading.Event) -> None:
         self._raise_what_ended_one()
         try:
-            self._check(client, layout_of(client, self._keys))
-            view = self._look(client)
+            view = self._look(client, self._checked_layout(client))
             if view.layout.draining is not None:
                 still_draining(client, self._keys, view.layout)
             is_alone = view.layout.is_undivided
@@ -147,8 +147,7 @@ class Fleet:
         else:
             self._share(view, free, hurry)
 
-    def _look(self, client: Redis) -> _View:
-        layout = layout_of(client, self._keys)
+    def _look(self, client: Redis, layout: Layout) -> _View:
         if layout.is_undivided:
             return _View(0, layout, ())
         ttl_ms = self._ttl_ms if self._is_fit() else 0
@@ -159,16 +158,16 @@ class Fleet:
         """Whether the others can count on us: who does not reach Postgres serves no shard."""
         return all(one.state.facts()["postgres_up"] is not False for one in self._serving.values())
 
-    def _check(self, client: Redis, layout: Layout) -> None:
+    def _checked_layout(self, client: Redis) -> Layout:
         """Raises `FatalError` where there are not as many shards as this worker was told."""
-        told = self._config.shards
+        told, layout = self._config.shards, layout_of(client, self._keys)
         if not told or told in (layout.shards, layout.closing):
-            return
+            return layout
         if is_unused(client, self._keys):
             divide(client, self._keys, told)
         layout = layout_of(client, self._keys)  # another worker may have been quicker
         if told in (layout.shards, layout.closing):
-            return
+            return layout
         raise FatalError(
             f"queue {self._config.queue!r} has {layout.shards} shards, and this worker was told {told}",
             f"give it --shards {layout.shards}, or --shards 0 for as many as there are; "
@@ -181,7 +180,8 @@ class Fleet:
             for keys in queues:
                 pipe.get(keys.lease)
             leases = pipe.execute()
-        return [k.queue for k, lease in zip(queues, leases, strict=True) if _expiry_ms(lease) < now_ms]
+        ends = [read_lease(lease)[1] or 0 for lease in leases]
+        return [keys.queue for keys, end in zip(queues, ends, strict=True) if end < now_ms]
 
     def _serve_alone(self, hurry: threading.Event, *, was_divided: bool = False) -> None:
         """The only queue: any number of workers stand by."""
@@ -267,9 +267,3 @@ class Fleet:
         if self._mode == "shared":
             self._state.redis_is(up, None if reason is None else f"Redis: {reason}")
             self._state.progress()
-
-
-def _expiry_ms(lease: bytes | None) -> int:
-    """When it ends, by the server's clock; what is no lease has ended."""
-    parts: list[bytes] = (lease or b"").split(b"|")
-    return int(parts[1]) if len(parts) > 1 and parts[1].isdigit() else 0

@@ -19,6 +19,14 @@ def own_name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
+def read_lease(value: bytes | None) -> tuple[str | None, int | None]:
+    """Owner and end, in ms of the server's clock, of what the key holds; ``None`` where it is no lease."""
+    parts = value.decode(errors="replace").split("|", 2) if value else []
+    if len(parts) != 3 or not parts[1].isdecimal():
+        return None, None
+    return parts[2], int(parts[1])
+
+
 @dataclass(frozen=True, slots=True)
 class Holder:
     """Another worker that holds the lease."""

@@ -69,7 +69,7 @@ class AlreadyApplied(Exception):
     """The ledger has the batch: a COMMIT whose reply was lost, or another owner's."""
 
 
-QUEUES_WITH_LETTERS = """
+_QUEUES_WITH_LETTERS = """
 WITH RECURSIVE found(queue) AS (
     SELECT min(queue) FROM writebehind.dead_letters
     UNION ALL
@@ -78,8 +78,8 @@ WITH RECURSIVE found(queue) AS (
 )
 SELECT queue FROM found WHERE queue IS NOT NULL
 """  # one look at the index for each; DISTINCT would read all letters
-_OF_WHOLE = (
-    f"ARRAY(SELECT queue FROM ({QUEUES_WITH_LETTERS}) AS q WHERE queue = $1::text "
+OF_WHOLE = (
+    f"ARRAY(SELECT queue FROM ({_QUEUES_WITH_LETTERS}) AS q WHERE queue = $1::text "
     "OR starts_with(queue, $1::text || ':') AND queue ~ ':[1-9][0-9]{0,3}of[1-9][0-9]{0,3}$')"
 )
 """The queue $1 and its shards, former ones too, as far as they have dead letters."""
@@ -247,7 +247,7 @@ class Ledger:
         with self._guarded():
             rows = self._conn.execute(
                 "SELECT id, superseded_at IS NULL AND kind = 'rejected' FROM writebehind.dead_letters "
-                f"WHERE queue = ANY ({_OF_WHOLE}) AND id = ANY ($2::bigint[]) FOR UPDATE SKIP LOCKED",
+                f"WHERE queue = ANY ({OF_WHOLE}) AND id = ANY ($2::bigint[]) FOR UPDATE SKIP LOCKED",
                 [self._whole, letters],
             ).fetchall()
         return dict(rows)
@@ -268,7 +268,7 @@ class Ledger:
                 "'batch', d.batch, 'sqlstate', d.sqlstate, 'reason', d.reason) "
                 "FROM unnest($3::bigint[], $4::int[], $5::bigint[], $6::bytea[], $7::text[], $8::text[], "
                 "$9::text[], $10::text[], $11::text[]) AS w(id, position, seq, body, table_name, key, "
-                f"cache_key, sqlstate, reason) WHERE d.queue = ANY ({_OF_WHOLE}) AND d.id = w.id",
+                f"cache_key, sqlstate, reason) WHERE d.queue = ANY ({OF_WHOLE}) AND d.id = w.id",
                 [
                     self._whole,
                     batch,
@@ -283,7 +283,7 @@ class Ledger:
         with self._guarded():
             self._conn.execute(
                 "DELETE FROM writebehind.dead_letters "
-                f"WHERE queue = ANY ({_OF_WHOLE}) AND id = ANY ($2::bigint[])",
+                f"WHERE queue = ANY ({OF_WHOLE}) AND id = ANY ($2::bigint[])",
                 [self._whole, letters],
             )
 
@@ -312,7 +312,7 @@ class Ledger:
         with self._guarded():
             rows = self._conn.execute(
                 "SELECT DISTINCT table_name FROM writebehind.dead_letters "
-                f"WHERE queue = ANY ({_OF_WHOLE}) AND superseded_at IS NULL AND table_name IS NOT NULL",
+                f"WHERE queue = ANY ({OF_WHOLE}) AND superseded_at IS NULL AND table_name IS NOT NULL",
                 [self._whole],
             ).fetchall()
         return {table for (table,) in rows}
@@ -337,7 +337,7 @@ class Ledger:
             self._conn.execute(
                 "UPDATE writebehind.dead_letters d SET superseded_at = now() FROM unnest($3::text[], "
                 "$4::text[], $5::int[], $6::bigint[]) AS w(table_name, key, position, letter) "
-                f"WHERE d.queue = ANY ({_OF_WHOLE}) AND d.table_name = w.table_name AND d.key = w.key "
+                f"WHERE d.queue = ANY ({OF_WHOLE}) AND d.table_name = w.table_name AND d.key = w.key "
                 "AND d.superseded_at IS NULL AND (d.id < w.letter OR w.position >= 0 AND (d.queue <> $7 "
                 "OR d.batch <> $2 OR d.retried_at IS NOT NULL OR d.position < w.position))",
                 [

@@ -15,6 +15,7 @@ from writebehind.keys import QueueKeys
 from . import connections
 from .config import Config
 from .frozen import stamped_seq
+from .lease import read_lease
 from .pause import read_pause
 from .pending import read_frozen
 from .postgres import connect
@@ -126,7 +127,7 @@ def _read_redis(config: Config) -> QueueStatus:
         batches = [int(batch) for batch in inflight]
         lengths, head = read_frozen(client, keys, batches)
     now = now_s * 1_000_000 + now_us
-    owner, expiry_ms = _lease(lease)
+    owner, expiry_ms = read_lease(lease)
     seq, generation = clock
     epoch, applied, acked = (None if n is None else int(n) for n in numbers)
     return QueueStatus(
@@ -142,13 +143,6 @@ def _read_redis(config: Config) -> QueueStatus:
         acked=acked,
         paused=None if paused is None else read_pause(paused).reason,
     )
-
-
-def _lease(value: bytes | None) -> tuple[str | None, int | None]:
-    parts = value.decode(errors="replace").split("|", 2) if value else []
-    if len(parts) != 3 or not parts[1].isdecimal():
-        return None, None
-    return parts[2], int(parts[1])
 
 
 def _age_s(item: bytes | None, now_us: int) -> float | None:
