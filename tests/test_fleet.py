@@ -15,11 +15,11 @@ import pytest
 import redis
 from tests.support.part import WHOLE, sampled
 from tests.support.shard_history import HISTORY, check_history
+from tests.support.sharded import all_queues, wait_until_drained
 from tests.support.workers import WorkerProcess
 
 from writebehind import RedisRefused, WriteBehind
 from writebehind.keys import QueueKeys
-from writebehind.shards import shard_queues
 from writebehind_worker.resharding import divide, layout_of
 from writebehind_worker.testing.wait import wait_until
 
@@ -54,7 +54,7 @@ def test_sixteen_shards_and_four_workers_that_come_go_hang_and_die(
     pg.execute(HISTORY)
     whole, done, chance = QueueKeys(queue), threading.Event(), random.Random(7)
     divide(redis_client, whole, _SHARDS)
-    queues = [whole, *map(QueueKeys, shard_queues(queue, _SHARDS))]
+    queues = all_queues(whole, _SHARDS)
     written: list[dict[int, int]] = []
 
     def write(number: int) -> None:
@@ -105,10 +105,7 @@ def test_sixteen_shards_and_four_workers_that_come_go_hang_and_die(
         while len(workers) < _WORKERS:
             begin()
         wait_until(lambda: are_balanced(redis_client, queues, _WORKERS), timeout=60)
-        wait_until(
-            lambda: not any(redis_client.llen(k.queue) + redis_client.llen(k.inflight) for k in queues),
-            timeout=60,
-        )
+        wait_until_drained(redis_client, queues, timeout=60)
         check_history(pg, written)
 
 
@@ -148,9 +145,5 @@ def test_a_reshard_goes_on_while_workers_are_killed(
             wait_until(lambda: layout_of(redis_client, whole).draining is None, timeout=60)
         done.set()
         thread.join()
-        queues = [whole, *map(QueueKeys, shard_queues(queue, 5))]
-        wait_until(
-            lambda: not any(redis_client.llen(k.queue) + redis_client.llen(k.inflight) for k in queues),
-            timeout=60,
-        )
+        wait_until_drained(redis_client, all_queues(whole, 5), timeout=60)
     check_history(pg, [count])

@@ -12,9 +12,8 @@ from typing import Any
 import psycopg
 import pytest
 import redis
-from click.testing import CliRunner
 from tests.support.fleets import RunningFleet
-from tests.support.shard_history import HISTORY
+from tests.support.sharded import Run, keys, rows, run
 
 from writebehind import (
     FlushTimeout,
@@ -28,37 +27,13 @@ from writebehind import (
 from writebehind.keys import QueueKeys
 from writebehind.route import shard_of
 from writebehind.shards import shard_keys, shard_queues, stamp
-from writebehind_worker.cli import cli
 from writebehind_worker.errors import FatalError
 from writebehind_worker.resharding import _Steps, divide, layout_of, still_draining
 from writebehind_worker.testing.wait import wait_until
 
+__all__ = ["keys", "rows", "run"]  # fixtures
+
 Connect = Callable[..., WriteBehind]
-Run = Callable[..., str]
-
-
-@pytest.fixture
-def rows(pg: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
-    pg.execute(HISTORY)
-    return pg
-
-
-@pytest.fixture
-def keys(queue: str) -> QueueKeys:
-    return QueueKeys(queue)
-
-
-@pytest.fixture
-def run(options: dict[str, Any]) -> Run:
-    """A command about this test's queue, or another."""
-
-    def run(*arguments: str, queue: str = "", code: int = 0) -> str:
-        given = {f"WRITEBEHIND_{n.upper()}": options[n] for n in ("redis_url", "postgres_url", "queue")}
-        found = CliRunner(env=given | ({"WRITEBEHIND_QUEUE": queue} if queue else {})).invoke(cli, arguments)
-        assert found.exit_code == code, found.output
-        return found.output
-
-    return run
 
 
 def where(keys: QueueKeys, id: int, shards: int) -> QueueKeys:

@@ -15,35 +15,25 @@ from typing import Any
 import psycopg
 import pytest
 import redis
-from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.fleets import RunningFleet
-from tests.support.shard_history import HISTORY, check_history
+from tests.support.shard_history import check_history
+from tests.support.sharded import Run, all_queues, keys, rows, run, wait_until_drained
 
 from writebehind import ShardsDiffer, WriteBehind, WriteRejected
 from writebehind.keys import QueueKeys
 from writebehind.route import shard_of
 from writebehind.shards import shard_queues
-from writebehind_worker.cli import cli
 from writebehind_worker.errors import FatalError
 from writebehind_worker.resharding import divide, layout_of, still_draining
 from writebehind_worker.share import fair_share
 from writebehind_worker.testing.proxy import Proxy, proxied_url
 from writebehind_worker.testing.wait import wait_until
 
+__all__ = ["keys", "rows", "run"]  # fixtures
+
 Connect = Callable[..., WriteBehind]
-
-
-@pytest.fixture
-def rows(pg: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
-    pg.execute(HISTORY)
-    return pg
-
-
-@pytest.fixture
-def keys(queue: str) -> QueueKeys:
-    return QueueKeys(queue)
 
 
 # Which shard.
@@ -229,42 +219,36 @@ def test_the_commands_see_all_shards(
     keys: QueueKeys,
     options: dict[str, Any],
     rows: psycopg.Connection[Any],
+    run: Run,
 ) -> None:
-    def run(*arguments: str) -> tuple[int, str]:
-        given = {f"WRITEBEHIND_{n.upper()}": options[n] for n in ("redis_url", "postgres_url", "queue")}
-        found = CliRunner(env=given).invoke(cli, arguments)
-        return found.exit_code, found.output
-
     wb = connect()
-    assert run("reshard", "4")[0] == 0
+    run("reshard", "4")
     for n in range(40):
         wb.put("rows", n, {"v": n})
-    code, text = run("status")
-    assert code == 0 and "4 shards" in text
+    text = run("status")
+    assert "4 shards" in text
     waiting = {n: int(w) for n, w in re.findall(r"^(\S+): (\d+) writes wait in Redis", text, re.MULTILINE)}
     assert waiting.keys() == set(shard_queues(keys.queue, 4)) and sum(waiting.values()) == 40
-    told = json.loads(run("status", "--json")[1])
+    told = json.loads(run("status", "--json"))
     assert sum(shard["redis"]["length"] for shard in told["shards"]) == 40
-    code, text = run("drain", "--timeout", "0")
-    assert code == 1 and "40 writes in the queue" in text
-    assert run("pause", "--reason", "a migration")[0] == 0
+    assert "40 writes in the queue" in run("drain", "--timeout", "0", code=1)
+    run("pause", "--reason", "a migration")
     with RunningFleet(**options) as fleet:
         wait_until(lambda: len(fleet.owned()) == 5)
         wait_until(lambda: "paused by an operator" in (fleet.state.facts()["paused"] or ""))
-        assert run("drain", "--timeout", "20")[0] == 1
+        run("drain", "--timeout", "20", code=1)
         assert rows.execute("SELECT count(*) FROM rows").fetchone() == (0,)
-        assert "Resumed" in run("resume")[1]
-        assert run("drain", "--timeout", "30")[0] == 0
+        assert "Resumed" in run("resume")
+        run("drain", "--timeout", "30")
         assert rows.execute("SELECT count(*) FROM rows").fetchone() == (40,)
         text = fleet.metrics.text().decode()
         assert text.count("# HELP writebehind_writes_total") == 1
         applied = re.findall(r'writebehind_writes_total{.*?queue="([^"]+)".*?} (\S+)', text)
         assert sum(float(value) for _, value in applied) == 40 and len(applied) == 4
         assert fleet.metrics.figures().applied == 40
-        code, text = run("reshard", "1")
-        assert code == 0 and "has 1 shard;" in text
+        assert "has 1 shard;" in run("reshard", "1")
         wb.put("rows", 1, {"v": 7}).wait(20)
-        assert "paused" not in run("status")[1]
+        assert "paused" not in run("status")
 
 
 def test_a_dead_letter_of_a_former_shard_is_retried_where_its_row_is_now(
@@ -273,13 +257,8 @@ def test_a_dead_letter_of_a_former_shard_is_retried_where_its_row_is_now(
     keys: QueueKeys,
     options: dict[str, Any],
     rows: psycopg.Connection[Any],
+    run: Run,
 ) -> None:
-    def run(*arguments: str) -> str:
-        given = {f"WRITEBEHIND_{n.upper()}": options[n] for n in ("redis_url", "postgres_url", "queue")}
-        found = CliRunner(env=given).invoke(cli, arguments)
-        assert found.exit_code == 0, found.output
-        return found.output
-
     rows.execute("ALTER TABLE rows ADD CHECK (n < 100)")
     wb = connect()
     with RunningFleet(**options):
@@ -383,14 +362,6 @@ def test_the_number_changes_under_load_and_nothing_is_lost_repeated_or_out_of_or
         done.set()
         for thread in threads:
             thread.join()
-        names = [keys.queue, *shard_queues(keys.queue, 3)]
-        wait_until(
-            lambda: (
-                not any(
-                    redis_client.llen(k.queue) + redis_client.llen(k.inflight) for k in map(QueueKeys, names)
-                )
-            ),
-            timeout=40,
-        )
+        wait_until_drained(redis_client, all_queues(keys, 3), timeout=40)
     assert sum(map(len, written)) > 60
     check_history(rows, written)
