@@ -156,6 +156,7 @@ def test_on_a_terminal_the_list_is_a_table_and_what_is_in_it_no_markup() -> None
     since = now - dt.timedelta(hours=5)
     letter = Letter(
         7,
+        "q",
         "rejected",
         "app.users",
         '["[red]x"]',

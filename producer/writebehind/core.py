@@ -160,8 +160,8 @@ class Core:
         if len(self._division.ways) == 1:
             return [list(range(len(writes)))]
         found: dict[int, list[int]] = {}
-        for position, write in enumerate(writes):
-            found.setdefault(id(self._division.way(write.table, write.key)), []).append(position)
+        for position, shard in enumerate(self._division.shards((w.table, w.key) for w in writes)):
+            found.setdefault(shard, []).append(position)
         return list(found.values())
 
     def _way_of(self, writes: Sequence[Write]) -> Enqueue | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from .enqueue import Enqueue
@@ -48,6 +48,11 @@ class Division:
         """Into the shard of a row."""
         ways = self._ways
         return ways[0] if len(ways) == 1 else ways[shard_of(table, key, len(ways))]
+
+    def shards(self, rows: Iterable[tuple[str, str | Mapping[str, str]]]) -> list[int]:
+        """The number of each row's shard, from 0: all by one division, whatever another thread hears now."""
+        count = len(self._ways)
+        return [shard_of(table, key, count) for table, key in rows]
 
     def have_changed(self) -> Steps[bool]:
         """Asks Redis whether there are others by now."""

@@ -46,6 +46,7 @@ class Letter(msgspec.Struct, frozen=True):
     """One dead letter, but for its body and its history. ``body_bytes``: how long the body is."""
 
     id: int
+    queue: str
     kind: Kind
     table: str | None
     key: str | None
@@ -77,9 +78,9 @@ class Letter(msgspec.Struct, frozen=True):
 
 
 _COLUMNS = (
-    'd.id, d.kind, d.table_name AS "table", d.key, d.sqlstate, d.reason, d.created_at, d.retried_at, '
-    "d.superseded_at, jsonb_array_length(d.history) + 1 AS rejections, d.batch, d.position, d.seq, "
-    "d.cache_key, octet_length(d.body) AS body_bytes"
+    'd.id, d.queue, d.kind, d.table_name AS "table", d.key, d.sqlstate, d.reason, d.created_at, '
+    "d.retried_at, d.superseded_at, jsonb_array_length(d.history) + 1 AS rejections, d.batch, d.position, "
+    "d.seq, d.cache_key, octet_length(d.body) AS body_bytes"
 )
 
 
@@ -190,10 +191,10 @@ class DeadLetters:
         return "WHERE " + " AND ".join(terms), values
 
 
-def acknowledged(letters: Sequence[Letter], inflight: Collection[int]) -> list[Letter]:
+def acknowledged(letters: Sequence[Letter], inflight: Collection[tuple[str, int]]) -> list[Letter]:
     """Those whose batch is no longer in flight; ``inflight`` must have been read after the letters.
 
     While it is, a next owner of the queue may still have to tell from its dead letters which of its writes
     were rejected: the others are settled in the cache, and reported to receipts, as applied.
     """
-    return [letter for letter in letters if letter.batch not in inflight]
+    return [letter for letter in letters if (letter.queue, letter.batch) not in inflight]

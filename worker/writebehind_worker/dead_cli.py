@@ -189,7 +189,7 @@ def drop(
         if count and not yes:
             click.echo("\n".join(dead_view.reasons(letters.reasons(choice))))
             click.confirm(f"Drop {many(count)} for good?", abort=True)
-        dropped, left = drop_letters(letters, choice, client, QueueKeys(config.queue))
+        dropped, left = drop_letters(letters, choice, client)
     click.echo(f"Dropped {many(dropped)}.")
     if left:
         click.echo(f"{many(left)} left: {AGAIN}.", err=True)

@@ -137,11 +137,12 @@ class Sender:
     """Puts retries into the queue, up to ``max_queue_length``."""
 
     def __init__(self, client: Redis, keys: QueueKeys, max_queue_length: int) -> None:
-        self._client, self._keys, self._limit = client, keys, max_queue_length
+        self._client, self._limit = client, max_queue_length
+        self._keys = _whole(client, keys)
         self._carrier = Carrier(client)
         sessions = SessionPool()
         self._division = Division(
-            _whole(client, keys), None, lambda shard, stamp: Enqueue(shard, sessions, None, stamp)
+            self._keys, None, lambda shard, stamp: Enqueue(shard, sessions, None, stamp)
         )
 
     def send(self, retries: Iterable[Retry]) -> Iterator[Sequence[int]]:

@@ -13,7 +13,6 @@ from writebehind.keys import QueueKeys
 
 from .dead import Choice, DeadLetters, Letter, acknowledged
 from .dead_retry import Retry, Sender, Watch, chunks, make_correction, make_retry
-from .resharding import layout_of, served
 
 AGAIN = "their batch is still being finished: run it again in a moment"
 _MOST_NAMED = 50
@@ -45,7 +44,7 @@ class RetryRun:
             task = progress.add_task("sending", total=self._letters.count(choice))
             for page in self._letters.pages(choice):
                 missing -= {letter.id for letter in page}
-                free = acknowledged(page, inflight(self._client, self._keys))
+                free = acknowledged(page, inflight(self._client, page))
                 self._fresh += len(page) - len(free)
                 for part in chunks(free):
                     for sent in self._sender.send(self._retries(part)):
@@ -93,27 +92,27 @@ class RetryRun:
         return [f"{line}." for line in left]
 
 
-def drop_letters(
-    letters: DeadLetters, choice: Choice, client: redis.Redis, keys: QueueKeys
-) -> tuple[int, int]:
+def drop_letters(letters: DeadLetters, choice: Choice, client: redis.Redis) -> tuple[int, int]:
     """Removes what is meant; returns how many were, and how many stay: their batch is in flight."""
     dropped = left = 0
     with progress_bar() as progress:
         task = progress.add_task("dropping", total=letters.count(choice))
         for page in letters.pages(choice):
-            free = acknowledged(page, inflight(client, keys))
+            free = acknowledged(page, inflight(client, page))
             dropped += letters.remove(free)
             left += len(page) - len(free)
             progress.advance(task, len(page))
     return dropped, left
 
 
-def inflight(client: redis.Redis, keys: QueueKeys) -> set[int]:
-    """The frozen batches at this moment, of all shards."""
-    with client.pipeline() as pipe:
-        for one in served(keys, layout_of(client, keys)):
-            pipe.lrange(one.inflight, 0, -1)
-        return {int(batch) for batches in pipe.execute() for batch in batches}
+def inflight(client: redis.Redis, letters: Sequence[Letter]) -> set[tuple[str, int]]:
+    """The frozen batches at this moment of the queues, or shards, that these letters are of."""
+    queues = sorted({letter.queue for letter in letters})
+    with client.pipeline(transaction=False) as pipe:
+        for queue in queues:
+            pipe.lrange(QueueKeys(queue).inflight, 0, -1)
+        batches = pipe.execute()
+    return {(queue, int(batch)) for queue, those in zip(queues, batches, strict=True) for batch in those}
 
 
 def many(count: int) -> str:

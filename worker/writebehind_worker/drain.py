@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from redis import Redis
 
 from writebehind.keys import QueueKeys
+from writebehind.shards import LAYOUT_FIELDS, read_layout
 
 from .cached_entry import as_number
 from .pause import read_pause
@@ -55,13 +56,9 @@ class Backlog:
 def read_backlog(client: Redis, keys: QueueKeys) -> Backlog:
     """Queue and frozen batches at one instant; how many writes the batches have, right after it.
 
-    Of a queue that has shards, those of all of them.
+    Of a queue that has shards, those of all of them that there are at that instant.
     """
-    shards = served(keys, layout_of(client, keys))
-    pipe: Any = client.pipeline()
-    for one in shards:
-        pipe.llen(one.queue).lrange(one.inflight, 0, -1).get(one.paused)
-    answers: list[Any] = pipe.execute()
+    shards, answers = _at_one_instant(client, keys)
     waiting, batches, frozen = 0, 0, 0
     reason = None
     for one, length, inflight, paused in zip(shards, *(answers[i::3] for i in range(3)), strict=True):
@@ -71,6 +68,19 @@ def read_backlog(client: Redis, keys: QueueKeys) -> Backlog:
         if paused is not None and (length or reason is None):
             reason = read_pause(paused).reason
     return Backlog(waiting, batches, frozen, reason)
+
+
+def _at_one_instant(client: Redis, keys: QueueKeys) -> tuple[Sequence[QueueKeys], list[Any]]:
+    """All shards; of each its length, its frozen batches and its pause."""
+    while True:
+        layout = layout_of(client, keys)
+        shards = served(keys, layout)
+        pipe: Any = client.pipeline()
+        for one in shards:
+            pipe.llen(one.queue).lrange(one.inflight, 0, -1).get(one.paused)
+        *answers, fields = pipe.hmget(keys.layout, LAYOUT_FIELDS).execute()
+        if read_layout(fields) == layout:
+            return shards, answers
 
 
 class Rate:

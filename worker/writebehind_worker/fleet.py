@@ -11,6 +11,7 @@ import secrets
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -29,13 +30,14 @@ from .metrics import Metrics
 from .redis_server import RedisLink
 from .resharding import divide, is_unused, layout_of, served, still_draining
 from .share import fair_share, to_begin
+from .spare import Spare
 from .state import WorkerState
 from .worker import Worker, stall_after_s
 
 _FLEET = Script("writebehind_worker", "fleet")
 _LONGEST_PERIOD_S = 1.0
 _JOIN_S = 0.05
-Mode = Literal["alone", "shared"]
+Mode = Literal["alone", "alone again", "shared"]  # again: after a division, see `Ledger`
 _LEAVE_S = 1.0  # for the last word to Redis
 
 
@@ -89,6 +91,7 @@ class Fleet:
         self._name = secrets.token_hex(8)
         self._ttl_ms = int(config.lease_ttl_s * 1000)
         self._serving: dict[str, _Serving] = {}
+        self._spare = Spare(config, state)
         self._mode: Mode | None = None
         self._shards = 0  # as logged last
         self._turn = threading.Lock()  # of beginning to serve, and of:
@@ -143,7 +146,7 @@ class Fleet:
             return
         self._redis_is(True)
         if is_alone:
-            self._serve_alone(hurry, was_divided=view.layout.number > 0)
+            self._serve_alone(hurry, "alone again" if view.layout.number else "alone")
         else:
             self._share(view, free, hurry)
 
@@ -161,6 +164,8 @@ class Fleet:
     def _checked_layout(self, client: Redis) -> Layout:
         """Raises `FatalError` where there are not as many shards as this worker was told."""
         told, layout = self._config.shards, layout_of(client, self._keys)
+        if layout.closing is not None:
+            layout = self._finished(client, layout)
         if not told or told in (layout.shards, layout.closing):
             return layout
         if is_unused(client, self._keys):
@@ -174,6 +179,12 @@ class Fleet:
             f"or run `writebehind reshard {told}`",
         )
 
+    def _finished(self, client: Redis, layout: Layout) -> Layout:
+        """Nothing is accepted while shards are closed: whoever closed them may be dead."""
+        with suppress(FatalError):  # another was quicker
+            return divide(client, self._keys, layout.closing or layout.shards)
+        return layout_of(client, self._keys)
+
     def _free(self, client: Redis, queues: Sequence[QueueKeys], now_ms: int) -> list[str]:
         """Those whose lease nobody holds."""
         with client.pipeline(transaction=False) as pipe:
@@ -183,9 +194,10 @@ class Fleet:
         ends = [read_lease(lease)[1] or 0 for lease in leases]
         return [keys.queue for keys, end in zip(queues, ends, strict=True) if end < now_ms]
 
-    def _serve_alone(self, hurry: threading.Event, *, was_divided: bool = False) -> None:
+    def _serve_alone(self, hurry: threading.Event, mode: Mode = "alone") -> None:
         """The only queue: any number of workers stand by."""
-        if self._becomes("alone") and self._config.queue not in self._serving:
+        if self._becomes(mode) and self._config.queue not in self._serving:
+            was_divided = mode == "alone again"
             worker = Worker(self._config, self._state, self._metrics, self._log, is_divided=was_divided)
             self._serve(self._config.queue, worker, self._state, hurry)
 
@@ -218,6 +230,8 @@ class Fleet:
         for queue in wanted[: max(0, share - len(mine))]:
             self._begin(queue, hurry)
         self._state.role_is("standby")  # of the process, where it serves nothing
+        if not self._serving:
+            self._spare.look()
 
     def _begin(self, queue: str, hurry: threading.Event) -> None:
         config = replace(self._config, queue=queue)
@@ -234,11 +248,11 @@ class Fleet:
         """Without waiting for it: takes those away that have ended."""
         for queue in list(queues):
             self._serving[queue].end()
-        self._raise_what_ended_one()
-        for queue, one in list(self._serving.items()):
-            if one.is_ending and one.has_ended:
-                del self._serving[queue]
-                self._state.drop_part(queue)
+        ended = [queue for queue, one in self._serving.items() if one.is_ending and one.has_ended]
+        self._raise_what_ended_one()  # after the look: an error that came late is not dropped with its worker
+        for queue in ended:
+            del self._serving[queue]
+            self._state.drop_part(queue)
 
     def _end_all(self) -> None:
         self._state.role_is("stopping")
@@ -259,7 +273,7 @@ class Fleet:
             self._log.debug("could not say that we leave", error=one_line(error))
 
     def _raise_what_ended_one(self) -> None:
-        for one in self._serving.values():
+        for one in list(self._serving.values()):
             if one.error is not None:
                 raise one.error
 

@@ -39,8 +39,8 @@ def pause_command(config: Config, reason: str, timeout_s: float) -> None:
     """
     keys = QueueKeys(config.queue)
     with reading_redis(config, _HINT) as client:
-        shards = served(keys, layout_of(client, keys))
         pause(client, keys, " ".join(reason.split()))  # each shard looks at it as it claims
+        shards = served(keys, layout_of(client, keys))  # those made from now on have nothing frozen
         deadline = time.monotonic() + timeout_s
         frozen = sum(wait_until_settled(client, s, max(0.0, deadline - time.monotonic())) for s in shards)
     if frozen:

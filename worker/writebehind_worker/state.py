@@ -162,7 +162,8 @@ def _of_all(own: Mapping[str, Any], parts: Mapping[str, WorkerState]) -> dict[st
     roles = [found["role"] for found in each.values()]
     facts["role"] = next((role for role in ("owner", "starting") if role in roles), own["role"])
     for server in ("redis", "postgres"):
-        states = [(found[f"{server}_up"], found[f"{server}_reason"]) for found in (own, *each.values())]
+        asked = each.values() if server == "postgres" else (own, *each.values())  # own: while it had no part
+        states = [(found[f"{server}_up"], found[f"{server}_reason"]) for found in asked]
         known = [state for state in states if state[0] is not None]
         down = [state for state in known if not state[0]]
         facts[f"{server}_up"], facts[f"{server}_reason"] = (down or known or states)[0]
