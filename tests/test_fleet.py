@@ -6,6 +6,7 @@ import os
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -23,8 +24,9 @@ from writebehind.keys import QueueKeys
 from writebehind_worker.resharding import divide, layout_of
 from writebehind_worker.testing.wait import wait_until
 
-_SHARDS, _WORKERS, _LEASE_S = 16, 4, 3.0  # on a busy machine shorter leases run out by themselves
-_SECONDS = float(os.environ.get("WRITEBEHIND_TEST_FLEET_SECONDS", "60" if WHOLE else "12"))
+_SHARDS, _WORKERS, _LEASE_S = 16, 4, 4.0  # on a busy machine shorter leases run out by themselves
+_TWO_LEASES = int(2 * _LEASE_S)  # in rounds of a worker: it looks around once a second
+_SECONDS = float(os.environ.get("WRITEBEHIND_TEST_FLEET_SECONDS", "60" if WHOLE else "1"))
 
 
 def owners(client: redis.Redis, queues: list[QueueKeys]) -> list[str]:
@@ -40,6 +42,35 @@ def are_balanced(client: redis.Redis, queues: list[QueueKeys], workers: int) -> 
     held = owners(client, queues)
     sizes = [held.count(owner) for owner in set(held)]
     return len(held) == len(queues) and len(sizes) == workers and max(sizes) - min(sizes) <= 1
+
+
+class Rounds:
+    """How often each worker of a fleet has looked around since: it renews its word in Redis each time.
+
+    That is its own measure of time: where the machine is slow there are fewer of them.
+    """
+
+    def __init__(self, client: redis.Redis, whole: QueueKeys) -> None:
+        self._client, self._fleet = client, whole.fleet
+        self._words: dict[bytes, float] = {}
+        self._count: Counter[bytes] = Counter()
+
+    def fewest(self) -> int:
+        """Of those whose word holds."""
+        seconds, micros = self._client.time()
+        now_ms = seconds * 1000 + micros // 1000
+        found: Any = self._client.zrange(self._fleet, 0, -1, withscores=True)
+        words = {name: until for name, until in found if until > now_ms}
+        self._count.update(n for n, until in words.items() if self._words.get(n, until) != until)
+        self._words.update(words)
+        return min((self._count[name] for name in words), default=0)
+
+
+def check_balance(client: redis.Redis, whole: QueueKeys, queues: list[QueueKeys], workers: int) -> None:
+    """It comes to be within two lease periods."""
+    rounds = Rounds(client, whole)
+    wait_until(lambda: are_balanced(client, queues, workers) or rounds.fewest() > _TWO_LEASES, timeout=60)
+    assert are_balanced(client, queues, workers), f"unbalanced after {_TWO_LEASES} rounds, two lease periods"
 
 
 @sampled
@@ -76,26 +107,50 @@ def test_sixteen_shards_and_four_workers_that_come_go_hang_and_die(
             given = {**options, "lease_ttl_s": _LEASE_S, "log_level": "warning"}
             workers.append(stack.enter_context(WorkerProcess(**given)))
 
+        def begin_and_come() -> None:
+            """How long it takes to start is no matter of the fleet."""
+            before = set(redis_client.zrange(whole.fleet, 0, -1))
+            begin()
+            wait_until(lambda: set(redis_client.zrange(whole.fleet, 0, -1)) - before, timeout=60)
+
         for _ in range(_WORKERS):
             begin()
         wait_until(lambda: are_balanced(redis_client, queues, _WORKERS), timeout=60)
         threads = [threading.Thread(target=write, args=(number,)) for number in range(2)]
         for thread in threads:
             thread.start()
+
+        def cause(fault: str, is_calm: bool) -> None:
+            """Where it ``is_calm`` one fault is over, and its shards are shared again, before the next."""
+            worker = chance.choice(workers)
+
+            def balanced_again() -> None:
+                if is_calm:
+                    check_balance(redis_client, whole, queues, len(workers))
+
+            if fault == "add":
+                begin_and_come()
+            elif fault == "pause":  # past its lease
+                worker.pause()
+                workers.remove(worker)
+                balanced_again()
+                workers.append(worker)
+                if not is_calm:
+                    time.sleep(_LEASE_S * chance.uniform(0.5, 1.5))
+                worker.resume()
+            else:
+                workers.remove(worker)
+                worker.kill() if fault == "kill" else worker.terminate()
+            balanced_again()
+            while len(workers) < _WORKERS - 1:
+                begin_and_come()
+
+        faults = ["kill", "stop", "pause", "add"]
+        for fault in faults:
+            cause(fault, is_calm=True)
         end = time.monotonic() + _SECONDS
         while time.monotonic() < end:
-            fault = chance.choice(["kill", "stop", "pause", "add"])
-            if fault == "add" and len(workers) < _WORKERS + 2:
-                begin()
-            elif fault == "pause":  # past its lease
-                worker = chance.choice(workers)
-                worker.pause()
-                time.sleep(_LEASE_S * chance.uniform(0.5, 2.5))
-                worker.resume()
-            elif len(workers) > 1:
-                worker = workers.pop(chance.randrange(len(workers)))
-                worker.kill() if fault == "kill" else worker.terminate()
-                begin()
+            cause(chance.choice(faults if len(workers) < _WORKERS + 2 else faults[:3]), chance.random() < 0.3)
             time.sleep(chance.uniform(0.1, 1.5))
         done.set()
         for thread in threads:
