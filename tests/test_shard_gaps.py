@@ -19,7 +19,7 @@ from writebehind.keys import QueueKeys
 from writebehind.message import make_write
 from writebehind.route import shard_of
 from writebehind.shards import Layout
-from writebehind_worker import drain, pause_cli, resharding
+from writebehind_worker import drain, instant, pause_cli, resharding
 from writebehind_worker.fleet import Fleet
 from writebehind_worker.pause import pause
 from writebehind_worker.resharding import divide, layout_of
@@ -188,7 +188,7 @@ def test_a_drain_is_of_the_shards_that_there_are_at_that_instant(
             wb.put("rows", 1, {"v": 1})
         return found
 
-    monkeypatch.setattr(drain, "layout_of", before_a_division)
+    monkeypatch.setattr(instant, "layout_of", before_a_division)
     assert drain.read_backlog(redis_client, keys).waiting == 1
 
 

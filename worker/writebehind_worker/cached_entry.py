@@ -13,6 +13,7 @@ from writebehind.entry import Entry, read_entry
 from writebehind.keys import QueueKeys
 
 from .errors import FatalError
+from .instant import at_one_instant
 
 Standing = Literal["absent", "foreign", "filling", "pending", "stuck", "row", "gone"]
 """``pending``: it shows a write that may not be in Postgres yet. ``stuck``: that write is known to be
@@ -25,7 +26,7 @@ _AT_ONCE = 200
 
 
 class Moment(msgspec.Struct, frozen=True):
-    """What the queue was when entries were read; ``is_idle``: nothing waited, and nothing was frozen."""
+    """What a queue, or shard, was when entries were read; ``is_idle``: nothing waited, nor was frozen."""
 
     applied: int = 0
     clock: int = 0
@@ -44,6 +45,18 @@ class Moment(msgspec.Struct, frozen=True):
         return self.clock < seq or self.has_settled(seq)
 
 
+class Moments(msgspec.Struct, frozen=True):
+    """What all shards of a queue were at that instant: any of them may have the write of an entry."""
+
+    shards: tuple[Moment, ...] = (Moment(),)
+
+    def has_settled(self, seq: int) -> bool:
+        """As of a `Moment`: one has settled it, and none can have it pending."""
+        return any(one.has_settled(seq) for one in self.shards) and all(
+            one.has_passed(seq) for one in self.shards
+        )
+
+
 class CachedEntry(msgspec.Struct, frozen=True):
     """``fields`` of the hash, ``None`` where the key holds something else; ``expires_ms``: Unix time.
 
@@ -53,7 +66,7 @@ class CachedEntry(msgspec.Struct, frozen=True):
     name: bytes
     fields: dict[bytes, bytes] | None
     expires_ms: int
-    moment: Moment
+    moment: Moments
     is_no_others: bool = False
 
     @property
@@ -107,31 +120,37 @@ def read_entries(client: Redis, keys: QueueKeys, names: Sequence[bytes]) -> list
 
 
 def _read(client: Redis, keys: QueueKeys, names: Sequence[bytes]) -> list[CachedEntry]:
-    pipe: Any = client.pipeline()
-    for name in names:
-        pipe.hgetall(name).pexpiretime(name)
-    replies, moment = _execute(pipe, keys)
+    def entries(pipe: Any) -> None:
+        for name in names:
+            pipe.hgetall(name).pexpiretime(name)
+
+    instant = at_one_instant(client, keys, _ask, entries)
+    moments = Moments(tuple(map(_moment, instant.shards, instant.replies)))
     return [
-        CachedEntry(name, _fields(fields), expires, moment)
-        for name, fields, expires in zip(names, replies[::2], replies[1::2], strict=True)
+        CachedEntry(name, _fields(fields), expires, moments)
+        for name, fields, expires in zip(names, instant.first[::2], instant.first[1::2], strict=True)
     ]
 
 
 def read_moment(client: Redis, keys: QueueKeys) -> Moment:
-    """What the queue is now. Raises as :func:`read_entries` does."""
-    return _execute(client.pipeline(), keys)[1]
+    """What this one queue, or shard, is now. Raises as :func:`read_entries` does."""
+    pipe: Any = client.pipeline()
+    _ask(pipe, keys)
+    return _moment(keys, pipe.execute(raise_on_error=False))
 
 
-def _execute(pipe: Any, keys: QueueKeys) -> tuple[list[Any], Moment]:
-    """The replies to what is in the pipe, and the queue at that instant."""
+def _ask(pipe: Any, keys: QueueKeys) -> None:
     pipe.get(keys.applied).hmget(keys.clock, "seq", "generation").llen(keys.queue).llen(keys.inflight)
-    *replies, applied, clock, waiting, frozen = pipe.execute(raise_on_error=False)
-    for reply in (applied, clock, waiting, frozen):
+
+
+def _moment(keys: QueueKeys, replies: Sequence[Any]) -> Moment:
+    for reply in replies:
         if isinstance(reply, Exception):
             raise reply
+    applied, clock, waiting, frozen = replies
     seq, generation = (as_number(value, keys.clock) for value in clock)
     is_idle = waiting == 0 and frozen == 0
-    return replies, Moment(as_number(applied, keys.applied), seq, generation, is_idle)
+    return Moment(as_number(applied, keys.applied), seq, generation, is_idle)
 
 
 def _fields(reply: Any) -> dict[bytes, bytes] | None:

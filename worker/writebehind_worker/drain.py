@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from redis import Redis
 
 from writebehind.keys import QueueKeys
-from writebehind.shards import LAYOUT_FIELDS, read_layout
 
 from .cached_entry import as_number
+from .instant import at_one_instant
 from .pause import read_pause
 from .pending import read_frozen
-from .resharding import layout_of, served
 from .verify_view import many
 
 _POLL_S = 0.1
@@ -58,29 +57,24 @@ def read_backlog(client: Redis, keys: QueueKeys) -> Backlog:
 
     Of a queue that has shards, those of all of them that there are at that instant.
     """
-    shards, answers = _at_one_instant(client, keys)
+
+    def ask(pipe: Any, one: QueueKeys) -> None:
+        pipe.llen(one.queue).lrange(one.inflight, 0, -1).get(one.paused)
+
+    instant = at_one_instant(client, keys, ask)
     waiting, batches, frozen = 0, 0, 0
     reason = None
-    for one, length, inflight, paused in zip(shards, *(answers[i::3] for i in range(3)), strict=True):
+    for one, replies in zip(instant.shards, instant.replies, strict=True):
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        length, inflight, paused = replies
         ids = [as_number(batch, one.inflight) for batch in inflight]
         lengths, _ = read_frozen(client, one, ids)
         waiting, batches, frozen = waiting + length, batches + len(ids), frozen + sum(lengths)
         if paused is not None and (length or reason is None):
             reason = read_pause(paused).reason
     return Backlog(waiting, batches, frozen, reason)
-
-
-def _at_one_instant(client: Redis, keys: QueueKeys) -> tuple[Sequence[QueueKeys], list[Any]]:
-    """All shards; of each its length, its frozen batches and its pause."""
-    while True:
-        layout = layout_of(client, keys)
-        shards = served(keys, layout)
-        pipe: Any = client.pipeline()
-        for one in shards:
-            pipe.llen(one.queue).lrange(one.inflight, 0, -1).get(one.paused)
-        *answers, fields = pipe.hmget(keys.layout, LAYOUT_FIELDS).execute()
-        if read_layout(fields) == layout:
-            return shards, answers
 
 
 class Rate:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import msgspec
 import psycopg
@@ -24,20 +24,22 @@ from .errors import FatalError, LedgerMissing
 from .history import committed
 from .key_reader import KeyReader
 from .known_tables import KnownTables, read_published
-from .obstacles import obstacles
+from .obstacles import obstacles, pause_of
 from .other_queues import OtherQueues
 from .packed_rows import unpacked_columns
 from .postgres import Connection
 from .redis_server import RedisLink
-from .resolve import Key, key_text
+from .resharding import layout_of
+from .resolve import Key
 from .row_comparison import CachedRow, RowComparison
-from .row_search import Found, RowMatcher, search
+from .row_ledger import LedgerView, LetterView, read_ledgers, read_letters
+from .row_search import Found, RowMatcher
+from .shard_search import Searched, search_shards
 from .status import read_status
 from .table import Table
 from .verify import Difference, difference_of
 
 _MOST_TRIES = 5
-_MOST_LETTERS = 20
 _ASK_TIMEOUT_S = 30.0
 
 
@@ -50,35 +52,20 @@ class Identity(msgspec.Struct, frozen=True):
     is_known: bool
 
 
-class LedgerView(msgspec.Struct, frozen=True):
-    """What Postgres has committed of the queue; all zero before its first owner."""
-
-    applied_seq: int = 0
-    recent_batches: tuple[int, ...] = ()
-
-
-class LetterView(msgspec.Struct, frozen=True):
-    """A dead letter of the row."""
-
-    id: int
-    kind: str
-    seq: int | None
-    sqlstate: str | None
-    reason: str
-    is_superseded: bool
-
-
 class Explanation(msgspec.Struct):
     """All that is known; ``None`` where a server could not be asked, and the error says why.
 
+    ``queue``: the shard that has the row, or the queue itself; the ``ledger`` is its.
     ``agrees``: ``None`` where there is nothing to compare: no entry, or one that shows a pending write.
     ``values``: of the row in Postgres, column → JSON text, if they were asked for. ``row_error``: why the row
     alone could not be read.
     """
 
     identity: Identity
+    queue: str
     entry: CachedEntry | None = None
     now_ms: int = 0
+    searched: Searched | None = None
     found: Found | None = None
     ledger: LedgerView | None = None
     letters: list[LetterView] | None = None
@@ -89,6 +76,11 @@ class Explanation(msgspec.Struct):
     row_error: str | None = None
     redis_error: str | None = None
     postgres_error: str | None = None
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether there is more than one queue in which its writes could be."""
+        return self.searched is not None and len(self.searched.parts) > 1
 
     @property
     def waiting(self) -> int:
@@ -146,8 +138,18 @@ class Explainer:
                 made = self._without_redis(conn, redis_error(self._config, error))
         made.postgres_error = postgres_error
         if made.waiting or made.redis_error or made.postgres_error:
-            made.obstacles = obstacles(read_status(self._config))
+            made.obstacles = self._obstacles(made)
         return made
+
+    def _obstacles(self, made: Explanation) -> list[str]:
+        found = obstacles(read_status(replace(self._config, queue=made.queue)))
+        if made.queue != self._config.queue:
+            whole = read_status(self._config).redis  # a pause of it is one of every shard
+            if whole is not None and (paused := pause_of(whole)) is not None:
+                found.insert(0, paused)
+        if made.searched is not None and made.searched.is_held(made.queue):
+            found.insert(0, "the writes of former shards go first (`writebehind reshard`)")
+        return found
 
     def _steady(self, conn: Connection | None, client: Redis) -> Explanation:
         """Looks again where the entry was changed while we looked: by a write, say, that is under way."""
@@ -155,6 +157,9 @@ class Explainer:
         for _ in range(_MOST_TRIES):
             made = self._look(conn, client, tables)
             assert made.entry is not None
+            assert made.searched is not None
+            if layout_of(client, self._keys) != made.searched.layout:
+                continue
             if made.found and made.found.writes:
                 break
             (again,) = read_entries(client, self._keys, [made.entry.name])
@@ -168,8 +173,11 @@ class Explainer:
         name = identity.cache_key.encode(errors="surrogateescape")
         seconds, micros = client.time()
         (entry,) = read_entries(client, self._keys, [name])
-        made = Explanation(identity, entry, now_ms=seconds * 1000 + micros // 1000)
-        made.found = search(client, self._keys, matcher, self._limit, self._progress)
+        layout = layout_of(client, self._keys)
+        searched = search_shards(client, self._keys, layout, matcher, self._limit, self._progress)
+        made = Explanation(identity, searched.shard(identity.table, identity.key), entry)
+        made.now_ms = seconds * 1000 + micros // 1000
+        made.searched, made.found = searched, searched.whole
         if entry.has_no_ttl and not made.found.writes:
             (made.entry,) = OtherQueues(client, self._keys).exclude([entry])
         if conn is not None:
@@ -179,7 +187,7 @@ class Explainer:
     def _without_redis(self, conn: Connection | None, error: str) -> Explanation:
         tables = KnownTables(load_catalog(conn) if conn else None, {})
         identity, table, _ = self._row(conn, tables)
-        made = Explanation(identity, redis_error=error)
+        made = Explanation(identity, self._config.queue, redis_error=error)
         if conn is not None:
             self._ask_postgres(conn, made, table)
         return made
@@ -216,13 +224,16 @@ class Explainer:
     def _ask_postgres(self, conn: Connection, made: Explanation, table: Table | None) -> None:
         """The ledger first: what is committed while we ask is pending to us, not lost."""
         try:
-            made.ledger = _read_ledger(conn, self._config.queue)
-            made.letters = _read_letters(conn, self._config.queue, self._name, made.identity)
+            ledgers = read_ledgers(conn, [made.queue, *(made.searched.parts if made.searched else ())])
+            identity = made.identity
+            names, key = [self._name, identity.table], list(identity.key.values())
+            made.letters = read_letters(conn, self._config.queue, names, key, identity.cache_key)
         except (pg.UndefinedTable, pg.InvalidSchemaName) as error:
             raise LedgerMissing(conn.info.dbname) from error
-        if made.found:
-            done = set(committed(made.ledger.recent_batches, made.found.batches))
-            for write in made.found.writes:
+        made.ledger = ledgers.get(made.queue, LedgerView())
+        for queue, part in made.searched.parts.items() if made.searched else ():
+            done = set(committed(ledgers.get(queue, LedgerView()).recent_batches, part.batches))
+            for write in part.writes:
                 write.is_committed = write.batch in done
         if table is None:
             return
@@ -283,26 +294,3 @@ def _object(text: str) -> dict[str, str] | None:
 
 def _ask(reader: KeyReader, table: Table, keys: Sequence[Mapping[str, bytes]]) -> Sequence[Key | None]:
     return reader(table, keys)
-
-
-def _read_ledger(conn: Connection, queue: str) -> LedgerView:
-    row = conn.execute(
-        "SELECT applied_seq, recent_batches FROM writebehind.ledger WHERE queue = $1", [queue]
-    ).fetchone()
-    return LedgerView(row[0], tuple(row[1])) if row else LedgerView()
-
-
-def _read_letters(conn: Connection, queue: str, name: str, identity: Identity) -> list[LetterView]:
-    """The newest of the row: by its key, or by the cache entry where the worker could not tell the key."""
-    key = key_text(tuple(identity.key.values()))
-    rows: list[Any] = conn.execute(
-        "SELECT id, kind, seq, sqlstate, reason, superseded_at IS NOT NULL FROM writebehind.dead_letters "
-        "WHERE queue = $1 AND (table_name = ANY ($2::text[]) AND key = $3 OR key IS NULL AND cache_key = $4) "
-        f"ORDER BY superseded_at IS NOT NULL, id DESC LIMIT {_MOST_LETTERS}",
-        [queue, [name, identity.table], _without_nul(key), _without_nul(identity.cache_key)],
-    ).fetchall()
-    return [LetterView(*row) for row in rows]
-
-
-def _without_nul(text: str) -> str:
-    return text.replace("\0", "\\0")

@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from .cached_entry import CachedEntry
 from .dead_view import code, printable
-from .explain import Explanation, LetterView
+from .explain import Explanation
 from .packed_rows import readable, unpacked_columns
+from .row_ledger import LetterView
 from .row_search import FoundWrite
 from .verify import expires_in_s
 from .verify_view import many, why
@@ -31,6 +32,7 @@ _KINDS = {
 def render(found: Explanation, *, with_values: bool) -> str:
     """One fact a line, in the order of the data's way; the verdict last."""
     lines = [("row", _identity(found)), ("cache key", found.identity.cache_key)]
+    lines += [("shard", found.queue)] if found.is_divided else []
     lines += _entry_lines(found, with_values)
     lines += _pending_lines(found, with_values)
     lines += _ledger_lines(found)
@@ -190,7 +192,7 @@ def _pending_lines(found: Explanation, with_values: bool) -> Iterator[tuple[str,
     count = len(search.writes)
     yield "pending", f"{many(count, 'write')}" if count else "no write of the row"
     for write in search.writes[:_MOST_WRITES]:
-        yield "", _write(write)
+        yield "", _write(write, write.queue if write.queue != found.queue else "the queue")
         if write.cache_key not in (None, found.identity.cache_key):
             yield "", f"  its cache key is another: {write.cache_key} (--prefix, --version or --key)"
         if with_values:
@@ -211,12 +213,13 @@ def _pending_lines(found: Explanation, with_values: bool) -> Iterator[tuple[str,
         yield "", "the queue moved meanwhile: a raw message may be listed twice"
 
 
-def _write(write: FoundWrite) -> str:
+def _write(write: FoundWrite, queue: str) -> str:
     stamp = "raw, no seq" if write.seq is None else f"seq {write.seq}, {write.age_s:.1f} s old"
     if write.batch is None:
-        place = f"in the queue: {_ahead(write)}"
+        place = f"in {queue}: {_ahead(write)}"
     else:
         place = f"frozen batch {write.batch}, {_ordinal(write.position or 0)} of {write.size}"
+        place += "" if queue == "the queue" else f", in {queue}"
         if write.is_committed:
             place += ": in Postgres, to be acknowledged"
     text = f"{write.op}, {stamp}, {place}"
@@ -279,6 +282,7 @@ def as_json(found: Explanation, *, with_values: bool) -> dict[str, Any]:
         "table": found.identity.table,
         "key": found.identity.key,
         "cache_key": found.identity.cache_key,
+        "queue": found.queue,
         "cache": None,
         "pending": None,
         "ledger": found.ledger,

@@ -18,12 +18,19 @@ def _obstacles(status: Status) -> Iterator[str]:
     if status.postgres_error is not None:
         yield status.postgres_error
     if status.redis is not None:
-        if status.redis.paused is not None:
-            yield f"the queue is paused by an operator: {status.redis.paused} (`writebehind resume` ends it)"
+        if (paused := pause_of(status.redis)) is not None:
+            yield paused
         if (no_owner := without_owner(status.redis)) is not None:
             yield no_owner
     if status.ledger is not None and status.ledger.waiting_for:
         yield f"the oldest batch waits: {status.ledger.waiting_for}"
+
+
+def pause_of(queue: QueueStatus) -> str | None:
+    """That an operator has paused it, if one has."""
+    if queue.paused is None:
+        return None
+    return f"the queue is paused by an operator: {queue.paused} (`writebehind resume` ends it)"
 
 
 def without_owner(queue: QueueStatus) -> str | None:

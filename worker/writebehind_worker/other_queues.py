@@ -16,13 +16,14 @@ from writebehind.keys import QueueKeys
 
 from .cached_entry import CachedEntry, read_moment
 from .errors import FatalError
+from .resharding import layout_of, served
 
 _SCANNED_AT_ONCE = 1000
 _CLOCK = ":clock"
 
 
 class OtherQueues:
-    """Those beside the one of ``keys``: looked for once, by SCAN, when it is first asked of them.
+    """Those beside the one of ``keys`` and its shards: looked for once, by SCAN, when first asked of them.
 
     Where one of them may not be read, nothing is known of any entry.
     """
@@ -57,7 +58,8 @@ class OtherQueues:
         self._found_at_us = seconds * 1_000_000 + micros
         names: Any = self._client.scan_iter(match=f"*{_CLOCK}", count=_SCANNED_AT_ONCE, _type="hash")
         queues = {queue for name in names if (queue := _queue_of(name.decode())) is not None}
-        return [QueueKeys(queue) for queue in sorted(queues - {self._keys.queue})]
+        own = {one.queue for one in served(self._keys, layout_of(self._client, self._keys))}
+        return [QueueKeys(queue) for queue in sorted(queues - own)]
 
 
 def _queue_of(clock: str) -> str | None:

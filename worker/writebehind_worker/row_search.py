@@ -122,12 +122,13 @@ class RowMatcher:
 
 
 class FoundWrite(msgspec.Struct):
-    """A pending write of the row. In the queue ``ahead`` writes go before it, the frozen ones included.
+    """A pending write of the row. In its ``queue`` ``ahead`` writes go before it, the frozen ones included.
 
     Of a frozen ``batch`` it is number ``position`` of ``size``. ``age_s`` and ``seq``: of a raw message they
     are not known. ``fault``: why the worker will not take it.
     """
 
+    queue: str
     op: str
     seq: int | None
     age_s: float | None
@@ -154,12 +155,13 @@ class Found(msgspec.Struct):
     looked: int
     length: int
     unreadable: int
-    batches: list[int]
-    is_whole: bool
-    moved: bool
+    batches: list[int] = []
+    is_whole: bool = True
+    moved: bool = False
 
 
 class _Part(msgspec.Struct):
+    queue: str
     items: list[bytes]
     length: int
     inflight: list[int]
@@ -258,6 +260,7 @@ def _read_part(client: Redis, keys: QueueKeys, start: int, size: int) -> _Part:
         pipe.lrange(keys.queue, start, start + size - 1)
     length, inflight, acked, (clock,), (seconds, micros), *items = pipe.execute()
     return _Part(
+        keys.queue,
         items[0] if items else [],
         length,
         [as_number(batch, keys.inflight) for batch in inflight],
@@ -301,6 +304,7 @@ def _write(item: bytes, part: _Part) -> FoundWrite:
     # A message that was stamped since the clock was read is as good as one from before.
     message: Message = receive(0, item, max(part.clock, stamped_seq(item) or 0))
     return FoundWrite(
+        queue=part.queue,
         op=message.op,
         seq=message.seq,
         age_s=None if message.seq is None else max(0, part.now_us - message.seq) / 1e6,
