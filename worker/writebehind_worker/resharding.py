@@ -25,6 +25,7 @@ from .errors import FatalError
 from .owned_queue import KEYS_VERSION
 
 _LAYOUT = Script("writebehind_worker", "layout")
+_MARK = Script("writebehind_worker", "mark")
 
 
 def layout_of(client: Redis, keys: QueueKeys) -> Layout:
@@ -71,6 +72,8 @@ def divide(client: Redis, keys: QueueKeys, shards: int) -> Layout:
             f"run `writebehind reshard {now.closing or now.shards}` to its end first",
         )
     closed = [step("close", one.clock) for one in shard_keys(keys.queue, before.shards)]
+    if before.shards == 1:
+        step.mark(keys)
     since = max((int(answer[1]) for answer in closed if answer), default=0)
     opened = [
         step("open", one.clock, *_own_pause(keys, one), since=since, name=stamp(number, shards))
@@ -91,7 +94,7 @@ def still_draining(client: Redis, keys: QueueKeys, layout: Layout) -> int:
     """Writes of former shards that are not in Postgres. When there are none the present ones are let go."""
     if layout.draining is None:
         return 0
-    waiting = sum(_waiting(client, one) for one in _former(keys, layout))
+    waiting = sum(_waiting(client, one, layout.number) for one in _former(keys, layout))
     if waiting == 0:
         step = _Steps(client, keys, layout.draining, layout.shards, layout.number)
         since = int(cast(bytes | None, client.hget(keys.layout, "since")) or 0)
@@ -131,16 +134,28 @@ class _Steps:
         self._number = int(answer[1]) if answer else 0
         return bool(answer)
 
+    def mark(self, keys: QueueKeys) -> None:
+        """What the queue itself holds is what has to be waited for, not what is pushed to it from now on.
+
+        Where it is not its turn any more the next step says so.
+        """
+        _MARK(self._client, [keys.layout, keys.clock, keys.queue, keys.inflight], [self._number])
+
     def __call__(self, step: str, *keys: str, since: int = 0, name: str = "") -> list[bytes]:
         arguments: list[Argument] = [step, *self._both, self._number, since, name, KEYS_VERSION]
         done, *rest = _LAYOUT(self._client, [self._layout, *keys], arguments)
         return [b"done", *rest] if done else []
 
 
-def _waiting(client: Redis, shard: QueueKeys) -> int:
-    """Writes that are not known to be in Postgres; one that is claimed meanwhile counts twice."""
-    with client.pipeline(transaction=False) as pipe:
+def _waiting(client: Redis, shard: QueueKeys, division: int) -> int:
+    """Writes that were there as it was closed and are not known to be in Postgres."""
+    with client.pipeline() as pipe:
         pipe.llen(shard.queue)
         pipe.lrange(shard.inflight, 0, -1)
-        length, batches = pipe.execute()
+        pipe.hmget(shard.clock, "marked", "left", "last")
+        length, batches, (marked, left, last) = pipe.execute()
+    if marked is not None and int(marked) == division:
+        length = min(length, int(left))
+        if not length:  # batches are taken, and go to Postgres, in their order
+            batches = batches[: batches.index(last) + 1] if last in batches else []
     return int(length) + sum(max(1, int(client.llen(shard.processing(int(batch))))) for batch in batches)

@@ -42,7 +42,7 @@ end
 
 local paused = redis.call('GET', KEYS[8]) or (KEYS[9] and redis.call('GET', KEYS[9]))
 if paused then return {'paused', paused} end
-local state = redis.call('HMGET', KEYS[6], 'seq', 'hold')
+local state = redis.call('HMGET', KEYS[6], 'seq', 'hold', 'left')
 if state[2] then return {'held', state[2]} end
 
 local length = redis.call('LLEN', KEYS[1])
@@ -57,7 +57,7 @@ if delay > 0 and length < most then
 end
 
 -- A script that fails half-way keeps what it has done: items could be nowhere.
-for _, command in ipairs({{'RPUSH', KEYS[7], ''}, {'LTRIM', KEYS[1], 0, 0}, {'RPUSH', KEYS[2], ''}}) do
+for _, command in ipairs({{'RPUSH', KEYS[7], ''}, {'LTRIM', KEYS[1], 0, 0}, {'RPUSH', KEYS[2], ''}, {'HSET', KEYS[6], '', ''}}) do
   if not redis.acl_check_cmd(unpack(command)) then
     return redis.error_reply('NOPERM the user may not run ' .. command[1] .. ' on ' .. command[2])
   end
@@ -97,4 +97,6 @@ else
   redis.call('LTRIM', KEYS[1], 0, -(taken + 1))
 end
 redis.call('RPUSH', KEYS[2], ARGV[5])
+local left = tonumber(state[3] or '0') -- of what was there as the queue was closed: see mark.lua
+if left > 0 then redis.call('HSET', KEYS[6], 'left', math.max(0, left - taken), 'last', ARGV[5]) end
 return {'ok', string.format('%.0f', now), clock, taken, bytes}
