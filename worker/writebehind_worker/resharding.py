@@ -148,14 +148,17 @@ class _Steps:
 
 
 def _waiting(client: Redis, shard: QueueKeys, division: int) -> int:
-    """Writes that were there as it was closed and are not known to be in Postgres."""
-    with client.pipeline() as pipe:
+    """Writes that were there as it was closed and are not known to be in Postgres.
+
+    In the order in which they move on: one that is claimed meanwhile counts twice, and none is missed.
+    """
+    with client.pipeline(transaction=False) as pipe:
+        pipe.hmget(shard.clock, "marked", "left", "last")
         pipe.llen(shard.queue)
         pipe.lrange(shard.inflight, 0, -1)
-        pipe.hmget(shard.clock, "marked", "left", "last")
-        length, batches, (marked, left, last) = pipe.execute()
+        (marked, left, last), length, batches = pipe.execute()
     if marked is not None and int(marked) == division:
         length = min(length, int(left))
-        if not length:  # batches are taken, and go to Postgres, in their order
+        if int(left) == 0:  # ``last`` has the last of them, and batches go to Postgres in their order
             batches = batches[: batches.index(last) + 1] if last in batches else []
     return int(length) + sum(max(1, int(client.llen(shard.processing(int(batch))))) for batch in batches)
