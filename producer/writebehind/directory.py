@@ -14,6 +14,8 @@ from .translate import redis_errors_as_ours
 UNKNOWN_FOR_S = 5.0
 """How long a table that was not published is taken as unknown before we look again."""
 
+_decode = msgspec.json.Decoder(TableKey).decode
+
 
 class TableDirectory:
     """Looks a table up in ``{q}:tables``, once a process."""
@@ -40,5 +42,5 @@ class TableDirectory:
         if raw is None:
             self._unknown_until[table] = time.monotonic() + UNKNOWN_FOR_S
             return TableKey(table)
-        found = self._known[table] = msgspec.json.decode(raw, type=TableKey)
+        found = self._known[table] = _decode(raw)
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
@@ -19,6 +20,10 @@ Mend = Callable[[Any], Any]
 _DURATION = re.compile(r"(-?\d+) days (\d+\.\d{6}) seconds", re.ASCII)
 
 
+# Msgspec looks into a class when it first hears of it: two threads that tell it at once crash the process.
+_MAKING = threading.RLock()
+
+
 class Models(Protocol):
     """Makes the objects of Pydantic models within a value."""
 
@@ -31,6 +36,11 @@ class Models(Protocol):
 
 def field_decoder(annotation: Any, parse_float: Callable[[str], Any], models: Models) -> Decode:
     """Reads JSON text as a value of this type. Raises ``TypeError`` for one that cannot be read back."""
+    with _MAKING:
+        return _made(annotation, parse_float, models)
+
+
+def _made(annotation: Any, parse_float: Callable[[str], Any], models: Models) -> Decode:
     from msgspec.inspect import type_info  # noqa: PLC0415 - only who has typed rows needs it
 
     # Msgspec's own message for what it refuses is the better one.

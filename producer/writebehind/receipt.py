@@ -26,6 +26,9 @@ class Rejection(msgspec.Struct, frozen=True):
     sqlstate: str | None = None
 
 
+_decode_rejection = msgspec.json.Decoder(Rejection).decode
+
+
 class AnyReceipt:
     """Stands for one accepted write: (queue, generation, seq)."""
 
@@ -118,4 +121,4 @@ def all_durable(first: AnyReceipt, last: AnyReceipt) -> Steps[bool]:
 
 
 def _rejection(members: Sequence[bytes]) -> Rejection:
-    return msgspec.json.decode(members[0], type=Rejection)
+    return _decode_rejection(members[0])

@@ -73,6 +73,9 @@ class _TableRow(msgspec.Struct):
     foreign_keys: list[_ForeignKeyRow]
 
 
+_read_table = msgspec.json.Decoder(_TableRow).decode
+
+
 @dataclass(frozen=True, slots=True)
 class _Domain:
     base: int
@@ -90,7 +93,7 @@ def load_catalog(conn: psycopg.Connection[Any], allowed: tuple[str, ...] = ()) -
     """Reads the catalog; ``allowed`` names the only tables that messages may write to (empty: all)."""
     # The versions first: what is altered in between shows as altered.
     versions = read_versions(conn, None)
-    rows = [msgspec.json.decode(r[0], type=_TableRow) for r in conn.execute(_sql("catalog"))]
+    rows = [_read_table(r[0]) for r in conn.execute(_sql("catalog"))]
     domains = {r[0]: _Domain(*r[1:]) for r in conn.execute(_sql("domains"))}
     ranks, cascades = _ranks(rows), _cascades(rows)
     tables: dict[str, Table] = {}

@@ -84,6 +84,9 @@ class _LogLine(msgspec.Struct):
     seconds: float = 0
 
 
+_read_line = msgspec.json.Decoder(_LogLine).decode
+
+
 @dataclass(slots=True)
 class Flushed:
     """What the workers say that they have flushed; a killed one may have had no time to say its last."""
@@ -105,7 +108,7 @@ def read_flushed(logs: Iterable[Path]) -> Flushed:
     for log in logs:
         for text in log.read_bytes().splitlines():
             try:
-                line = msgspec.json.decode(text, type=_LogLine)
+                line = _read_line(text)
             except msgspec.DecodeError:  # not complete yet, or a traceback
                 continue
             if line.event == "flushed" and line.rows:

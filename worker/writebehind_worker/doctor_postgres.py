@@ -52,6 +52,10 @@ class Server(msgspec.Struct):
         return None if value is None else int(value) / 1000
 
 
+_read_server = msgspec.json.Decoder(Server).decode
+_read_facts = msgspec.json.Decoder(TableFacts).decode
+
+
 def examine_postgres(
     config: Config, clock: Callable[[], float] = time.time
 ) -> tuple[list[Finding], ClockReading | None]:
@@ -93,7 +97,7 @@ def _examine(conn: psycopg.Connection[Any], config: Config, where: str) -> Itera
     )
     row = conn.execute(_sql("doctor_server")).fetchone()
     assert row is not None
-    server = msgspec.json.decode(row[0], type=Server)
+    server = _read_server(row[0])
     steps: list[tuple[Check, _Step]] = [
         ("postgres.ledger", lambda: _ledger(conn, config, server)),
         ("postgres.owner_role", lambda: _owner_role(conn, config, server)),
@@ -312,7 +316,7 @@ def _tables(conn: psycopg.Connection[Any], config: Config, server: Server) -> It
     catalog = load_catalog(conn)
     tables = list({table.oid: table for table in catalog.tables.values()}.values())
     rows = conn.execute(_sql("doctor_tables"), [[table.oid for table in tables]]).fetchall()
-    facts = [msgspec.json.decode(row[0], type=TableFacts) for row in rows]
+    facts = [_read_facts(row[0]) for row in rows]
     found = {name: catalog.find(name) for name in config.tables}
     named = {table.oid for table in found.values() if table is not None} if config.tables else None
     missing = [name for name, table in found.items() if table is None]

@@ -19,6 +19,8 @@ from .overview import Overview
 _TIMEOUT_S = 2.0
 _MOST_BYTES = 1 << 20
 
+_read_overview = msgspec.json.Decoder(Overview).decode
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -51,7 +53,7 @@ def ask(url: str) -> Answer:
     overview, error = None, None
     try:
         with opener.open(f"{url}/status.json", timeout=_TIMEOUT_S) as response:
-            overview = msgspec.json.decode(response.read(_MOST_BYTES), type=Overview)
+            overview = _read_overview(response.read(_MOST_BYTES))
     except urllib.error.HTTPError as failure:
         with failure:
             error = f"it answers with {failure.code}: no writebehind, or an earlier version?"
