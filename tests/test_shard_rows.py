@@ -74,7 +74,7 @@ def test_what_a_former_shard_has_comes_first(rows: Rows) -> None:
     found = rows.explain("users", "1")
     queues = [write["queue"] for write in found["pending"]["writes"]]
     assert queues == [rows.queue, rows.queue, where(rows, 1, 4)]
-    assert found["obstacles"][0] == "the writes of former shards go first (`writebehind reshard`)"
+    assert found["obstacles"][0].startswith("it is held until the writes of 1 former shards are in Postgres")
     text = rows.run("explain", "users", "1", "--prefix", rows.prefix).output
     assert f"in {rows.queue}: no write is ahead of it" in text
     pause(rows.client, rows.keys, "a migration")
@@ -145,3 +145,31 @@ def test_a_write_that_any_shard_has_is_pending_and_one_that_is_settled_is_not(
     }
     assert {d["fault"] for d in found["differences"]} == {"stuck"}
     assert (found["agree"], found["repaired"]) == (1 + draining, 8)
+
+
+# status and drain
+
+
+def test_what_holds_a_shard_up_is_told(rows: Rows) -> None:
+    rows.pg.execute("INSERT INTO users VALUES (1, 'x')")
+    rows.wb.put("users", 1, {"name": "y"})
+    divide(rows.client, rows.keys, 2)
+    rows.wb.put("users", 1, {"name": "z"})
+    held = "held until the writes of 1 former shards are in Postgres"
+    options = {**rows.options, "lock_timeout_s": 0.1}
+    with psycopg.connect(rows.options["postgres_url"]) as other, RunningFleet(**options) as fleet:
+        other.execute("SELECT FROM users FOR UPDATE")
+        wait_until(lambda: len(fleet.owned()) == 3)
+        assert f"{where(rows, 1, 2)}: 1 write waits in Redis" in (text := rows.run("status").output)
+        assert f"it is {held}" in text
+        other.rollback()
+        wait_until(lambda: layout_of(rows.client, rows.keys).draining is None)
+        rows.run("drain", "--timeout", "20")
+        assert held not in rows.run("status").output
+        other.execute("SELECT FROM users FOR UPDATE")
+        rows.wb.put("users", 1, {"name": "again"})
+        ledger = "SELECT waiting_for FROM writebehind.ledger WHERE waiting_for IS NOT NULL"
+        wait_until(lambda: rows.pg.execute(ledger).fetchone())
+        text = rows.run("drain", "--timeout", "0").output
+        assert f"Why: {where(rows, 1, 2)}: the oldest batch waits: put of public.users" in text
+        other.rollback()

@@ -14,10 +14,7 @@ from typing import Any
 import click
 import msgspec
 import psycopg
-import redis
 from click.core import ParameterSource
-
-from writebehind.keys import QueueKeys
 
 from .config import SETTINGS, Config, one_line, redacted
 from .dead_cli import dead
@@ -31,11 +28,9 @@ from .log import configure_logging
 from .notify import ServiceManager
 from .options import OWN_SERVERS, config_options, config_reader
 from .pause_cli import pause_command, resume_command
-from .redis_server import RedisLink
 from .reshard_cli import reshard_command
-from .resharding import layout_of, served
 from .signals import Signals
-from .status import read_status, render
+from .status import read_status, render, shards_of_queue
 from .top_cli import top
 from .verdict import verdict
 from .verify_cli import verify_command
@@ -107,7 +102,7 @@ def status(config: Config, as_json: bool) -> None:
     """
     found = read_status(config)
     opening = verdict(found)
-    shards = {s.queue: s for s in (read_status(shard) for shard in _shards(config))}
+    shards = {s.queue: s for s in (read_status(shard) for shard in shards_of_queue(config))}
     if as_json:
         answer = {"verdict": opening, **msgspec.to_builtins(found)}
         if shards:
@@ -120,17 +115,6 @@ def status(config: Config, as_json: bool) -> None:
     else:
         click.echo(f"{opening}\n\n{render(found)}")
     sys.exit(0 if all(s.ok for s in (found, *shards.values())) else 1)
-
-
-def _shards(config: Config) -> list[Config]:
-    """Of each shard of the queue, former ones too; none where it is not divided, or Redis does not answer."""
-    keys = QueueKeys(config.queue)
-    try:
-        with RedisLink(config.redis_url) as link:
-            those = served(keys, layout_of(link.client, keys))
-    except (redis.RedisError, OSError):
-        return []
-    return [dataclasses.replace(config, queue=one.queue) for one in those if one.queue != config.queue]
 
 
 @cli.command()

@@ -14,7 +14,7 @@ from .drain import Backlog, Rate, drain
 from .meter import Meter
 from .obstacles import obstacles
 from .options import config_options
-from .status import read_status
+from .status import read_status, shards_of_queue
 from .verify_view import many
 
 _GO_ON = (
@@ -61,6 +61,15 @@ def drain_command(config: Config, timeout_s: float) -> None:
             err=True,
         )
         sys.exit(1)
-    why = obstacles(read_status(config)) or ["a worker owns the queue, and nothing is known to hold it up"]
+    why = _obstacles(config) or ["a worker owns the queue, and nothing is known to hold it up"]
     click.echo(f"Not empty after {timeout_s:g} s: {left}. Why: {'; '.join(why)}.", err=True)
     sys.exit(1)
+
+
+def _obstacles(config: Config) -> list[str]:
+    """Of the queue, and of its shards one of each kind: what stops one mostly stops them all."""
+    found = {text.partition(":")[0]: text for text in obstacles(read_status(config))}
+    for shard in shards_of_queue(config):
+        for text in obstacles(read_status(shard)):
+            found.setdefault(text.partition(":")[0], f"{shard.queue}: {text}")
+    return list(found.values())

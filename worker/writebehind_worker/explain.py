@@ -147,8 +147,6 @@ class Explainer:
             whole = read_status(self._config).redis  # a pause of it is one of every shard
             if whole is not None and (paused := pause_of(whole)) is not None:
                 found.insert(0, paused)
-        if made.searched is not None and made.searched.is_held(made.queue):
-            found.insert(0, "the writes of former shards go first (`writebehind reshard`)")
         return found
 
     def _steady(self, conn: Connection | None, client: Redis) -> Explanation:

@@ -20,6 +20,8 @@ def _obstacles(status: Status) -> Iterator[str]:
     if status.redis is not None:
         if (paused := pause_of(status.redis)) is not None:
             yield paused
+        if status.redis.held is not None:
+            yield f"it is held {status.redis.held} (`writebehind reshard`)"
         if (no_owner := without_owner(status.redis)) is not None:
             yield no_owner
     if status.ledger is not None and status.ledger.waiting_for:

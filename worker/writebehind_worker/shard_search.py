@@ -43,10 +43,6 @@ class Searched:
         texts = next(iter(key.values())) if len(key) == 1 else key
         return self._present[shard_of(table, texts, self.layout.shards)]
 
-    def is_held(self, queue: str) -> bool:
-        """Whether what it has waits for the writes of former shards."""
-        return self.layout.draining is not None and queue in self._present
-
     @property
     def _present(self) -> list[str]:
         return shard_queues(self.keys.queue, self.layout.shards)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
@@ -20,6 +20,7 @@ from .pause import read_pause
 from .pending import read_frozen
 from .postgres import connect
 from .redis_server import RedisLink
+from .resharding import layout_of, served
 from .sqlstate import condition
 
 _TIMEOUT_S = 5
@@ -51,6 +52,8 @@ class QueueStatus:
     acked: int | None
     paused: str | None
     """Why an operator has paused it."""
+    held: str | None = None
+    """Of a shard: until when nothing is taken from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,20 +118,31 @@ def read_status(config: Config) -> Status:
     return Status(config.queue, queue, redis_error, ledger, dead_letters, postgres_error)
 
 
+def shards_of_queue(config: Config) -> list[Config]:
+    """Of each shard, former ones too; none where it is not divided, or Redis does not answer."""
+    keys = QueueKeys(config.queue)
+    try:
+        with RedisLink(config.redis_url) as link:
+            those = served(keys, layout_of(link.client, keys))
+    except (redis.RedisError, OSError):
+        return []
+    return [replace(config, queue=one.queue) for one in those if one.queue != config.queue]
+
+
 def _read_redis(config: Config) -> QueueStatus:
     keys = QueueKeys(config.queue)
     with RedisLink(config.redis_url) as link:
         client = link.client
         pipe: Any = client.pipeline()
         pipe.llen(keys.queue).lindex(keys.queue, -1).lrange(keys.inflight, 0, -1).get(keys.lease)
-        pipe.hmget(keys.clock, "seq", "generation").mget(keys.epoch, keys.applied, keys.acked)
+        pipe.hmget(keys.clock, "seq", "generation", "hold").mget(keys.epoch, keys.applied, keys.acked)
         pipe.get(keys.paused).time()
         length, tail, inflight, lease, clock, numbers, paused, (now_s, now_us) = pipe.execute()
         batches = [int(batch) for batch in inflight]
         lengths, head = read_frozen(client, keys, batches)
     now = now_s * 1_000_000 + now_us
     owner, expiry_ms = read_lease(lease)
-    seq, generation = clock
+    seq, generation, hold = clock
     epoch, applied, acked = (None if n is None else int(n) for n in numbers)
     return QueueStatus(
         length=length,
@@ -142,6 +156,7 @@ def _read_redis(config: Config) -> QueueStatus:
         applied=applied,
         acked=acked,
         paused=None if paused is None else read_pause(paused).reason,
+        held=None if hold is None else hold.decode(errors="replace"),
     )
 
 
@@ -191,6 +206,8 @@ def _redis_lines(queue: QueueStatus) -> Iterator[tuple[str, str]]:
     yield "owner", _owner(queue)
     if queue.paused is not None:
         yield "paused", f"{queue.paused} (writebehind resume ends it)"
+    if queue.held is not None:
+        yield "held", queue.held
     yield (
         "in redis",
         (

@@ -30,6 +30,8 @@ def _stopped(status: Status, queue: QueueStatus) -> str | None:
         return "Postgres takes none"
     if queue.paused is not None:
         return "the queue is paused"
+    if queue.held is not None:
+        return f"it is held {queue.held}"
     if queue.lease_remaining_s is None or queue.lease_remaining_s <= 0:
         return "no worker brings any to Postgres"
     ledger: LedgerStatus | None = status.ledger
