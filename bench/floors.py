@@ -40,5 +40,8 @@ FLOORS = (
     Floor("lag_half_load", "p99_ms", "lag at half load, p99, ms", 25, is_ceiling=True),
     Floor("backlog", "memory_ratio", "memory, most pending against least", 1.1, is_ceiling=True),
     Floor("backlog", "ratio_1m_to_10k", "drain rate, 1 million pending against 10,000", 0.9),
+    Floor("scale", "ratio_to_limit_1", "1 shard, 1 process, of 1 bare connection", 0.6),
+    Floor("scale", "ratio_to_limit_2", "2 shards, 2 processes, of 2 bare connections", 0.6),
+    Floor("scale", "ratio_to_limit_4", "4 shards, 4 processes, of 4 bare connections", 0.6),
     Floor("backlog", "ratio_10m_to_10k", "drain rate, 10 million pending against 10,000", 0.9),
 )

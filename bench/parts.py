@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from . import backlog, drain, ladder, lag, patterns, peers, put
+from . import backlog, drain, ladder, lag, patterns, peers, put, scale
 from .live import LiveLine
 from .load import LOADS, scattered_updates
 from .sizes import Sizes
@@ -43,6 +43,10 @@ def _patterns(stage: Stage, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
     return {"patterns": patterns.measure(stage, sizes, line)}
 
 
+def _scale(stage: Stage, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
+    return {"scale": scale.measure(stage, sizes, line)}
+
+
 def _table_size(stage: Stage, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
     loads = {rows: scattered_updates(sizes, rows) for rows in sizes.tables}
     rows = {str(n): drain.measure(stage, load, sizes.rounds, line) for n, load in loads.items()}
@@ -62,6 +66,7 @@ PARTS: dict[str, Part] = {
     "backlog": _backlog,
     "ladder": _ladder,
     "patterns": _patterns,
+    "scale": _scale,
     "table_size": _table_size,
     "task_queues": _task_queues,
 }

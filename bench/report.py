@@ -33,6 +33,7 @@ def tables(found: Found) -> Iterator[tuple[str, str]]:
         "Lag, ms from accepted to committed": _lag(found),
         "What waits": _backlog(found),
         "Rows in the table": _table_size(found),
+        "Shards": _scale(found),
         "Task queues, a task a write": _task_queues(found),
     }
     for title, text in sections.items():
@@ -162,6 +163,18 @@ def _table_size(found: Found) -> str:
     sizes = found.get("table_size", {}).get("rows", {})
     rows = [(f"{int(n):,} rows", f["writes_per_s"], f["ratio_to_limit"]) for n, f in sizes.items()]
     return table(("", "writes/s", "of the limit"), rows)
+
+
+def _scale(found: Found) -> str:
+    rows = []
+    for shards, figures in found.get("scale", {}).get("shards", {}).items():
+        limit = figures["limit"]["writes_per_s"]
+        for ours in (figures["one_process"], figures["n_processes"])[shards == "1" :]:  # there the same
+            what = f"shards: {shards}, processes: {ours['processes']}"
+            rates = ours["writes_per_s"], limit, ours["ratio_to_limit"]
+            rows.append((what, *rates, ours["busiest_process_cores"], ours["most_shards_of_a_process"]))
+    head = ("", "writes/s", "limit", "of the limit", "cores of the busiest process", "its shards, most")
+    return table(head, rows)
 
 
 def _task_queues(found: Found) -> str:

@@ -30,6 +30,7 @@ class Sizes:
     backlog_window: int = 200_000  # of a backlog, so many writes are timed
     tables: tuple[int, ...] = (100_000,)
     tasks: int = 3_000  # of each task queue
+    shards: tuple[int, ...] = (1, 2, 4)
 
 
 DEFAULT = Sizes()
@@ -55,4 +56,5 @@ QUICK = Sizes(
     backlog_window=500,
     tables=(1000,),
     tasks=20,
+    shards=(1, 2),
 )

@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 from bench.floors import FLOORS, Floor
-from bench.load import LOADS
+from bench.load import LOADS, TABLE
 from bench.markdown import table
 from bench.parts import PARTS
 from bench.patterns import PATTERNS
 from bench.percentile import percentile
 from bench.report import with_costs
 from bench.results import Results
+from bench.scale import divided
 from bench.sizes import QUICK
+
+from writebehind.route import shard_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -62,6 +65,28 @@ def test_the_page_shows_what_was_measured_and_its_plots(measured: Path) -> None:
         assert f"(benchmarks-{plot}.svg)" in page
         assert (measured / f"benchmarks-{plot}.svg").read_text().startswith("<svg")
     assert "benchmarks-lag" not in page
+
+
+def test_shards_are_measured_beside_as_many_bare_connections(tmp_path: Path) -> None:
+    arguments = ["--quick", "--only", "scale", "--json", f"{tmp_path}/latest.json", "--docs", tmp_path]
+    subprocess.run([sys.executable, "-m", "bench", *arguments], cwd=ROOT, check=True)
+    scale = found(tmp_path)["scale"]
+    assert scale["shards"].keys() == {str(shards) for shards in QUICK.shards}
+    for shards, figures in scale["shards"].items():
+        assert scale[f"ratio_to_limit_{shards}"] == figures["n_processes"]["ratio_to_limit"] > 0
+        assert [figures[name]["processes"] for name in ("one_process", "n_processes")] == [1, int(shards)]
+        assert all(len(one["runs"]) == QUICK.rounds for one in figures.values())
+        assert figures["one_process"]["most_shards_of_a_process"] == int(shards)
+    assert "| shards: 2, processes: 2 |" in (tmp_path / "benchmarks.md").read_text()
+
+
+def test_a_load_is_divided_as_the_library_divides_it_and_nothing_is_left_out() -> None:
+    load = LOADS["unique_updates"](QUICK)
+    parts = divided(load, 4)
+    assert sorted(id for part in parts for id, _ in part.writes) == sorted(id for id, _ in load.writes)
+    for number, part in enumerate(parts):
+        assert part.writes
+        assert {shard_of(TABLE, str(id), 4) for id, _ in part.writes} == {number}
 
 
 def test_the_page_of_the_patterns_tells_what_they_cost_as_measured_last() -> None:

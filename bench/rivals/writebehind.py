@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import NoReturn, Self
 
 from redis import Redis
 
@@ -78,10 +78,19 @@ class WorkerProcess:
         self._process.send_signal(signal.SIGTERM)
         self._process.wait(_PATIENCE_S)
 
+    def check(self) -> None:
+        """BenchFailed if it has ended."""
+        if self._process.poll() is not None:
+            self._fail()
+
     def _wait(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + _PATIENCE_S
         while not condition():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                log = "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
-                raise BenchFailed(f"the worker did not do its work; its log ends:\n{log}")
+            self.check()
+            if time.monotonic() > deadline:
+                self._fail()
             time.sleep(_POLL_S)
+
+    def _fail(self) -> NoReturn:
+        log = "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
+        raise BenchFailed(f"the worker did not do its work; its log ends:\n{log}")
