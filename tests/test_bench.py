@@ -68,7 +68,7 @@ def test_the_page_shows_what_was_measured_and_its_plots(measured: Path) -> None:
 
 
 def test_shards_are_measured_beside_as_many_bare_connections(tmp_path: Path) -> None:
-    arguments = ["--quick", "--only", "scale", "--json", f"{tmp_path}/latest.json", "--docs", tmp_path]
+    arguments = ["--quick", "--only", "scale", "--json", f"{tmp_path}/latest.json", "--docs", f"{tmp_path}"]
     subprocess.run([sys.executable, "-m", "bench", *arguments], cwd=ROOT, check=True)
     scale = found(tmp_path)["scale"]
     assert scale["shards"].keys() == {str(shards) for shards in QUICK.shards}
