@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from . import backlog, drain, ladder, lag, patterns, peers, put, scale
+from . import backlog, drain, idle, ladder, lag, patterns, peers, put, scale
 from .live import LiveLine
 from .load import LOADS, scattered_updates
 from .sizes import Sizes
@@ -47,6 +47,10 @@ def _scale(stage: Stage, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
     return {"scale": scale.measure(stage, sizes, line)}
 
 
+def _idle(stage: Stage, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
+    return {"idle": idle.measure(stage, sizes, line)}
+
+
 def _table_size(stage: Stage, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
     loads = {rows: scattered_updates(sizes, rows) for rows in sizes.tables}
     rows = {str(n): drain.measure(stage, load, sizes.rounds, line) for n, load in loads.items()}
@@ -67,6 +71,7 @@ PARTS: dict[str, Part] = {
     "ladder": _ladder,
     "patterns": _patterns,
     "scale": _scale,
+    "idle": _idle,
     "table_size": _table_size,
     "task_queues": _task_queues,
 }

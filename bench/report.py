@@ -34,6 +34,7 @@ def tables(found: Found) -> Iterator[tuple[str, str]]:
         "What waits": _backlog(found),
         "Rows in the table": _table_size(found),
         "Shards": _scale(found),
+        "Shards that nobody writes to": _idle(found),
         "Task queues, a task a write": _task_queues(found),
     }
     for title, text in sections.items():
@@ -175,6 +176,17 @@ def _scale(found: Found) -> str:
             rows.append((what, *rates, ours["busiest_process_cores"], ours["most_shards_of_a_process"]))
     head = ("", "writes/s", "limit", "of the limit", "cores of the busiest process", "its shards, most")
     return table(head, rows)
+
+
+def _idle(found: Found) -> str:
+    rows = [
+        (f"shards: {shards}, queues served: {f['queues']}", f["redis_commands_per_s"], f["redis_bytes_per_s"])
+        + (f["redis_connections"], f["postgres_connections"], *f["cpu_ms_per_s"].values())
+        for shards, f in found.get("idle", {}).items()
+    ]
+    connections = "connections to Redis", "to Postgres"
+    cpu = "CPU ms/s, worker", "Redis", "Postgres"
+    return table(("", "Redis commands/s", "bytes/s", *connections, *cpu), rows)
 
 
 def _task_queues(found: Found) -> str:

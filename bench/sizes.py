@@ -31,6 +31,8 @@ class Sizes:
     tables: tuple[int, ...] = (100_000,)
     tasks: int = 3_000  # of each task queue
     shards: tuple[int, ...] = (1, 2, 4)
+    idle_shards: tuple[int, ...] = (1, 4, 16)
+    idle_s: float = 5.0
 
 
 DEFAULT = Sizes()
@@ -57,4 +59,6 @@ QUICK = Sizes(
     tables=(1000,),
     tasks=20,
     shards=(1, 2),
+    idle_shards=(1, 2),
+    idle_s=0.3,
 )

@@ -67,8 +67,16 @@ def test_the_page_shows_what_was_measured_and_its_plots(measured: Path) -> None:
     assert "benchmarks-lag" not in page
 
 
-def test_shards_are_measured_beside_as_many_bare_connections(tmp_path: Path) -> None:
-    arguments = ["--quick", "--only", "scale", "--json", f"{tmp_path}/latest.json", "--docs", f"{tmp_path}"]
+def test_shards_are_measured_beside_as_many_bare_connections_and_idle(tmp_path: Path) -> None:
+    arguments = [
+        "--quick",
+        "--only",
+        "scale,idle",
+        "--json",
+        f"{tmp_path}/latest.json",
+        "--docs",
+        f"{tmp_path}",
+    ]
     subprocess.run([sys.executable, "-m", "bench", *arguments], cwd=ROOT, check=True)
     scale = found(tmp_path)["scale"]
     assert scale["shards"].keys() == {str(shards) for shards in QUICK.shards}
@@ -77,7 +85,12 @@ def test_shards_are_measured_beside_as_many_bare_connections(tmp_path: Path) -> 
         assert [figures[name]["processes"] for name in ("one_process", "n_processes")] == [1, int(shards)]
         assert all(len(one["runs"]) == QUICK.rounds for one in figures.values())
         assert figures["one_process"]["most_shards_of_a_process"] == int(shards)
-    assert "| shards: 2, processes: 2 |" in (tmp_path / "benchmarks.md").read_text()
+    page = (tmp_path / "benchmarks.md").read_text()
+    assert "| shards: 2, processes: 2 |" in page
+    assert "| shards: 2, queues served: 3 |" in page
+    for shards, figures in found(tmp_path)["idle"].items():
+        queues = 1 if shards == "1" else int(shards) + 1  # the queue itself is served, too
+        assert (figures["queues"], figures["postgres_connections"]) == (queues, queues)
 
 
 def test_a_load_is_divided_as_the_library_divides_it_and_nothing_is_left_out() -> None:

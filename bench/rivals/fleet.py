@@ -33,7 +33,7 @@ class Fleet:
         redis = self._stage.redis
         divide(redis, self._keys, len(self.shards))
         still_draining(redis, self._keys, layout_of(redis, self._keys))
-        self._queues = served(self._keys, layout_of(redis, self._keys))
+        self.queues = served(self._keys, layout_of(redis, self._keys))
         with ExitStack() as starting:
             for number in range(self._processes):
                 folder = self._stage.folder / f"fleet-{number}"  # each has its log there
@@ -49,7 +49,7 @@ class Fleet:
 
     def wait_until_ready(self) -> None:
         """Until each queue has an owner that waits for work, and each process its fair share."""
-        self._wait(lambda: self._is_balanced() and self._waiting() >= len(self._queues))
+        self._wait(lambda: self._is_balanced() and self._waiting() >= len(self.queues))
 
     def busiest(self) -> int:
         """How many of the shards the process serves that serves most of them."""
@@ -65,9 +65,9 @@ class Fleet:
         )
 
     def _is_balanced(self) -> bool:
-        owners = self._owners(self._queues)
+        owners = self._owners(self.queues)
         counts = Counter(owners).values()
-        is_shared = len(counts) == min(self._processes, len(self._queues))
+        is_shared = len(counts) == min(self._processes, len(self.queues))
         return "" not in owners and is_shared and max(counts) - min(counts) <= 1
 
     def _owners(self, queues: Sequence[QueueKeys]) -> list[str]:
