@@ -38,7 +38,8 @@ def _figures(stage: Stage, fleet: Fleet, seconds: float) -> dict[str, Any]:
     calls_after, traffic_after, cpu_after = calls_of(stage.redis), _bytes(stage.redis), stage.cpu(pid)
     rates = {name: (count - calls.get(name, 0)) / took for name, count in calls_after.items()}
     row = stage.pg.execute(
-        "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
     ).fetchone()
     assert row is not None
     return {

@@ -179,11 +179,12 @@ def _scale(found: Found) -> str:
 
 
 def _idle(found: Found) -> str:
-    rows = [
-        (f"shards: {shards}, queues served: {f['queues']}", f["redis_commands_per_s"], f["redis_bytes_per_s"])
-        + (f["redis_connections"], f["postgres_connections"], *f["cpu_ms_per_s"].values())
-        for shards, f in found.get("idle", {}).items()
-    ]
+    rows = []
+    for shards, f in found.get("idle", {}).items():
+        asked = f["redis_commands_per_s"], f["redis_bytes_per_s"]
+        held = f["redis_connections"], f["postgres_connections"]
+        what = f"shards: {shards}, queues served: {f['queues']}"
+        rows.append((what, *asked, *held, *f["cpu_ms_per_s"].values()))
     connections = "connections to Redis", "to Postgres"
     cpu = "CPU ms/s, worker", "Redis", "Postgres"
     return table(("", "Redis commands/s", "bytes/s", *connections, *cpu), rows)
