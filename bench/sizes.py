@@ -58,7 +58,7 @@ QUICK = Sizes(
     backlog_window=500,
     tables=(1000,),
     tasks=20,
-    shards=(1, 2),
-    idle_shards=(1, 2),
+    shards=(2,),
+    idle_shards=(2,),
     idle_s=0.3,
 )
