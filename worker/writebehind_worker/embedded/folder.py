@@ -18,9 +18,10 @@ def default_data_dir() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "writebehind"
 
 
-def temporary_data_dir() -> Path:
+def temporary_data_dir(*preferred: Path) -> Path:
     """A new empty data folder that every account can reach. The caller removes it."""
-    bases = (Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp"))  # noqa: S108 - mkdtemp inside
+    usual = (Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp"))  # noqa: S108 - mkdtemp inside
+    bases = (*preferred, *usual)
     base = next((base for base in bases if not closed_folders(base.resolve())), bases[0])
     folder = Path(tempfile.mkdtemp(prefix="writebehind-", dir=base))
     folder.chmod(0o711)
