@@ -7,7 +7,9 @@
 
 So all that a row's old shard has accepted is in Postgres before anything of its new shard is. Each step can
 be made again: whoever is killed half-way, or runs it twice, changes nothing. The last ones are made by the
-workers, too.
+workers, too. Each is one script that sees the layout or one shard, never both: they may be on different
+nodes of a cluster. What keeps out who slept through another division is its number, in the layout and in
+the clock of each shard.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from .owned_queue import KEYS_VERSION
 
 _LAYOUT = Script("writebehind_worker", "layout")
 _MARK = Script("writebehind_worker", "mark")
+_SHARD = Script("writebehind_worker", "shard")
+_OF_THE_LAYOUT = ("begin", "switch", "end")
 
 
 def layout_of(client: Redis, keys: QueueKeys) -> Layout:
@@ -142,8 +146,13 @@ class _Steps:
         _MARK(self._client, [keys.layout, keys.clock, keys.queue, keys.inflight], [self._number])
 
     def __call__(self, step: str, *keys: str, since: int = 0, name: str = "") -> list[bytes]:
-        arguments: list[Argument] = [step, *self._both, self._number, since, name, KEYS_VERSION]
-        done, *rest = _LAYOUT(self._client, [self._layout, *keys], arguments)
+        arguments: list[Argument]
+        if step in _OF_THE_LAYOUT:
+            arguments = [step, *self._both, self._number, since]
+            done, *rest = _LAYOUT(self._client, [self._layout], arguments)
+        else:
+            arguments = [step, self._number, self._both[0], since, name, KEYS_VERSION]
+            done, *rest = _SHARD(self._client, keys, arguments)
         return [b"done", *rest] if done else []
 
 
