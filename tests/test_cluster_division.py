@@ -1,0 +1,89 @@
+"""A queue that is divided on a cluster: its shards are on different nodes, and no step looks at two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+import redis
+from redis.cluster import RedisCluster
+from tests.support.cluster import Cluster
+
+from writebehind.keys import QueueKeys
+from writebehind.shards import shard_keys, stamp
+from writebehind_worker import resharding
+from writebehind_worker.resharding import divide, layout_of, still_draining
+
+SHARDS = 8
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def client(cluster: Cluster) -> Iterator[redis.Redis]:
+    """Of all nodes; it is asked for nothing that a client of one server could not be."""
+    client: RedisCluster = cluster.connect()
+    yield cast(redis.Redis, client)
+    client.close()
+
+
+@pytest.fixture
+def keys(queue: str) -> QueueKeys:
+    return QueueKeys(queue)
+
+
+def drain(client: redis.Redis, keys: QueueKeys) -> None:
+    assert still_draining(client, keys, layout_of(client, keys)) == 0
+    assert layout_of(client, keys).draining is None
+
+
+def shards_say(client: redis.Redis, keys: QueueKeys, shards: int) -> list[Any]:
+    return [client.hmget(one.clock, "shard", "hold") for one in shard_keys(keys.queue, shards)]
+
+
+def test_a_queue_is_divided_over_the_nodes_and_made_one_again(
+    cluster: Cluster, client: redis.Redis, keys: QueueKeys
+) -> None:
+    assert divide(client, keys, SHARDS).shards == SHARDS
+    opened = shard_keys(keys.queue, SHARDS)
+    assert len({cluster.node_of(one.clock) for one in opened}) > 1, "or the test shows nothing"
+    assert all(hold for _, hold in shards_say(client, keys, SHARDS))
+    drain(client, keys)
+    assert shards_say(client, keys, SHARDS) == [[stamp(n, SHARDS).encode(), None] for n in range(SHARDS)]
+    assert divide(client, keys, 1).shards == 1
+    assert shards_say(client, keys, SHARDS) == [[b"closed", None]] * SHARDS
+    drain(client, keys)
+    assert shards_say(client, keys, 1) == [[b"", None]]
+
+
+@pytest.mark.parametrize("moves_after", ["begin", "close", "open", "switch"])
+def test_nodes_that_change_places_within_a_division_are_found(
+    cluster: Cluster,
+    client: redis.Redis,
+    keys: QueueKeys,
+    moves_after: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    divide(client, keys, 2)
+    drain(client, keys)
+    call = resharding._Steps.__call__
+    moved: list[int] = []
+
+    def then_move(self: Any, step: str, *args: Any, **named: Any) -> Any:
+        done = call(self, step, *args, **named)
+        if step == moves_after and not moved:
+            places = {cluster.node_of(one.clock) for one in (keys, *shard_keys(keys.queue, 3))}
+            moved.extend(cluster.fail_over(place) for place in places)
+        return done
+
+    monkeypatch.setattr(resharding._Steps, "__call__", then_move)
+    assert divide(client, keys, 3).shards == 3
+    drain(client, keys)
+    assert moved
+    assert shards_say(client, keys, 3) == [[stamp(n, 3).encode(), None] for n in range(3)]
+    assert shards_say(client, keys, 2) == [[b"closed", None]] * 2
