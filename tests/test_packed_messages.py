@@ -90,7 +90,7 @@ def test_what_is_not_packed_is_of_version_1_to_the_byte() -> None:
         make_write("delete", "t", 1, None),
     ):
         assert Packing(0, "zlib").write(write) is write
-    assert WIRE_VERSION == 2
+    assert WIRE_VERSION == 3
 
 
 @pytest.mark.parametrize("frame", [zlib.compress(LONG), zlib.compress(LONG, 9), zlib.compress(LONG, 0)])

@@ -13,6 +13,7 @@ from tests.support.workers import RunningWorker
 
 from writebehind import WriteBehind
 from writebehind.keys import QueueKeys
+from writebehind.message import WIRE_VERSION
 from writebehind_worker.cli import cli
 from writebehind_worker.errors import LedgerOutdated, NewerVersion
 from writebehind_worker.testing.wait import wait_until
@@ -42,10 +43,10 @@ def test_a_later_message_stops_the_worker_and_is_kept(
     queue: str,
     options: dict[str, Any],
 ) -> None:
-    redis_client.lpush(queue, item(1), item(2, v=3, shard=7), item(3))
+    redis_client.lpush(queue, item(1), item(2, v=WIRE_VERSION + 1, shard=7), item(3))
     error = ended(options)
     assert "wire format" in str(error)
-    assert "version 3" in str(error)
+    assert f"version {WIRE_VERSION + 1}" in str(error)
     (batch,) = redis_client.lrange(QueueKeys(queue).inflight, 0, -1)
     assert redis_client.llen(QueueKeys(queue).processing(int(batch))) == 3
     assert names(users) == []
@@ -56,19 +57,19 @@ def test_a_later_message_stops_the_worker_and_is_kept(
         "",
         b"",
     )
-    assert bytes(body) == item(2, v=3, shard=7)
+    assert bytes(body) == item(2, v=WIRE_VERSION + 1, shard=7)
     assert "wire format" in reason
 
 
 def test_batches_before_a_later_message_are_in(
     users: psycopg.Connection[Any], redis_client: redis.Redis, queue: str, options: dict[str, Any]
 ) -> None:
-    redis_client.lpush(queue, *(item(id) for id in range(1, 11)), item(11, v=3))
+    redis_client.lpush(queue, *(item(id) for id in range(1, 11)), item(11, v=WIRE_VERSION + 1))
     ended(options | {"batch_size": 5})
     assert names(users) == list(range(1, 11))
 
 
-@pytest.mark.parametrize("text", [b'{"v":3}', b'{"v":3,"table":"users"}', b'{"v":3,"id":1}', b'[{"v":3}]'])
+@pytest.mark.parametrize("text", [b'{"v":9}', b'{"v":9,"table":"users"}', b'{"v":9,"id":1}', b'[{"v":9}]'])
 def test_what_no_version_could_have_written_is_a_bad_message(
     users: psycopg.Connection[Any],
     redis_client: redis.Redis,
@@ -98,9 +99,9 @@ def test_what_is_no_version_is_a_bad_message(
 def test_a_message_may_say_any_version_so_far(
     users: psycopg.Connection[Any], redis_client: redis.Redis, queue: str, options: dict[str, Any]
 ) -> None:
-    redis_client.lpush(queue, item(1, v=1), item(2), item(3, v=2))
+    redis_client.lpush(queue, item(1, v=1), item(2), item(3, v=2), item(4, v=3, route="a"))
     with RunningWorker(**options):
-        wait_until(lambda: names(users) == [1, 2, 3])
+        wait_until(lambda: names(users) == [1, 2, 3, 4])
 
 
 def test_a_later_ledger_stops_the_worker_and_init(

@@ -20,7 +20,7 @@ from .client import CONNECTIONS, refuse_decoding, socket_timeout
 from .core import make_core, send_all
 from .durability import Accepted, Assurance, Durability, assured
 from .lock_steps import LockSteps
-from .message import Id, Op, Write
+from .message import Id, Op, Route, Write
 from .object_shape import R
 from .rate import RateLimit
 from .rate_steps import RateSteps
@@ -78,11 +78,12 @@ class AsyncWriteBehind:
         id: Id,
         data: Mapping[str, Any],
         *,
+        route: Route | None = None,
         wait: float | None = None,
         durability: Durability | None = None,
     ) -> AsyncReceipt:
         """See :meth:`WriteBehind.put`."""
-        return await self._write("put", table, id, data, wait, durability)
+        return await self._write("put", table, id, data, route, wait, durability)
 
     async def patch(
         self,
@@ -90,11 +91,12 @@ class AsyncWriteBehind:
         id: Id,
         data: Mapping[str, Any],
         *,
+        route: Route | None = None,
         wait: float | None = None,
         durability: Durability | None = None,
     ) -> AsyncReceipt:
         """See :meth:`WriteBehind.patch`."""
-        return await self._write("patch", table, id, data, wait, durability)
+        return await self._write("patch", table, id, data, route, wait, durability)
 
     async def increment(
         self,
@@ -102,17 +104,24 @@ class AsyncWriteBehind:
         id: Id,
         data: Mapping[str, Any],
         *,
+        route: Route | None = None,
         wait: float | None = None,
         durability: Durability | None = None,
     ) -> AsyncReceipt:
         """See :meth:`WriteBehind.increment`."""
-        return await self._write("increment", table, id, data, wait, durability)
+        return await self._write("increment", table, id, data, route, wait, durability)
 
     async def delete(
-        self, table: str, id: Id, *, wait: float | None = None, durability: Durability | None = None
+        self,
+        table: str,
+        id: Id,
+        *,
+        route: Route | None = None,
+        wait: float | None = None,
+        durability: Durability | None = None,
     ) -> AsyncReceipt:
         """See :meth:`WriteBehind.delete`."""
-        return await self._write("delete", table, id, None, wait, durability)
+        return await self._write("delete", table, id, None, route, wait, durability)
 
     def batch(self, *, wait: float | None = None, durability: Durability | None = None) -> AsyncBatch:
         """``async with wb.batch() as batch:``; see :meth:`WriteBehind.batch`."""
@@ -124,11 +133,12 @@ class AsyncWriteBehind:
         table: str,
         id: Id,
         data: Mapping[str, Any] | None,
+        route: Route | None,
         wait: float | None,
         durability: Durability | None,
     ) -> AsyncReceipt:
         wanted = self._core.wanted(wait, durability)
-        sending = self._core.write(op, table, id, data, wanted)
+        sending = self._core.write(op, table, id, data, route, wanted)
         if wanted is None:
             return self._receipt(await self._carrier.run(sending), 0)
 
@@ -151,30 +161,51 @@ class AsyncWriteBehind:
         return AsyncReceipt(self._carrier, accepted.keys, accepted.generation, accepted.seq + number)
 
     async def get(
-        self, table: str, id: Id, load: Loader | None = None, *, timeout: float = 5.0
+        self,
+        table: str,
+        id: Id,
+        load: Loader | None = None,
+        *,
+        route: Route | None = None,
+        timeout: float = 5.0,
     ) -> Row | None:
         """See :meth:`WriteBehind.get`."""
-        return await self._carrier.run(self._core.get(table, id, load, timeout))
+        return await self._carrier.run(self._core.get(table, id, load, timeout, route))
 
     async def get_many(
-        self, table: str, ids: Sequence[Id], load: BulkLoader | None = None, *, timeout: float = 5.0
+        self,
+        table: str,
+        ids: Sequence[Id],
+        load: BulkLoader | None = None,
+        *,
+        route: Route | None = None,
+        timeout: float = 5.0,
     ) -> list[Row | None]:
         """See :meth:`WriteBehind.get_many`."""
-        return await self._carrier.run(self._core.get_many(table, ids, load, timeout))
+        return await self._carrier.run(self._core.get_many(table, ids, load, timeout, route))
 
-    async def invalidate(self, table: str, id: Id, *, wait: float | None = None) -> bool:
+    async def invalidate(
+        self, table: str, id: Id, *, route: Route | None = None, wait: float | None = None
+    ) -> bool:
         """See :meth:`WriteBehind.invalidate`."""
-        return await self._carrier.run(self._core.invalidate(table, id, wait))
+        return await self._carrier.run(self._core.invalidate(table, id, wait, route))
 
-    async def invalidate_many(self, table: str, ids: Sequence[Id]) -> list[bool]:
+    async def invalidate_many(
+        self, table: str, ids: Sequence[Id], *, route: Route | None = None
+    ) -> list[bool]:
         """See :meth:`WriteBehind.invalidate_many`."""
-        return await self._carrier.run(self._core.invalidate_many(table, ids))
+        return await self._carrier.run(self._core.invalidate_many(table, ids, route))
 
     def table(
-        self, kind: type[R], *, name: str | None = None, key: str | Sequence[str] = "id"
+        self,
+        kind: type[R],
+        *,
+        name: str | None = None,
+        key: str | Sequence[str] = "id",
+        route: str | None = None,
     ) -> AsyncTable[R]:
         """See :meth:`WriteBehind.table`."""
-        return AsyncTable(self, self._carrier, TypedRows(self._core, kind, name, key))
+        return AsyncTable(self, self._carrier, TypedRows(self._core, kind, name, key, route))
 
     def changes(self, tables: Iterable[str] | None = None) -> AsyncChanges:
         """See :meth:`WriteBehind.changes`."""

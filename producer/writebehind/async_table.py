@@ -9,6 +9,7 @@ from .async_batch import AsyncBatch
 from .async_carrier import AsyncCarrier
 from .async_receipt import AsyncReceipt
 from .durability import Durability
+from .message import Route
 from .object_shape import R
 from .table import TableWrites, TypedId, checked_names
 from .typed_rows import TypedRows
@@ -28,11 +29,17 @@ class AsyncTable(Generic[R]):
         self._shape, self.name = rows.shape, rows.name
 
     async def put(
-        self, row: R, *, wait: float | None = None, durability: Durability | None = None
+        self,
+        row: R,
+        *,
+        route: Route | None = None,
+        wait: float | None = None,
+        durability: Durability | None = None,
     ) -> AsyncReceipt:
         """See :meth:`Table.put`."""
         id, data = self._shape.id_of(self.name, row), self._shape.values(self.name, row)
-        return await self._wb.put(self.name, id, data, wait=wait, durability=durability)
+        route = self._shape.route_of(self.name, row, route)
+        return await self._wb.put(self.name, id, data, route=route, wait=wait, durability=durability)
 
     async def patch(
         self,
@@ -40,13 +47,17 @@ class AsyncTable(Generic[R]):
         changes: Mapping[str, Any] | None = None,
         /,
         *,
+        route: Route | None = None,
         wait: float | None = None,
         durability: Durability | None = None,
         **named: Any,
     ) -> AsyncReceipt:
         """See :meth:`Table.patch`."""
         data = self._shape.changes(self.name, self._shape.given(self.name, changes, named))
-        return await self._wb.patch(self.name, self._rows.id(id), data, wait=wait, durability=durability)
+        route = self._rows.route(id, route)
+        return await self._wb.patch(
+            self.name, self._rows.id(id), data, route=route, wait=wait, durability=durability
+        )
 
     async def increment(
         self,
@@ -54,19 +65,31 @@ class AsyncTable(Generic[R]):
         deltas: Mapping[str, Any] | None = None,
         /,
         *,
+        route: Route | None = None,
         wait: float | None = None,
         durability: Durability | None = None,
         **named: Any,
     ) -> AsyncReceipt:
         """See :meth:`Table.increment`."""
         data = checked_names(self._shape, self.name, self._shape.given(self.name, deltas, named))
-        return await self._wb.increment(self.name, self._rows.id(id), data, wait=wait, durability=durability)
+        route = self._rows.route(id, route)
+        return await self._wb.increment(
+            self.name, self._rows.id(id), data, route=route, wait=wait, durability=durability
+        )
 
     async def delete(
-        self, id: TypedId, *, wait: float | None = None, durability: Durability | None = None
+        self,
+        id: TypedId,
+        *,
+        route: Route | None = None,
+        wait: float | None = None,
+        durability: Durability | None = None,
     ) -> AsyncReceipt:
         """See :meth:`Table.delete`."""
-        return await self._wb.delete(self.name, self._rows.id(id), wait=wait, durability=durability)
+        route = self._rows.route(id, route)
+        return await self._wb.delete(
+            self.name, self._rows.id(id), route=route, wait=wait, durability=durability
+        )
 
     def into(self, batch: AsyncBatch) -> TableWrites[R]:
         """See :meth:`Table.into`."""
@@ -78,10 +101,11 @@ class AsyncTable(Generic[R]):
         load: Callable[[Any], R | Mapping[str, Any] | Awaitable[R | Mapping[str, Any] | None] | None]
         | None = None,
         *,
+        route: Route | None = None,
         timeout: float = 5.0,
     ) -> R | None:
         """See :meth:`Table.get`."""
-        return await self._carrier.run(self._rows.get(id, load, timeout))
+        return await self._carrier.run(self._rows.get(id, load, timeout, route))
 
     async def get_many(
         self,
@@ -91,15 +115,16 @@ class AsyncTable(Generic[R]):
         ]
         | None = None,
         *,
+        route: Route | None = None,
         timeout: float = 5.0,
     ) -> list[R | None]:
         """See :meth:`Table.get_many`."""
-        return await self._carrier.run(self._rows.get_many(ids, load, timeout))
+        return await self._carrier.run(self._rows.get_many(ids, load, timeout, route))
 
-    async def invalidate(self, id: TypedId, *, wait: float | None = None) -> bool:
+    async def invalidate(self, id: TypedId, *, route: Route | None = None, wait: float | None = None) -> bool:
         """See :meth:`Table.invalidate`."""
-        return await self._carrier.run(self._rows.invalidate(id, wait))
+        return await self._carrier.run(self._rows.invalidate(id, wait, route))
 
-    async def invalidate_many(self, ids: Sequence[TypedId]) -> list[bool]:
+    async def invalidate_many(self, ids: Sequence[TypedId], *, route: Route | None = None) -> list[bool]:
         """See :meth:`Table.invalidate_many`."""
-        return await self._carrier.run(self._rows.invalidate_many(ids))
+        return await self._carrier.run(self._rows.invalidate_many(ids, route))

@@ -10,7 +10,7 @@ from typing import Any, Generic
 from .carrier import Carrier
 from .durability import Assurance, R
 from .errors import InvalidWrite
-from .message import Id, Op, Write, make_write
+from .message import Id, Op, Route, Write, make_write
 from .receipt import Receipt, wait_durable
 from .steps import Steps
 
@@ -39,26 +39,26 @@ class Writes(Generic[R]):
         """One of each write that has been accepted, in the order in which they were added."""
         return [self._receipts[number] for number in sorted(self._receipts)]
 
-    def put(self, table: str, id: Id, data: Mapping[str, Any]) -> None:
+    def put(self, table: str, id: Id, data: Mapping[str, Any], *, route: Route | None = None) -> None:
         """See :meth:`WriteBehind.put`."""
-        self._add("put", table, id, data)
+        self._add("put", table, id, data, route)
 
-    def patch(self, table: str, id: Id, data: Mapping[str, Any]) -> None:
+    def patch(self, table: str, id: Id, data: Mapping[str, Any], *, route: Route | None = None) -> None:
         """See :meth:`WriteBehind.patch`."""
-        self._add("patch", table, id, data)
+        self._add("patch", table, id, data, route)
 
-    def increment(self, table: str, id: Id, data: Mapping[str, Any]) -> None:
+    def increment(self, table: str, id: Id, data: Mapping[str, Any], *, route: Route | None = None) -> None:
         """See :meth:`WriteBehind.increment`."""
-        self._add("increment", table, id, data)
+        self._add("increment", table, id, data, route)
 
-    def delete(self, table: str, id: Id) -> None:
+    def delete(self, table: str, id: Id, *, route: Route | None = None) -> None:
         """See :meth:`WriteBehind.delete`."""
-        self._add("delete", table, id, None)
+        self._add("delete", table, id, None, route)
 
-    def _add(self, op: Op, table: str, id: Id, data: Mapping[str, Any] | None) -> None:
+    def _add(self, op: Op, table: str, id: Id, data: Mapping[str, Any] | None, route: Route | None) -> None:
         if len(self._writes) >= MAX_BATCH:
             raise InvalidWrite(f"a batch holds at most {MAX_BATCH} writes: use several")
-        write = make_write(op, table, id, data)
+        write = make_write(op, table, id, data, route)
         if not self._writes:  # whatever was before has been accepted
             self._receipts, self._accepted = {}, []
         self._writes[self._added] = write

@@ -15,7 +15,7 @@ from .core import make_core, send_all
 from .durability import Accepted, Assurance, Durability, assured
 from .lock import Lock
 from .lock_steps import LockSteps
-from .message import Id, Op, Write
+from .message import Id, Op, Route, Write
 from .object_shape import R
 from .rate import RateLimit
 from .rate_limiter import RateLimiter
@@ -73,6 +73,8 @@ class WriteBehind:
     # a call returns when the write is in Postgres, or raises WriteRejected, or FlushTimeout after so many
     # seconds. With ``durability`` it waits for that instead, and may raise DurabilityNotReached. The
     # ``receipt`` of these errors is the write's: it is accepted, and must not be repeated.
+    # ``route`` decides about the shard of a queue that is divided, instead of table and id: writes with one
+    # value are in one shard, in order. All writes of a row must have the same, and its reads, too.
 
     def put(
         self,
@@ -80,6 +82,7 @@ class WriteBehind:
         id: Id,
         data: Mapping[str, Any],
         *,
+        route: Route | None = None,
         wait: float | None = None,
         durability: Durability | None = None,
     ) -> Receipt:
@@ -87,7 +90,7 @@ class WriteBehind:
 
         ``data`` is the row as the application sees it: until its TTL, ``get`` answers with just that.
         """
-        return self._write("put", table, id, data, wait, durability)
+        return self._write("put", table, id, data, route, wait, durability)
 
     def patch(
         self,
@@ -95,11 +98,12 @@ class WriteBehind:
         id: Id,
         data: Mapping[str, Any],
         *,
+        route: Route | None = None,
         wait: float | None = None,
         durability: Durability | None = None,
     ) -> Receipt:
         """Changes columns of a row that exists; if it does not, the write is rejected."""
-        return self._write("patch", table, id, data, wait, durability)
+        return self._write("patch", table, id, data, route, wait, durability)
 
     def increment(
         self,
@@ -107,17 +111,24 @@ class WriteBehind:
         id: Id,
         data: Mapping[str, Any],
         *,
+        route: Route | None = None,
         wait: float | None = None,
         durability: Durability | None = None,
     ) -> Receipt:
         """Adds to numeric columns (null counts as 0); inserts the row with the deltas if it is missing."""
-        return self._write("increment", table, id, data, wait, durability)
+        return self._write("increment", table, id, data, route, wait, durability)
 
     def delete(
-        self, table: str, id: Id, *, wait: float | None = None, durability: Durability | None = None
+        self,
+        table: str,
+        id: Id,
+        *,
+        route: Route | None = None,
+        wait: float | None = None,
+        durability: Durability | None = None,
     ) -> Receipt:
         """The row does not exist any more; it is no error if it never did."""
-        return self._write("delete", table, id, None, wait, durability)
+        return self._write("delete", table, id, None, route, wait, durability)
 
     def batch(self, *, wait: float | None = None, durability: Durability | None = None) -> Batch:
         """``with wb.batch() as batch:`` many writes in one round trip, all accepted or none."""
@@ -129,11 +140,12 @@ class WriteBehind:
         table: str,
         id: Id,
         data: Mapping[str, Any] | None,
+        route: Route | None,
         wait: float | None,
         durability: Durability | None,
     ) -> Receipt:
         wanted = self._core.wanted(wait, durability)
-        sending = self._core.write(op, table, id, data, wanted)
+        sending = self._core.write(op, table, id, data, route, wanted)
         if wanted is None:
             return self._receipt(self._carrier.run(sending), 0)
 
@@ -155,7 +167,15 @@ class WriteBehind:
 
     # Reading.
 
-    def get(self, table: str, id: Id, load: Loader | None = None, *, timeout: float = 5.0) -> Row | None:
+    def get(
+        self,
+        table: str,
+        id: Id,
+        load: Loader | None = None,
+        *,
+        route: Route | None = None,
+        timeout: float = 5.0,
+    ) -> Row | None:
         """The row as last written, or ``None`` if it does not exist.
 
         Args:
@@ -169,10 +189,16 @@ class WriteBehind:
             FlushTimeout: the row has a pending write that the cache cannot show, and it was not committed
                 in time; to answer would be to go back to an older row.
         """
-        return self._carrier.run(self._core.get(table, id, load, timeout))
+        return self._carrier.run(self._core.get(table, id, load, timeout, route))
 
     def get_many(
-        self, table: str, ids: Sequence[Id], load: BulkLoader | None = None, *, timeout: float = 5.0
+        self,
+        table: str,
+        ids: Sequence[Id],
+        load: BulkLoader | None = None,
+        *,
+        route: Route | None = None,
+        timeout: float = 5.0,
     ) -> list[Row | None]:
         """A row or ``None`` for each id, in their order; what is cached takes one round trip.
 
@@ -187,9 +213,11 @@ class WriteBehind:
             FlushTimeout: as :meth:`get`.
             InvalidLoad: what the loader returned does not fit the ids.
         """
-        return self._carrier.run(self._core.get_many(table, ids, load, timeout))
+        return self._carrier.run(self._core.get_many(table, ids, load, timeout, route))
 
-    def invalidate(self, table: str, id: Id, *, wait: float | None = None) -> bool:
+    def invalidate(
+        self, table: str, id: Id, *, route: Route | None = None, wait: float | None = None
+    ) -> bool:
         """Removes a row from the cache, so that the next ``get`` loads it.
 
         While a write to it is pending the cache is newer than Postgres: then nothing is removed.
@@ -201,24 +229,33 @@ class WriteBehind:
         Raises:
             FlushTimeout: a write was still pending after ``wait`` seconds.
         """
-        return self._carrier.run(self._core.invalidate(table, id, wait))
+        return self._carrier.run(self._core.invalidate(table, id, wait, route))
 
-    def invalidate_many(self, table: str, ids: Sequence[Id]) -> list[bool]:
+    def invalidate_many(self, table: str, ids: Sequence[Id], *, route: Route | None = None) -> list[bool]:
         """Removes many rows from the cache in one round trip; ``False`` where a write is pending."""
-        return self._carrier.run(self._core.invalidate_many(table, ids))
+        return self._carrier.run(self._core.invalidate_many(table, ids, route))
 
-    def table(self, kind: type[R], *, name: str | None = None, key: str | Sequence[str] = "id") -> Table[R]:
+    def table(
+        self,
+        kind: type[R],
+        *,
+        name: str | None = None,
+        key: str | Sequence[str] = "id",
+        route: str | None = None,
+    ) -> Table[R]:
         """Rows as objects of a class: a dataclass, msgspec Struct, attrs class or Pydantic model.
 
         Args:
             kind: the class; its fields are the columns.
             name: the table; the class's name in snake case unless given.
             key: the field that is the primary key, or several in order.
+            route: the field that is a row's routing value, such as its tenant. A call that names a row by an
+                id without that field must be given ``route=``.
 
         Raises:
             TypeError: the class has no such field, or a field of a type that cannot be read back.
         """
-        return Table(self, self._carrier, TypedRows(self._core, kind, name, key))
+        return Table(self, self._carrier, TypedRows(self._core, kind, name, key, route))
 
     def changes(self, tables: Iterable[str] | None = None) -> Changes:
         """``with wb.changes() as changes: for change in changes:`` hears of rows as they become durable.

@@ -16,9 +16,8 @@ from .enqueue import Enqueue, EntryChanged, ShardMoved, Variant, pack_write, pac
 from .errors import FlushTimeout, InvalidWrite
 from .identity import TableKey, cache_key
 from .keys import QueueKeys
-from .message import Id, Op, Write, make_write, row_key, with_trace
+from .message import Id, Op, Route, Write, make_write, route_text, row_key, with_trace
 from .observer import Observer, guarded
-from .packing import PackedWrite
 from .pauses import pauses
 from .rate_steps import admit_writes
 from .receipt import AnyReceipt
@@ -64,10 +63,11 @@ class Core:
         table: str,
         id: Id,
         data: Mapping[str, Any] | None,
+        route: Route | None = None,
         wanted: Assurance | None = None,
     ) -> Steps[Accepted]:
         """One write."""
-        return self.send([make_write(op, table, id, data)], wanted=wanted)
+        return self.send([make_write(op, table, id, data, route)], wanted=wanted)
 
     def for_sessions(self, ttl: int) -> Core:
         """This client for login sessions, which stay cached for ``ttl`` seconds, and no shorter.
@@ -114,7 +114,7 @@ class Core:
                     f"{settings.max_message_bytes} are allowed (max_message_bytes)"
                 )
             if trace is not None:  # a limit that a write keeps to must not depend on tracing
-                message = with_trace(message, trace, isinstance(write, PackedWrite))
+                message = with_trace(message, trace, write.says_version)
             if sizes is not None:
                 sizes.append(len(message))
             entries.append(entry)
@@ -153,40 +153,48 @@ class Core:
 
     def shard(self, write: Write) -> QueueKeys:
         """The keys of the shard that a write goes to."""
-        return self._division.way(write.table, write.key).keys
+        return self._division.way(write.table, write.key, write.route).keys
 
     def parts(self, writes: Sequence[Write]) -> list[list[int]]:
         """Which of the writes can be accepted together: their positions, for each shard."""
         if len(self._division.ways) == 1:
             return [list(range(len(writes)))]
         found: dict[int, list[int]] = {}
-        for position, shard in enumerate(self._division.shards((w.table, w.key) for w in writes)):
+        for position, shard in enumerate(self._division.shards((w.table, w.key, w.route) for w in writes)):
             found.setdefault(shard, []).append(position)
         return list(found.values())
 
     def _way_of(self, writes: Sequence[Write]) -> Enqueue | None:
         """Into the shard of all of the writes, if they have one."""
-        first = self._division.way(writes[0].table, writes[0].key)
+        first = self._division.way(writes[0].table, writes[0].key, writes[0].route)
         if len(writes) == 1 or len(self._division.ways) == 1:
             return first
-        return first if all(self._division.way(w.table, w.key) is first for w in writes) else None
+        way = self._division.way
+        return first if all(way(w.table, w.key, w.route) is first for w in writes) else None
 
-    def get(self, table: str, id: Id, load: Loader | None, timeout: float) -> Steps[Row | None]:
+    def get(
+        self, table: str, id: Id, load: Loader | None, timeout: float, route: Route | None = None
+    ) -> Steps[Row | None]:
         """A row, or nothing."""
 
         def get(timeout: float) -> Steps[Row | None]:
-            wanted = yield from self.wanted_row(table, id)
+            wanted = yield from self.wanted_row(table, id, route=route)
             return (yield from self._cache.get(wanted, table, load, timeout))
 
         return self.by_shards_of_now(get, timeout)
 
     def get_many(
-        self, table: str, ids: Sequence[Id], load: BulkLoader | None, timeout: float
+        self,
+        table: str,
+        ids: Sequence[Id],
+        load: BulkLoader | None,
+        timeout: float,
+        route: Route | None = None,
     ) -> Steps[list[Row | None]]:
         """A row or nothing for each id."""
 
         def get_many(timeout: float) -> Steps[list[Row | None]]:
-            wanted = yield from self.wanted_rows(table, ids)
+            wanted = yield from self.wanted_rows(table, ids, route)
             return (yield from self._cache.get_many(wanted, table, load, timeout))
 
         return self.by_shards_of_now(get_many, timeout)
@@ -200,14 +208,14 @@ class Core:
                 raise
             return (yield from begin(0.0))
 
-    def invalidate(self, table: str, id: Id, wait: float | None) -> Steps[bool]:
+    def invalidate(self, table: str, id: Id, wait: float | None, route: Route | None = None) -> Steps[bool]:
         """Whether nothing is cached any more."""
-        wanted = yield from self.wanted_row(table, id)
+        wanted = yield from self.wanted_row(table, id, route=route)
         return (yield from self._cache.invalidate(wanted.where, table, wait))
 
-    def invalidate_many(self, table: str, ids: Sequence[Id]) -> Steps[list[bool]]:
+    def invalidate_many(self, table: str, ids: Sequence[Id], route: Route | None = None) -> Steps[list[bool]]:
         """For each id, whether nothing is cached any more."""
-        wanted = yield from self.wanted_rows(table, ids)
+        wanted = yield from self.wanted_rows(table, ids, route)
         return (yield from self._cache.invalidate_many([w.where for w in wanted]))
 
     def _cache_key(self, table: str, key: str | Mapping[str, str]) -> Steps[str]:
@@ -216,22 +224,24 @@ class Core:
             found = yield from self._directory.find(table)
         return self._name(table, found, key)
 
-    def wanted_row(self, table: str, id: Id, given: Any = None) -> Steps[Wanted]:
+    def wanted_row(self, table: str, id: Id, given: Any = None, route: Route | None = None) -> Steps[Wanted]:
         """The row's cache key and shard; table and id are validated as a write's are.
 
         ``given``: the id as the caller has it, if that is another form of it.
         """
         key = row_key(table, id)
         where = yield from self._cache_key(table, key)
-        return Wanted(where, id if given is None else given, self._division.way(table, key).keys)
+        way = self._division.way(table, key, None if route is None else route_text(route))
+        return Wanted(where, id if given is None else given, way.keys)
 
-    def wanted_rows(self, table: str, ids: Sequence[Id]) -> Steps[list[Wanted]]:
+    def wanted_rows(self, table: str, ids: Sequence[Id], route: Route | None = None) -> Steps[list[Wanted]]:
         """The same for each of them."""
         keys = [row_key(table, id) for id in ids]
+        text = None if route is None else route_text(route)
         found = (yield from self._directory.find(table)) if keys else TableKey(table)
         way = self._division.way
         return [
-            Wanted(self._name(table, found, key), id, way(table, key).keys)
+            Wanted(self._name(table, found, key), id, way(table, key, text).keys)
             for key, id in zip(keys, ids, strict=True)
         ]
 

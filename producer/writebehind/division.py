@@ -10,7 +10,7 @@ from .enqueue import Enqueue
 from .errors import RedisRefused, ShardsDiffer
 from .keys import QueueKeys
 from .pauses import pauses
-from .route import shard_of
+from .route import shard_of, shard_of_route
 from .shards import LAYOUT_FIELDS, Layout, read_layout, shard_keys, stamp
 from .steps import Command, Pause, Steps
 from .translate import redis_errors_as_ours
@@ -18,6 +18,8 @@ from .translate import redis_errors_as_ours
 CLOSED_FOR_S = 10.0  # longest that a write waits for shards to be closed and others to be opened
 
 MakeEnqueue = Callable[[QueueKeys, str], Enqueue]
+Routed = tuple[str, str | Mapping[str, str], str | None]
+"""A row as `shard_of` takes it, and its routing value, if it has one."""
 
 
 class Division:
@@ -44,15 +46,15 @@ class Division:
         """Into all shards."""
         return self._ways
 
-    def way(self, table: str, key: str | Mapping[str, str]) -> Enqueue:
-        """Into the shard of a row."""
+    def way(self, table: str, key: str | Mapping[str, str], route: str | None = None) -> Enqueue:
+        """Into the shard of a row, or of a routing value if there is one."""
         ways = self._ways
-        return ways[0] if len(ways) == 1 else ways[shard_of(table, key, len(ways))]
+        return ways[0] if len(ways) == 1 else ways[_shard(table, key, route, len(ways))]
 
-    def shards(self, rows: Iterable[tuple[str, str | Mapping[str, str]]]) -> list[int]:
+    def shards(self, rows: Iterable[Routed]) -> list[int]:
         """The number of each row's shard, from 0: all by one division, whatever another thread hears now."""
         count = len(self._ways)
-        return [shard_of(table, key, count) for table, key in rows]
+        return [_shard(*row, count) for row in rows]
 
     def have_changed(self) -> Steps[bool]:
         """Asks Redis whether there are others by now."""
@@ -104,3 +106,7 @@ class Division:
                     "it may have been ended"
                 )
             yield Pause(pause)
+
+
+def _shard(table: str, key: str | Mapping[str, str], route: str | None, shards: int) -> int:
+    return shard_of(table, key, shards) if route is None else shard_of_route(route, shards)

@@ -21,12 +21,17 @@ from .identity import scalar_text
 
 Op = Literal["put", "patch", "increment", "delete"]
 Id = str | int | UUID | Decimal | dt.date | Mapping[str, Any]
+Route = str | int
+"""What writes that have to be in one shard have in common: ``5`` and ``"5"`` are one."""
 
-WIRE_VERSION: Final = 2
+WIRE_VERSION: Final = 3
 """The newest that a message may say by its field ``v``; one that has none means 1."""
 
 MAX_TTL_S = 10 * 366 * 86_400
 """Longest time to live of a cache entry: ten years. Redis refuses far greater ones when it is set."""
+
+MAX_ROUTE = 1000
+"""Characters of a routing value that is a text."""
 
 MAX_COLUMNS = 1600
 """As many as a table of Postgres can have; a script's calls take not much more at once."""
@@ -42,13 +47,22 @@ _AS_THEY_ARE = frozenset({str, int, bool, type(None), UUID, dt.date})
 
 
 class Write(msgspec.Struct, frozen=True, gc=False):
-    """One validated write: ``columns`` maps column → JSON text, ``key`` is the id's text or texts."""
+    """One validated write: ``columns`` maps column → JSON text, ``key`` is the id's text or texts.
+
+    ``route``: what decides about its shard; ``None``: table and id do.
+    """
 
     op: Op
     table: str
     id_json: bytes
     key: str | dict[str, str]
     columns: dict[str, bytes]
+    route: str | None = None
+
+    @property
+    def says_version(self) -> bool:
+        """Whether its message has the field ``v`` already."""
+        return self.route is not None
 
     def message(self, cache_key: str, ttl_s: int) -> bytes:
         """The queue item, but for ``seq``: the script that accepts it puts that in front."""
@@ -56,8 +70,9 @@ class Write(msgspec.Struct, frozen=True, gc=False):
         data = b""
         if self.op != "delete":
             data = b',"data":{%b}' % b",".join([encode(c) + b":" + v for c, v in self.columns.items()])
-        return b'{"table":%b,"id":%b%b%b,"key":%b,"ttl":%d}' % (
-            encode(self.table), self.id_json, op, data, encode(cache_key), ttl_s,
+        route = b"" if self.route is None else b',"v":3,"route":%b' % encode(self.route)
+        return b'{"table":%b,"id":%b%b%b,"key":%b,"ttl":%d%b}' % (
+            encode(self.table), self.id_json, op, data, encode(cache_key), ttl_s, route,
         )  # fmt: skip
 
     def cache_fields(self) -> Sequence[str | bytes]:
@@ -65,9 +80,9 @@ class Write(msgspec.Struct, frozen=True, gc=False):
         return cache_fields(self.columns)
 
 
-def with_trace(message: bytes, trace: str, is_packed: bool = False) -> bytes:
-    """The message with the ``traceparent`` of what wrote it: one of version 2, as a packed one is already."""
-    version = b"" if is_packed else b',"v":2'
+def with_trace(message: bytes, trace: str, says_version: bool = False) -> bytes:
+    """The message with the ``traceparent`` of what wrote it: one of version 2 at least."""
+    version = b"" if says_version else b',"v":2'
     return b'%b%b,"trace":"%b"}' % (message[:-1], version, trace.encode())
 
 
@@ -122,11 +137,14 @@ def _member(name: Any) -> str:
     raise ValueError(f"a {type(name).__name__} cannot name a member of a JSON object")
 
 
-def make_write(op: Op, table: str, id: Id, data: Mapping[str, Any] | None) -> Write:
+def make_write(
+    op: Op, table: str, id: Id, data: Mapping[str, Any] | None, route: Route | None = None
+) -> Write:
     """Validates the arguments of a write.
 
     Raises:
-        InvalidWrite: no table, an empty id, a value that JSON cannot carry, an increment that is no number.
+        InvalidWrite: no table, an empty id, a value that JSON cannot carry, an increment that is no number,
+            a route that is none.
     """
     table = _name("table", table)
     id_json, key = _identity(table, id)
@@ -141,7 +159,19 @@ def make_write(op: Op, table: str, id: Id, data: Mapping[str, Any] | None) -> Wr
         if op == "increment":
             _check_deltas(table, data)
         columns = encode_row(table, data)
-    return Write(op, table, id_json, key, columns)
+    return Write(op, table, id_json, key, columns, None if route is None else route_text(route))
+
+
+def route_text(route: Route) -> str:
+    """A routing value as messages carry it. Raises :class:`InvalidWrite` for what is none."""
+    if isinstance(route, int) and not isinstance(route, bool):
+        return str(int(route))
+    if not isinstance(route, str) or not route or len(route) > MAX_ROUTE:
+        raise InvalidWrite(f"route: must be a number or a text of 1 to {MAX_ROUTE} characters, not {route!r}")
+    try:
+        return route.encode().decode()
+    except UnicodeEncodeError as error:
+        raise InvalidWrite(f"route: {route!r} is not Unicode: {error.reason}") from error
 
 
 def row_key(table: str, id: Id) -> str | dict[str, str]:

@@ -73,9 +73,11 @@ class TracedCore:
         """See :meth:`Core.invalidate`."""
         return self._span("invalidate", table, 1, lambda: self._core.invalidate(table, *rest, **named))
 
-    def invalidate_many(self, table: str, ids: Sequence[Id]) -> Steps[list[bool]]:
+    def invalidate_many(self, table: str, ids: Sequence[Id], *rest: Any) -> Steps[list[bool]]:
         """See :meth:`Core.invalidate_many`."""
-        return self._span("invalidate_many", table, len(ids), lambda: self._core.invalidate_many(table, ids))
+        return self._span(
+            "invalidate_many", table, len(ids), lambda: self._core.invalidate_many(table, ids, *rest)
+        )
 
     def call(self, operation: str, table: str | None, size: int, begin: Callable[[], Steps[T]]) -> Steps[T]:
         """See :meth:`Core.call`."""

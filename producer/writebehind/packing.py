@@ -10,19 +10,27 @@ from .frame import MAX_UNPACKED_BYTES, Compression, compressor
 from .message import Write, cache_fields, encode
 
 
-class PackedWrite(Write, frozen=True, gc=False):
+class PackedWrite(Write, frozen=True, gc=False, kw_only=True):
     """A write with ``frames`` for some of its columns: a message of version 2."""
 
     frames: dict[str, bytes]
 
+    @property
+    def says_version(self) -> bool:
+        """See :attr:`Write.says_version`."""
+        return True
+
     def message(self, cache_key: str, ttl_s: int) -> bytes:
         """See :meth:`Write.message`."""
         others = {c: v for c, v in self.columns.items() if c not in self.frames}
-        message = Write(self.op, self.table, self.id_json, self.key, others).message(cache_key, ttl_s)
+        message = Write(self.op, self.table, self.id_json, self.key, others, self.route).message(
+            cache_key, ttl_s
+        )
         packed = b",".join([b'%b:"%b"' % (encode(c), b64encode(f)) for c, f in self.frames.items()])
         # `unpacked` comes last: there `claim.lua` looks for it.
         size = sum(len(self.columns[c]) for c in self.frames)
-        return b'%b,"v":2,"packed":{%b},"unpacked":%d}' % (message[:-1], packed, size)
+        version = b',"v":2' if self.route is None else b""
+        return b'%b%b,"packed":{%b},"unpacked":%d}' % (message[:-1], version, packed, size)
 
     def cache_fields(self) -> list[str | bytes]:
         """See :meth:`Write.cache_fields`."""
@@ -47,7 +55,9 @@ class Packing:
             )
         if not frames:
             return write
-        return PackedWrite(write.op, write.table, write.id_json, write.key, write.columns, frames)
+        return PackedWrite(
+            write.op, write.table, write.id_json, write.key, write.columns, write.route, frames=frames
+        )
 
     def fields(self, columns: Mapping[str, bytes]) -> list[str | bytes] | None:
         """As :func:`cache_fields`; ``None`` for a row that is too large to be cached."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
 from .builtin import builtin
 from .errors import InvalidLoad, InvalidWrite, RowMismatch
-from .message import Id, encode, encode_row, plain
+from .message import Id, Route, encode, encode_row, plain
 from .object_shape import UNFIT, ObjectShape, R
 
 
@@ -18,11 +18,20 @@ class RowShape(ObjectShape[R]):
         kind: the class.
         key: the fields that make the row's id.
         parse_float: as of :class:`ObjectShape`.
+        route: the field that is the row's routing value, if one is.
     """
 
-    def __init__(self, kind: type[R], key: tuple[str, ...], parse_float: Callable[[str], Any]) -> None:
+    def __init__(
+        self,
+        kind: type[R],
+        key: tuple[str, ...],
+        parse_float: Callable[[str], Any],
+        route: str | None = None,
+    ) -> None:
         super().__init__(kind, parse_float)
-        self.key = key
+        self.key, self._route = key, route
+        if route is not None and route not in self.fields:
+            raise TypeError(f"{kind.__name__} has no field {route!r}: route= names one of its fields")
         if not key or (missing := [name for name in key if name not in self.fields]):
             what = f"no field {missing[0]!r}" if key else "no key"
             raise TypeError(
@@ -45,6 +54,21 @@ class RowShape(ObjectShape[R]):
             raise InvalidWrite(f"{table}: an id is a tuple ({', '.join(self.key)}), not {id!r}")
         return {name: _builtin(table, name, value) for name, value in zip(self.key, id, strict=True)}
 
+    def route_of(self, table: str, row: R, given: Route | None) -> Route | None:
+        """The routing value of a row: the one that is given, or in its field."""
+        if given is not None or self._route is None:
+            return given
+        return cast(Route, _builtin(table, self._route, _attribute(table, row, self._route)))
+
+    def route(self, table: str, id: Any, given: Route | None) -> Route | None:
+        """The same by an id. Raises :class:`InvalidWrite` where it does not tell, and none is given."""
+        if given is not None or self._route is None:
+            return given
+        if self._route not in self.key:
+            raise InvalidWrite(f"{table}: an id does not tell {self._route!r}: give route=")
+        known = self.id(table, id)
+        return cast(Route, known[self._route] if isinstance(known, Mapping) else known)
+
     def values(self, table: str, row: R) -> dict[str, Any]:
         """Column → value. Raises :class:`InvalidWrite` for a value that cannot be written."""
         return {name: _builtin(table, name, _attribute(table, row, name)) for name in self.fields}
@@ -61,12 +85,18 @@ class RowShape(ObjectShape[R]):
                 raise InvalidWrite(f"{table}.{name}: {error}") from error
         return values
 
-    def given(self, table: str, fields: Mapping[str, Any] | None, named: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields that a call names, by a mapping and by keywords.
+    def given(
+        self,
+        table: str,
+        fields: Mapping[str, Any] | None,
+        named: Mapping[str, Any],
+        arguments: Collection[str] = ("wait", "durability", "route"),
+    ) -> dict[str, Any]:
+        """The fields that a call with these ``arguments`` names, by a mapping and by keywords.
 
         Raises :class:`InvalidWrite` for keywords where one of them could be the call's own.
         """
-        if (named or fields is None) and (own := self.fields.keys() & {"wait", "durability"}):
+        if (named or fields is None) and (own := self.fields.keys() & set(arguments)):
             raise InvalidWrite(
                 f"{table}: {self.kind.__name__} has a field {min(own)!r}, as the call has an argument: "
                 "give the fields as a mapping"
@@ -80,6 +110,10 @@ class RowShape(ObjectShape[R]):
             raise InvalidWrite(f"{table}: {self.kind.__name__} has no field {name!r}; it has: {known}")
         if name in self.key:
             raise InvalidWrite(f"{table}.{name}: a field of the key cannot be changed")
+        if name == self._route:
+            raise InvalidWrite(
+                f"{table}.{name}: a routing value cannot be changed: the row's writes have one"
+            )
 
     def encode(self, table: str, loaded: Any) -> dict[str, bytes]:
         """Column → JSON text of what a loader returned: a row or a mapping."""

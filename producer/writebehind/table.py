@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic
 from .batch import Batch
 from .carrier import Carrier
 from .durability import Durability
-from .message import Id
+from .message import Id, Route
 from .object_shape import R
 from .receipt import Receipt
 from .shape import RowShape
@@ -34,10 +34,18 @@ class Table(Generic[R]):
         self._wb, self._carrier, self._rows = wb, carrier, rows
         self._shape, self.name = rows.shape, rows.name
 
-    def put(self, row: R, *, wait: float | None = None, durability: Durability | None = None) -> Receipt:
+    def put(
+        self,
+        row: R,
+        *,
+        route: Route | None = None,
+        wait: float | None = None,
+        durability: Durability | None = None,
+    ) -> Receipt:
         """The row exists, and is so: all fields are written. See :meth:`WriteBehind.put`."""
         id, data = self._shape.id_of(self.name, row), self._shape.values(self.name, row)
-        return self._wb.put(self.name, id, data, wait=wait, durability=durability)
+        route = self._shape.route_of(self.name, row, route)
+        return self._wb.put(self.name, id, data, route=route, wait=wait, durability=durability)
 
     def patch(
         self,
@@ -45,16 +53,20 @@ class Table(Generic[R]):
         changes: Mapping[str, Any] | None = None,
         /,
         *,
+        route: Route | None = None,
         wait: float | None = None,
         durability: Durability | None = None,
         **named: Any,
     ) -> Receipt:
         """Changes fields of a row that exists. See :meth:`WriteBehind.patch`.
 
-        Of a class with a field ``wait`` or ``durability`` the fields are given as a mapping only.
+        Of a class with a field ``wait``, ``durability`` or ``route`` the fields are given as a mapping only.
         """
         data = self._shape.changes(self.name, self._shape.given(self.name, changes, named))
-        return self._wb.patch(self.name, self._rows.id(id), data, wait=wait, durability=durability)
+        route = self._rows.route(id, route)
+        return self._wb.patch(
+            self.name, self._rows.id(id), data, route=route, wait=wait, durability=durability
+        )
 
     def increment(
         self,
@@ -62,19 +74,29 @@ class Table(Generic[R]):
         deltas: Mapping[str, Any] | None = None,
         /,
         *,
+        route: Route | None = None,
         wait: float | None = None,
         durability: Durability | None = None,
         **named: Any,
     ) -> Receipt:
         """Adds to numeric fields, given as by :meth:`patch`. See :meth:`WriteBehind.increment`."""
         data = checked_names(self._shape, self.name, self._shape.given(self.name, deltas, named))
-        return self._wb.increment(self.name, self._rows.id(id), data, wait=wait, durability=durability)
+        route = self._rows.route(id, route)
+        return self._wb.increment(
+            self.name, self._rows.id(id), data, route=route, wait=wait, durability=durability
+        )
 
     def delete(
-        self, id: TypedId, *, wait: float | None = None, durability: Durability | None = None
+        self,
+        id: TypedId,
+        *,
+        route: Route | None = None,
+        wait: float | None = None,
+        durability: Durability | None = None,
     ) -> Receipt:
         """The row does not exist any more. See :meth:`WriteBehind.delete`."""
-        return self._wb.delete(self.name, self._rows.id(id), wait=wait, durability=durability)
+        route = self._rows.route(id, route)
+        return self._wb.delete(self.name, self._rows.id(id), route=route, wait=wait, durability=durability)
 
     def into(self, batch: Batch) -> TableWrites[R]:
         """Typed writes that go into a batch: ``with wb.batch() as batch: users.into(batch).put(row)``."""
@@ -85,6 +107,7 @@ class Table(Generic[R]):
         id: TypedId,
         load: Callable[[Any], R | Mapping[str, Any] | None] | None = None,
         *,
+        route: Route | None = None,
         timeout: float = 5.0,
     ) -> R | None:
         """The row as last written, or ``None``. See :meth:`WriteBehind.get`.
@@ -101,28 +124,29 @@ class Table(Generic[R]):
             InvalidLoad: what the loader returned does not fit.
             FlushTimeout: as :meth:`WriteBehind.get`.
         """
-        return self._carrier.run(self._rows.get(id, load, timeout))
+        return self._carrier.run(self._rows.get(id, load, timeout, route))
 
     def get_many(
         self,
         ids: Sequence[TypedId],
         load: Callable[[list[Any]], Mapping[Any, Any] | Sequence[Any]] | None = None,
         *,
+        route: Route | None = None,
         timeout: float = 5.0,
     ) -> list[R | None]:
         """A row or ``None`` for each id. See :meth:`WriteBehind.get_many`.
 
         Cached rows that do not fit the class are treated as by :meth:`get`.
         """
-        return self._carrier.run(self._rows.get_many(ids, load, timeout))
+        return self._carrier.run(self._rows.get_many(ids, load, timeout, route))
 
-    def invalidate(self, id: TypedId, *, wait: float | None = None) -> bool:
+    def invalidate(self, id: TypedId, *, route: Route | None = None, wait: float | None = None) -> bool:
         """Removes a row from the cache. See :meth:`WriteBehind.invalidate`."""
-        return self._carrier.run(self._rows.invalidate(id, wait))
+        return self._carrier.run(self._rows.invalidate(id, wait, route))
 
-    def invalidate_many(self, ids: Sequence[TypedId]) -> list[bool]:
+    def invalidate_many(self, ids: Sequence[TypedId], *, route: Route | None = None) -> list[bool]:
         """Removes many rows from the cache. See :meth:`WriteBehind.invalidate_many`."""
-        return self._carrier.run(self._rows.invalidate_many(ids))
+        return self._carrier.run(self._rows.invalidate_many(ids, route))
 
 
 class TableWrites(Generic[R]):
@@ -132,23 +156,40 @@ class TableWrites(Generic[R]):
         self._batch, self._rows = batch, rows
         self._shape, self.name = rows.shape, rows.name
 
-    def put(self, row: R) -> None:
+    def put(self, row: R, *, route: Route | None = None) -> None:
         """See :meth:`Table.put`."""
-        self._batch.put(self.name, self._shape.id_of(self.name, row), self._shape.values(self.name, row))
+        id, data = self._shape.id_of(self.name, row), self._shape.values(self.name, row)
+        self._batch.put(self.name, id, data, route=self._shape.route_of(self.name, row, route))
 
-    def patch(self, id: TypedId, changes: Mapping[str, Any] | None = None, /, **named: Any) -> None:
+    def patch(
+        self,
+        id: TypedId,
+        changes: Mapping[str, Any] | None = None,
+        /,
+        *,
+        route: Route | None = None,
+        **named: Any,
+    ) -> None:
         """See :meth:`Table.patch`."""
-        data = self._shape.changes(self.name, {**(changes or {}), **named})
-        self._batch.patch(self.name, self._rows.id(id), data)
+        data = self._shape.changes(self.name, self._shape.given(self.name, changes, named, ("route",)))
+        self._batch.patch(self.name, self._rows.id(id), data, route=self._rows.route(id, route))
 
-    def increment(self, id: TypedId, deltas: Mapping[str, Any] | None = None, /, **named: Any) -> None:
+    def increment(
+        self,
+        id: TypedId,
+        deltas: Mapping[str, Any] | None = None,
+        /,
+        *,
+        route: Route | None = None,
+        **named: Any,
+    ) -> None:
         """See :meth:`Table.increment`."""
-        data = checked_names(self._shape, self.name, {**(deltas or {}), **named})
-        self._batch.increment(self.name, self._rows.id(id), data)
+        data = checked_names(self._shape, self.name, self._shape.given(self.name, deltas, named, ("route",)))
+        self._batch.increment(self.name, self._rows.id(id), data, route=self._rows.route(id, route))
 
-    def delete(self, id: TypedId) -> None:
+    def delete(self, id: TypedId, *, route: Route | None = None) -> None:
         """See :meth:`Table.delete`."""
-        self._batch.delete(self.name, self._rows.id(id))
+        self._batch.delete(self.name, self._rows.id(id), route=self._rows.route(id, route))
 
 
 def checked_names(shape: RowShape[Any], table: str, deltas: Mapping[str, Any]) -> Mapping[str, Any]:

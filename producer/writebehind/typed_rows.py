@@ -10,7 +10,7 @@ from typing import Any, Generic, cast
 from .cache import BulkLoader, Loader, RowCache, Wanted
 from .core import Core
 from .errors import RowMismatch
-from .message import Id
+from .message import Id, Route
 from .object_shape import R
 from .shape import RowShape
 from .steps import Steps, T
@@ -21,30 +21,40 @@ _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 class TypedRows(Generic[R]):
     """The rows of one table as objects of one class."""
 
-    def __init__(self, core: Core, kind: type[R], name: str | None, key: str | Sequence[str]) -> None:
+    def __init__(
+        self,
+        core: Core,
+        kind: type[R],
+        name: str | None,
+        key: str | Sequence[str],
+        route: str | None = None,
+    ) -> None:
         self._core = core
-        self.shape = RowShape(kind, (key,) if isinstance(key, str) else tuple(key), core.settings.parse_float)
+        keys = (key,) if isinstance(key, str) else tuple(key)
+        self.shape = RowShape(kind, keys, core.settings.parse_float, route)
         self.name = name or _WORD.sub("_", kind.__name__).lower()
         self._cache = RowCache(core.settings, self.shape)
 
-    def get(self, id: Any, load: Loader | None, timeout: float) -> Steps[R | None]:
+    def get(self, id: Any, load: Loader | None, timeout: float, route: Route | None) -> Steps[R | None]:
         """See :meth:`Table.get`."""
 
         def get() -> Steps[R | None]:
-            return self._core.by_shards_of_now(lambda left: self._get(id, load, left), timeout)
+            return self._core.by_shards_of_now(lambda left: self._get(id, load, left, route), timeout)
 
         return self._core.call("get", self.name, 1, get)
 
-    def get_many(self, ids: Sequence[Any], load: BulkLoader | None, timeout: float) -> Steps[list[R | None]]:
+    def get_many(
+        self, ids: Sequence[Any], load: BulkLoader | None, timeout: float, route: Route | None
+    ) -> Steps[list[R | None]]:
         """See :meth:`Table.get_many`."""
 
         def get_many() -> Steps[list[R | None]]:
-            return self._core.by_shards_of_now(lambda left: self._get_many(ids, load, left), timeout)
+            return self._core.by_shards_of_now(lambda left: self._get_many(ids, load, left, route), timeout)
 
         return self._core.call("get_many", self.name, len(ids), get_many)
 
-    def _get(self, id: Any, load: Loader | None, timeout: float) -> Steps[R | None]:
-        wanted = yield from self._wanted(id)
+    def _get(self, id: Any, load: Loader | None, timeout: float, route: Route | None) -> Steps[R | None]:
+        wanted = yield from self._wanted(id, route)
         deadline = time.monotonic() + timeout
         try:
             row = yield from self._cache.get(wanted, self.name, load, timeout)
@@ -56,10 +66,10 @@ class TypedRows(Generic[R]):
             )
         return cast(R | None, row)
 
-    def _get_many(self, ids: Sequence[Any], load: BulkLoader | None, timeout: float) -> Steps[list[R | None]]:
-        wanted: list[Wanted] = []
-        for id in ids:
-            wanted.append((yield from self._wanted(id)))
+    def _get_many(
+        self, ids: Sequence[Any], load: BulkLoader | None, timeout: float, route: Route | None
+    ) -> Steps[list[R | None]]:
+        wanted = yield from self._all_wanted(ids, route)
         deadline = time.monotonic() + timeout
         try:
             rows = yield from self._cache.get_many(wanted, self.name, load, timeout)
@@ -71,20 +81,35 @@ class TypedRows(Generic[R]):
             )
         return cast(list[R | None], rows)
 
-    def invalidate(self, id: Any, wait: float | None) -> Steps[bool]:
+    def invalidate(self, id: Any, wait: float | None, route: Route | None) -> Steps[bool]:
         """See :meth:`Table.invalidate`."""
-        return self._core.invalidate(self.name, self.id(id), wait)
+        return self._core.invalidate(self.name, self.id(id), wait, self.route(id, route))
 
-    def invalidate_many(self, ids: Sequence[Any]) -> Steps[list[bool]]:
+    def invalidate_many(self, ids: Sequence[Any], route: Route | None) -> Steps[list[bool]]:
         """See :meth:`Table.invalidate_many`."""
-        return self._core.invalidate_many(self.name, [self.id(id) for id in ids])
+
+        def invalidate_many() -> Steps[list[bool]]:
+            wanted = yield from self._all_wanted(ids, route)
+            return (yield from self._cache.invalidate_many([one.where for one in wanted]))
+
+        return self._core.call("invalidate_many", self.name, len(ids), invalidate_many)
 
     def id(self, id: Any) -> Id:
         """The id as the untyped calls have it."""
         return self.shape.id(self.name, id)
 
-    def _wanted(self, id: Any) -> Steps[Wanted]:
-        return (yield from self._core.wanted_row(self.name, self.id(id), id))
+    def route(self, id: Any, given: Route | None) -> Route | None:
+        """The routing value of a row by its id; ``given`` by the call, if it is."""
+        return self.shape.route(self.name, id, given)
+
+    def _wanted(self, id: Any, route: Route | None) -> Steps[Wanted]:
+        return (yield from self._core.wanted_row(self.name, self.id(id), id, self.route(id, route)))
+
+    def _all_wanted(self, ids: Sequence[Any], route: Route | None) -> Steps[list[Wanted]]:
+        wanted: list[Wanted] = []
+        for id in ids:
+            wanted.append((yield from self._wanted(id, route)))
+        return wanted
 
     def _afresh(
         self, wanted: Sequence[Wanted], read: Callable[[float], Steps[T]], deadline: float

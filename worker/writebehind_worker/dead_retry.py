@@ -44,6 +44,7 @@ class Shown(NamedTuple):
     op: Op
     cache_key: str
     fields: Sequence[str | bytes]
+    route: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +85,9 @@ def make_correction(letter: Letter, body: bytes, corrected: str, keys: QueueKeys
             "--body: its `key` is the cache entry of another row, that of the letter",
             "leave `key` and `ttl` away; the letter is unchanged",
         )
-    if is_same_row and "key" not in fields:
-        fields = {name: was[name] for name in ("key", "ttl") if name in was} | fields
+    missing = () if "key" in fields else ("key", "ttl")
+    if is_same_row and (kept := [name for name in (*missing, "route") if name in was]):
+        fields = {name: was[name] for name in kept} | fields
         message = _composed(fields, letter.id, force)
     return Retry(letter.id, message, _shown(message, keys))
 
@@ -116,7 +118,8 @@ def _shown(message: bytes, keys: QueueKeys) -> Shown | None:
     columns = {name: bytes(text) for name, text in (read.columns or {}).items()}
     if len(columns) > MAX_COLUMNS:
         return None
-    return Shown(read.table, read.id, read.op, read.cache_key, packed_fields(columns, frames_of(read)))
+    shown = packed_fields(columns, frames_of(read))
+    return Shown(read.table, read.id, read.op, read.cache_key, shown, read.route)
 
 
 def chunks(letters: Iterable[Letter]) -> Iterator[list[Letter]]:
@@ -178,7 +181,7 @@ class Sender:
 
     def _way(self, retry: Retry) -> Enqueue:
         assert retry.shown is not None
-        return self._division.way(retry.shown.table, retry.shown.key)
+        return self._division.way(retry.shown.table, retry.shown.key, retry.shown.route)
 
     def _accept(self, way: Enqueue, retries: Sequence[Retry]) -> None:
         entries: list[str] = []

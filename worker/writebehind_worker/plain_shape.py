@@ -35,7 +35,8 @@ class PlainMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, gc=
     seq: Annotated[int, Meta(gt=0)] | None = None
     key: str | None = None
     ttl: Annotated[int, Meta(ge=1, le=MAX_TTL_S)] | None = None
-    v: Literal[1, 2] = 1
+    v: Literal[1, 2, 3] = 1
+    route: str | int | None = None
     trace: Raw = Raw(b"")  # whatever it is: only `tracing` looks at it
 
 

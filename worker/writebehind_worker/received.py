@@ -74,6 +74,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     fault: Fault | None = None
     newer_version: int | None = None  # of the wire format, where it is one that we do not know
     lacks_zstd: bool = False  # it is compressed in a way that this installation cannot read
+    route: str | None = None  # what has decided about its shard, where it was given
 
 
 class _Envelope(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -89,6 +90,7 @@ class _Envelope(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     v: int = 1
     packed: dict[str, str] | None = None
     unpacked: int | None = None
+    route: str | int | None = None
     trace: msgspec.Raw = msgspec.Raw(b"")  # whatever it is: only `tracing` looks at it
 
 
@@ -153,6 +155,7 @@ def _message(position: int, body: bytes, read: _Envelope, clock: int) -> Message
         read.ttl or DEFAULT_TTL_S,
         read.retry,
         read.force,
+        route=None if read.route is None else str(read.route),
     )
 
 
