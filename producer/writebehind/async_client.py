@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Unpack
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import Redis
 
+from .address import connect_async
 from .async_batch import AsyncBatch
 from .async_carrier import AsyncCarrier
 from .async_changes import AsyncChanges
@@ -57,8 +58,7 @@ class AsyncWriteBehind:
         There are 100 connections at most: further calls wait, for as long as a reply may take.
         """
         given = {**CONNECTIONS, "max_connections": 100, **(redis_options or {})}
-        pool = BlockingConnectionPool.from_url(url, **{"timeout": given["socket_timeout"], **given})
-        return cls(Redis.from_pool(pool), **options)
+        return cls(connect_async(url, {"timeout": given["socket_timeout"], **given}), **options)
 
     async def close(self) -> None:
         """Closes the Redis connections."""

@@ -7,6 +7,7 @@ from typing import Any, Unpack
 
 from redis import Redis
 
+from .address import connect
 from .batch import Accept, Batch
 from .cache import BulkLoader, Loader, Row
 from .carrier import Carrier
@@ -50,12 +51,14 @@ class WriteBehind:
     def from_url(
         cls, url: str, *, redis_options: Mapping[str, Any] | None = None, **options: Unpack[Options]
     ) -> WriteBehind:
-        """Connects to ``redis://``, ``rediss://`` or ``unix://``.
+        """Connects to one server, or to the primary that sentinels name; see docs/scaling.md for the URLs.
 
-        ``redis_options`` go to ``redis.Redis.from_url``: pooling, timeouts, TLS, retries. Both timeouts are
+        ``redis_options`` go to redis-py's client: pooling, timeouts, TLS, retries. Both timeouts are
         5 s unless given there or in the URL. The other options are those of the class.
+
+        Raises ``ValueError`` for a wrong URL.
         """
-        return cls(Redis.from_url(url, **{**CONNECTIONS, **(redis_options or {})}), **options)
+        return cls(connect(url, {**CONNECTIONS, **(redis_options or {})}), **options)
 
     def close(self) -> None:
         """Closes the Redis connections; those of a pool of the caller's go back to it."""

@@ -30,12 +30,12 @@ class RedisPair:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            folder = _folder(stack)
+            folder = temporary_folder(stack)
             self.primary = EmbeddedRedis(folder / "primary", options={"repl-diskless-sync-delay": "0"})
-            _start(stack, self.primary)
+            started_in(stack, self.primary)
             self.link = stack.enter_context(Proxy.to(self.primary.url))
             self.replica = EmbeddedRedis(folder / "replica")
-            _start(stack, self.replica)
+            started_in(stack, self.replica)
             self.address = stack.enter_context(Proxy.to(self.primary.url))
             self.url = proxied_url(self.primary.url, self.address.port)
             self.on_primary = stack.enter_context(redis.Redis.from_url(self.primary.url))
@@ -84,13 +84,13 @@ class PostgresPair:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            folder = _folder(stack)
+            folder = temporary_folder(stack)
             self.primary = EmbeddedPostgres(folder / "primary", options=FAST_POSTGRES)
-            _start(stack, self.primary)
+            started_in(stack, self.primary)
             self.link = stack.enter_context(Proxy.to(self.primary.url))
             self.standby = _Standby(folder / "standby", options=FAST_POSTGRES)
             self.standby.source = f"host=127.0.0.1 port={self.link.port} user=postgres"
-            _start(stack, self.standby)
+            started_in(stack, self.standby)
             self.address = stack.enter_context(Proxy.to(self.primary.url))
             self.url = proxied_url(self.primary.url, self.address.port)
             self._stack = stack.pop_all()
@@ -161,13 +161,13 @@ class _Standby(EmbeddedPostgres):
         return len(lines) > 7 and lines[0] == str(self.pid) and lines[7] in ("standby", "ready")
 
 
-def _folder(stack: ExitStack) -> Path:
+def temporary_folder(stack: ExitStack) -> Path:
     folder = temporary_data_dir()
     stack.callback(shutil.rmtree, folder)
     return folder
 
 
-def _start(stack: ExitStack, server: EmbeddedRedis | EmbeddedPostgres) -> None:
+def started_in(stack: ExitStack, server: EmbeddedRedis | EmbeddedPostgres) -> None:
     try:
         stack.callback(server.kill)
         server.start()

@@ -22,6 +22,7 @@ from redis.exceptions import BusyLoadingError, ConnectionError, TimeoutError
 from redis.retry import Retry
 
 from writebehind import Receipt, WriteBehind
+from writebehind.address import connect
 from writebehind.keys import QueueKeys
 from writebehind_worker.config import SETTINGS, Config
 from writebehind_worker.log import get_logger
@@ -93,7 +94,7 @@ class RunningWorker:
 
 def _wake(redis_url: str) -> None:
     """Ends the waiting of idle owners, which lasts up to a second: to them it looks like a time-out."""
-    with Redis.from_url(redis_url, socket_timeout=1, retry=Retry(NoBackoff(), 0)) as client:
+    with connect(redis_url, {"socket_timeout": 1, "retry": Retry(NoBackoff(), 0)}) as client:
         for connection in client.client_list():
             if connection["cmd"] == "blmove":
                 client.client_unblock(int(connection["id"]))

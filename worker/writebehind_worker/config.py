@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, timeout_from_conninfo
-from redis import ConnectionPool
 
+from writebehind.address import read_address
 from writebehind.keys import DEFAULT_QUEUE
 from writebehind.shards import MAX_SHARDS
 
@@ -106,7 +106,7 @@ class Config:
 
     redis_url: str = _option(
         "redis://localhost:6379/0",
-        "Redis or Valkey: redis://, rediss:// (TLS) or unix:// URL.",
+        "Redis or Valkey: redis://, rediss:// (TLS), unix://, redis+sentinel:// or redis+cluster:// URL.",
         secret=True,
     )
     postgres_url: str = _option(
@@ -233,14 +233,15 @@ def _check(setting: Setting, value: Any) -> None:
 
 def _check_redis_url(url: str) -> None:
     try:
-        ConnectionPool.from_url(url)  # parses, does not connect
+        read_address(url)
     except ValueError:  # its text may quote a part of the password
         shown = (
             f"is {redacted(url)!r}" if re.match(r"[\w+.-]+://", url) else "is no URL"
         )  # where would one be?
         raise SETTINGS["redis_url"].wrong(
-            f"{shown}; allowed: redis://[user:password@]host[:port]/db, rediss://…, "
-            "unix://path (percent-encode what is special in a password)"
+            f"{shown}; allowed: redis://[user:password@]host[:port]/db, rediss://…, unix://path, "
+            "redis+sentinel://host,host/service, redis+cluster://host,host "
+            "(percent-encode what is special in a password)"
         ) from None
 
 

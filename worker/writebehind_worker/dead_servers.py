@@ -10,6 +10,7 @@ import redis
 from psycopg import errors as pg
 
 from writebehind import QueueFull, WriteBehindError
+from writebehind.address import connect as to_redis
 
 from .config import Config
 from .connections import postgres_error, redis_error
@@ -40,7 +41,7 @@ def dead_letters(config: Config) -> Iterator[DeadLetters]:
 @contextmanager
 def connected_redis(config: Config) -> Iterator[redis.Redis]:
     try:
-        with redis.Redis.from_url(config.redis_url, socket_timeout=5.0, socket_connect_timeout=5.0) as client:
+        with to_redis(config.redis_url, {"socket_timeout": 5.0, "socket_connect_timeout": 5.0}) as client:
             yield client
     except QueueFull as error:
         hint = "what was sent stays sent; once the worker has caught up, run the same command again"

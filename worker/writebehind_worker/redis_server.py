@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from redis import ConnectionPool, Redis
+from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import ReadOnlyError
 from redis.retry import Retry
+
+from writebehind.address import connect, read_address
 
 from .config import Config, redacted
 from .errors import ClusteredRedis, FatalError, UnsafeRedis, UnsupportedRedis
@@ -30,12 +32,13 @@ class RedisLink:
 
     def __init__(self, url: str) -> None:
         self.connections = 0
-        self.client = Redis.from_url(
+        self.client = connect(
             url,
-            socket_timeout=_TIMEOUT_S,
-            socket_connect_timeout=_TIMEOUT_S,
-            retry=Retry(NoBackoff(), 0),
-            redis_connect_func=self._connected,
+            {
+                **dict.fromkeys(_TIMEOUTS, _TIMEOUT_S),
+                "retry": Retry(NoBackoff(), 0),
+                "redis_connect_func": self._connected,
+            },
         )
         # redis-py keeps each of them twice, the second time as what to go back to ("orig_...").
         given = self.client.connection_pool.connection_kwargs
@@ -90,15 +93,17 @@ def endless_timeouts(url: str) -> list[str]:
 def longest_silence_s(url: str) -> float:
     """Seconds that a worker may wait for a Redis that does not answer, before it begins again.
 
-    Twice an attempt and a reply: what it is about, and then to let go of the lease.
+    Twice an attempt and a reply: what it is about, and then to let go of the lease. Before an attempt each
+    sentinel may be asked in turn.
     """
     bounded = timeouts(url)
-    return 2 * (_ADDRESSES * bounded["socket_connect_timeout"] + bounded["socket_timeout"])
+    servers = 1 + read_address(url).asks_first
+    return 2 * servers * (_ADDRESSES * bounded["socket_connect_timeout"] + bounded["socket_timeout"])
 
 
 def _asked(url: str) -> dict[str, float]:
-    asked = ConnectionPool.from_url(url, **dict.fromkeys(_TIMEOUTS, _TIMEOUT_S)).connection_kwargs
-    return {n: asked[n] for n in _TIMEOUTS}
+    asked = read_address(url).options
+    return {n: asked.get(n, _TIMEOUT_S) for n in _TIMEOUTS}
 
 
 def redis_risks(info: Mapping[str, Any]) -> set[RedisRisk]:

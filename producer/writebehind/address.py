@@ -1,0 +1,141 @@
+"""Where Redis is: one server, the primary that sentinels name, or a cluster; by one URL.
+
+    redis://[user:password@]host[:port][/db]                            rediss:// with TLS
+    unix:///path
+    redis+sentinel://[user:password@]host[:port],host[:port]/service[/db]     rediss+sentinel://
+    redis+cluster://[user:password@]host[:port],host[:port]             rediss+cluster://
+
+Options follow as ``?name=value``, named as redis-py has them. Of sentinels that ask for a password of their
+own: ``sentinel_username``, ``sentinel_password``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from urllib.parse import unquote
+
+from redis import Redis, RedisCluster
+from redis import asyncio as redis_asyncio
+from redis.asyncio.cluster import ClusterNode as AsyncClusterNode
+from redis.asyncio.connection import BlockingConnectionPool
+from redis.cluster import ClusterNode
+from redis.connection import parse_url
+
+from .sentinel import Host, async_primary, primary
+
+SCHEMES = "redis://, rediss://, unix://, redis+sentinel://host,host/service or redis+cluster://host,host"
+"""What a message about a wrong URL names."""
+
+_SCHEME = re.compile(r"redis(s?)\+(sentinel|cluster)://")
+_PORTS = {"sentinel": 26379, "cluster": 6379}
+_OF_SENTINELS = "sentinel_"
+_CLUSTER_DB = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A URL, read. The ``repr`` shows no password.
+
+    ``options``: of the connections, by redis-py's names. ``sentinel_options``: of those to the sentinels.
+    """
+
+    kind: Literal["single", "sentinel", "cluster"]
+    url: str = field(repr=False)
+    options: Mapping[str, Any] = field(repr=False)
+    hosts: tuple[Host, ...] = ()
+    service: str = ""
+    sentinel_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    tls: bool = False
+
+    @property
+    def asks_first(self) -> int:
+        """How many servers may be asked where the primary is, before it is connected to."""
+        return len(self.hosts) if self.kind == "sentinel" else 0
+
+
+def read_address(url: str) -> Address:
+    """Parses a URL; connects to nothing.
+
+    Raises:
+        ValueError: it is none of these. The text quotes nothing of the URL but what is no secret.
+    """
+    found = _SCHEME.match(url)
+    if found is None:
+        return Address("single", url, _options(url))
+    kind: Literal["sentinel", "cluster"] = "sentinel" if found[2] == "sentinel" else "cluster"
+    rest, _, query = url[found.end() :].partition("?")
+    authority, _, path = rest.partition("/")
+    account, at, names = authority.rpartition("@")
+    options = _options(f"redis://{account}{at}_/?{query}")
+    del options["host"]
+    sentinel_options = {
+        name.removeprefix(_OF_SENTINELS): options.pop(name)
+        for name in [name for name in options if name.startswith(_OF_SENTINELS)]
+    }
+    hosts = tuple(_host(name, _PORTS[kind]) for name in names.split(","))
+    service, _, db = path.partition("/")
+    if kind == "cluster":
+        service, db = "", service
+        if sentinel_options:
+            raise ValueError(f"{_OF_SENTINELS}… are options of redis+sentinel://")
+    elif not service:
+        raise ValueError("redis+sentinel://host,host/service: the name of the service is missing")
+    if db and not db.isdecimal():
+        raise ValueError(f"{db!r} is no number of a database")
+    if kind == "cluster" and int(db or options.get("db", _CLUSTER_DB)) != _CLUSTER_DB:
+        raise ValueError("a cluster has no database but 0")
+    if db:
+        options["db"] = int(db)
+    return Address(kind, url, options, hosts, unquote(service), sentinel_options, bool(found[1]))
+
+
+def _options(url: str) -> dict[str, Any]:
+    found: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
+    return found
+
+
+def _host(text: str, port: int) -> Host:
+    found = re.fullmatch(r"(\[[0-9A-Fa-f:.%]+\]|[^:\[\]]+)(?::([0-9]{1,5}))?", text)
+    if found is None or not 0 < int(found[2] or port) < 65536:
+        raise ValueError(f"{text!r} is no host, nor host:port")
+    return unquote(found[1].strip("[]")), int(found[2] or port)
+
+
+def connect(url: str, options: Mapping[str, Any]) -> Redis:
+    """A client; what the URL says wins over ``options``, as with redis-py.
+
+    Raises ``ValueError`` for a wrong URL. That of a cluster asks its nodes for their slots: it raises
+    redis-py's errors where none answers.
+    """
+    address = read_address(url)
+    if address.kind == "single":
+        return Redis.from_url(url, **options)
+    given = {**options, **address.options}
+    if address.kind == "sentinel":
+        asking = _asking(address, given)
+        return primary(list(address.hosts), address.service, asking, given, tls=address.tls)
+    nodes = [ClusterNode(host, port) for host, port in address.hosts]  # type: ignore[no-untyped-call]
+    return RedisCluster(startup_nodes=nodes, ssl=address.tls, **given)  # type: ignore[return-value]
+
+
+def connect_async(url: str, options: Mapping[str, Any]) -> redis_asyncio.Redis:
+    """The same on an event loop; ``options`` are of ``redis.asyncio.BlockingConnectionPool``."""
+    address = read_address(url)
+    if address.kind == "single":
+        return redis_asyncio.Redis.from_pool(BlockingConnectionPool.from_url(url, **options))
+    given = {**options, **address.options}
+    if address.kind == "sentinel":
+        asking = _asking(address, given)
+        return async_primary(list(address.hosts), address.service, asking, given, tls=address.tls)
+    del given["timeout"]
+    nodes = [AsyncClusterNode(host, port) for host, port in address.hosts]
+    return redis_asyncio.RedisCluster(startup_nodes=nodes, ssl=address.tls, **given)  # type: ignore[return-value]
+
+
+def _asking(address: Address, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the connections to the sentinels."""
+    shared = {name: value for name, value in given.items() if name.startswith(("socket_", "ssl_"))}
+    return {**shared, **address.sentinel_options}

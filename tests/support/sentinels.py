@@ -1,0 +1,167 @@
+"""A primary, a replica of it and three sentinels as real processes.
+
+    clients ─▶ sentinels: where is the primary?        primary ─▶ link ─▶ replica
+
+The replica is reached directly. While ``link`` is held it lags, and is promoted all the same: to the
+sentinels its connection to the primary is up.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, Self, cast
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from tests.support.replica import started_in, temporary_folder
+from tests.support.workers import free_port
+
+from writebehind_worker.embedded import EmbeddedRedis
+from writebehind_worker.testing.proxy import Proxy
+from writebehind_worker.testing.wait import wait_until
+
+SERVICE = "main"
+_DOWN_AFTER_MS = 500
+_FAILOVER_TIMEOUT_MS = 60_000  # sooner they would make the replica follow the primary directly
+_REPLICA = {"repl-diskless-sync-delay": "0", "repl-timeout": "3600"}
+
+
+class Sentinels:
+    """``url`` names the service; ``servers`` are the primary that was, and the replica."""
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            folder = temporary_folder(stack)
+            self.servers = [EmbeddedRedis(folder / name, options=_REPLICA) for name in ("first", "second")]
+            for server in self.servers:
+                started_in(stack, server)
+            first, second = self.servers
+            with self.on(second) as client:
+                self.link = stack.enter_context(Proxy.to(first.url))
+                client.replicaof("127.0.0.1", self.link.port)
+                wait_until(lambda: client.info("replication")["master_link_status"] == "up")
+            ports = [free_port() for _ in range(3)]
+            self.sentinels = [
+                _Sentinel(folder / f"sentinel{port}", port, self.servers, ports) for port in ports
+            ]
+            for sentinel in self.sentinels:
+                started_in(stack, sentinel)
+            wait_until(self._know_each_other, message="the sentinels did not find each other")
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def url(self) -> str:
+        hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
+        return f"redis+sentinel://{hosts}/{SERVICE}"
+
+    @staticmethod
+    def on(server: EmbeddedRedis) -> redis.Redis:
+        """A client of one server."""
+        port = server.port
+        return redis.Redis("127.0.0.1", port, socket_timeout=5, retry=Retry(NoBackoff(), 0))
+
+    def role(self, server: EmbeddedRedis) -> str:
+        """``master``, ``slave``, or nothing while it does not say: it cuts connections as it changes."""
+        with suppress(redis.RedisError), self.on(server) as client:
+            return str(client.info("replication")["role"])
+        return ""
+
+    def replica_has_all(self) -> None:
+        """Until the replica has what the primary had when this was called."""
+        first, second = self.servers
+        with self.on(first) as primary, self.on(second) as replica:
+            offset = primary.info("replication")["master_repl_offset"]
+            wait_until(lambda: replica.info("replication")["slave_repl_offset"] >= offset)
+
+    def lag(self) -> None:
+        """What comes from now on does not reach the replica."""
+        self.replica_has_all()
+        self.link.pause()
+
+    def kill_primary(self) -> None:
+        """It does not come back by itself. What has not reached the replica is lost."""
+        self.servers[0].kill()
+
+    def pause_primary(self) -> None:
+        """It says nothing, and is taken for dead."""
+        _send(self.servers[0], signal.SIGSTOP)
+
+    def resume_primary(self) -> None:
+        """It comes back as it was; the sentinels make a replica of it."""
+        _send(self.servers[0], signal.SIGCONT)
+
+    def wait_for_promotion(self) -> None:
+        """Until the replica is the primary, and all sentinels say so."""
+        second = self.servers[1]
+        wait_until(lambda: self.role(second) == "master", message="no promotion")
+        wait_until(lambda: all(s.primary_port() == second.port for s in self.sentinels if s.pid is not None))
+
+    def _know_each_other(self) -> bool:
+        return all(
+            s.sees().get("num-other-sentinels") == 2 and s.sees().get("num-slaves") == 1
+            for s in self.sentinels
+        )
+
+
+class _Sentinel(EmbeddedRedis):
+    """One that watches the server at a port."""
+
+    name = "sentinel"
+
+    def __init__(
+        self, data_dir: Path, port: int, servers: Sequence[EmbeddedRedis], sentinels: Sequence[int]
+    ) -> None:
+        super().__init__(data_dir, port=port)
+        self._servers, self._sentinels = servers, sentinels
+
+    @property
+    def _file(self) -> Path:
+        return self._folder / "sentinel.conf"
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        if not self._file.exists():  # it writes into it what it has seen
+            first, second = self._servers
+            others = [port for port in self._sentinels if port != self.port]
+            lines = [
+                "bind 127.0.0.1",
+                f"dir {self._folder}",
+                f"sentinel myid {self.port:040d}",
+                f"sentinel monitor {SERVICE} 127.0.0.1 {first.port} 2",
+                f"sentinel down-after-milliseconds {SERVICE} {_DOWN_AFTER_MS}",
+                f"sentinel failover-timeout {SERVICE} {_FAILOVER_TIMEOUT_MS}",
+                f"sentinel known-replica {SERVICE} 127.0.0.1 {second.port}",
+                *(f"sentinel known-sentinel {SERVICE} 127.0.0.1 {port} {port:040d}" for port in others),
+            ]
+            self._file.write_text("\n".join([*lines, ""]))
+
+    def _command(self, port: int) -> list[str]:
+        return [str(self.program), str(self._file), "--sentinel", "--port", str(port)]
+
+    def _markers(self) -> tuple[str, ...]:
+        return (f" {self._file} ",)
+
+    def sees(self) -> dict[str, Any]:
+        """What it knows of the primary."""
+        with suppress(redis.RedisError), redis.Redis("127.0.0.1", self.port, socket_timeout=5) as client:
+            found = cast(dict[str, dict[str, Any]], client.sentinel_masters())
+            return found.get(SERVICE, {})
+        return {}
+
+    def primary_port(self) -> int | None:
+        """Of the server that it names."""
+        return self.sees().get("port")
+
+
+def _send(server: EmbeddedRedis, number: signal.Signals) -> None:
+    assert server.pid is not None
+    os.kill(server.pid, number)
