@@ -27,7 +27,7 @@ from writebehind.route import shard_of
 from writebehind.shards import shard_queues
 from writebehind_worker.errors import FatalError
 from writebehind_worker.resharding import divide, layout_of, still_draining
-from writebehind_worker.share import fair_share
+from writebehind_worker.share import fair_share, is_last
 from writebehind_worker.testing.proxy import Proxy, proxied_url
 from writebehind_worker.testing.wait import wait_until
 
@@ -69,6 +69,8 @@ def test_shares_add_up_and_differ_by_one_at_most(workers: set[str], queues: int)
     shares = [fair_share(workers, worker, queues) for worker in workers]
     assert sum(shares) == queues
     assert max(shares) - min(shares) <= 1
+    [last] = [worker for worker in workers if is_last(workers, worker)]
+    assert fair_share(workers, last, queues) == min(shares)
 
 
 # Clients.

@@ -29,7 +29,7 @@ from .lease import read_lease
 from .metrics import Metrics
 from .redis_server import RedisLink
 from .resharding import divide, is_unused, layout_of, served, still_draining
-from .share import fair_share, to_begin
+from .share import fair_share, is_last, to_begin
 from .spare import Spare
 from .state import WorkerState
 from .worker import Worker, stall_after_s
@@ -223,15 +223,24 @@ class Fleet:
         self._end_those(queue for queue in self._serving if queue not in queues)
         # Who finds that another has the lease was too late: it does not wait for it.
         self._end_those(q for q, one in self._serving.items() if one.state.facts()["role"] == "standby")
-        share = fair_share(view.workers, self._name, len(queues))
-        mine = [queue for queue, one in self._serving.items() if not one.is_ending]
+        # The queue itself, which hardly anything goes to, counts for no shard.
+        shards = [queue for queue in queues if queue != self._keys.queue]
+        self._take(shards, fair_share(view.workers, self._name, len(shards)), view, free, hurry)
+        itself = int(is_last(view.workers, self._name))
+        self._take([self._keys.queue], itself, view, free, hurry)
+        self._state.role_is("standby")  # of the process, where it serves nothing
+        if not self._serving:
+            self._spare.look()
+
+    def _take(
+        self, queues: Sequence[str], share: int, view: _View, free: Sequence[str], hurry: threading.Event
+    ) -> None:
+        """Begins to serve so many of the queues, or lets go of those beyond it."""
+        mine = [queue for queue in queues if queue in self._serving and not self._serving[queue].is_ending]
         self._end_those(mine[share:])
         wanted = to_begin(queues, set(free) - self._serving.keys(), view.workers, self._name)
         for queue in wanted[: max(0, share - len(mine))]:
             self._begin(queue, hurry)
-        self._state.role_is("standby")  # of the process, where it serves nothing
-        if not self._serving:
-            self._spare.look()
 
     def _begin(self, queue: str, hurry: threading.Event) -> None:
         config = replace(self._config, queue=queue)

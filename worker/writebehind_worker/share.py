@@ -12,6 +12,11 @@ def fair_share(workers: Collection[str], worker: str, queues: int) -> int:
     return queues // len(everyone) + (rank < queues % len(everyone))
 
 
+def is_last(workers: Collection[str], worker: str) -> bool:
+    """Whether this is the worker to serve one queue more: where the shares differ, its own is the smaller."""
+    return worker == max({*workers, worker})
+
+
 def to_begin(
     queues: Sequence[str], free: Collection[str], workers: Collection[str], worker: str
 ) -> list[str]:
