@@ -5,6 +5,7 @@ ARGS ?=
 SECONDS ?= 60
 SEED ?= 1
 FULL ?=
+TOPOLOGY ?= single
 
 VENV := .venv
 RELEASE := .venv-release
@@ -38,8 +39,8 @@ exhaustive: $(VENV)/.dev-installed ## Run the tests of which `make test` does a 
 containers: $(VENV)/.dev-installed ## Run the image, the compose file and the systemd unit, where there is a container engine
 	@$(BIN)/python -m pytest -m container $(ARGS)
 
-chaos: $(VENV)/.dev-installed ## Kill, pause and cut everything for SECONDS, drawn from SEED; then check every write
-	@$(BIN)/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED) $(ARGS)
+chaos: $(VENV)/.dev-installed ## Kill, pause and cut everything for SECONDS, drawn from SEED; TOPOLOGY=sentinel
+	@$(BIN)/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED) --topology $(TOPOLOGY) $(ARGS)
 
 sabotage: $(VENV)/.dev-installed ## Break rules of the protocol on purpose, one by one: chaos must find each
 	@$(BIN)/python -m tests.chaos --sabotage all --seed $(SEED) $(ARGS)

@@ -16,6 +16,7 @@ from .report import LiveLine, checked_line, last_line, violation_lines
 from .round import Outcome, Plan, keep, play
 from .sabotage import SABOTAGES
 from .stage import Stage
+from .topology import TOPOLOGIES
 
 _ROUND_S = 60.0
 _SABOTAGE_ROUND_S = 8.0
@@ -43,6 +44,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60, help="how long faults happen, in all rounds")
     parser.add_argument("--seed", type=int, default=1, help="of the first round; the next has the next")
+    parser.add_argument("--topology", choices=list(TOPOLOGIES), default="single", help="what Redis is")
     parser.add_argument("--rate", type=float, default=4500, help="writes offered per second")
     parser.add_argument("--keep", type=Path, help="keep everything in this new folder, found or not")
     parser.add_argument(
@@ -59,7 +61,7 @@ def _run(arguments: argparse.Namespace) -> int:
     found: Counter[str] = Counter()
     is_good = False
     try:
-        with Stage(folder, arguments.rate) as stage:
+        with Stage(folder, arguments.rate, arguments.topology) as stage:
             left, seed = arguments.seconds, arguments.seed
             while left > 0:
                 plan = Plan(seed, min(left, _ROUND_S))
@@ -84,7 +86,8 @@ def _run(arguments: argparse.Namespace) -> int:
         if is_good and arguments.keep is None:
             shutil.rmtree(folder, ignore_errors=True)
     if not is_good:
-        line.say(f"kept in {folder}; again: make chaos SECONDS={plan.seconds:.0f} SEED={plan.seed}")
+        again = f"SECONDS={plan.seconds:.0f} SEED={plan.seed} TOPOLOGY={arguments.topology}"
+        line.say(f"kept in {folder}; again: make chaos {again}")
     line.say(last_line(counts, found))
     return 0 if is_good else 1
 

@@ -18,6 +18,7 @@ from writebehind_worker.pause import pause, resume, wait_until_settled
 
 from .schedule import Fault
 from .stage import QUEUE, Stage
+from .topology import Single, UnderSentinels
 
 _LONGEST_WAIT_FOR_A_CALL_S = 0.5
 _LONGEST_DELAY_S = 0.05
@@ -47,6 +48,8 @@ class Faults:
             "kill producer": self._kill_producer,
             "kill redis": self._kill_redis,
             "fill redis": self._fill_redis,
+            "kill primary": self._fail_over,
+            "replace primary": self._fail_over,
             "restart postgres": self._restart_postgres,
             "read-only postgres": self._read_only_postgres,
             "terminate backends": self._terminate_backends,
@@ -120,11 +123,18 @@ class Faults:
     # Servers.
 
     def _kill_redis(self, fault: Fault) -> None:
-        self._stage.servers.redis.kill()
+        assert isinstance(self._stage.topology, Single)
+        redis = self._stage.topology.redis
+        redis.kill()
         self._count("kills")
         self._stop.wait(fault.lasts_s)
-        self._stage.servers.redis.start()
+        redis.start()
         self._count("restarts")
+
+    def _fail_over(self, fault: Fault) -> None:
+        assert isinstance(self._stage.topology, UnderSentinels)
+        if self._stage.topology.fail_over(kill=fault.name == "kill primary"):
+            self._count("failovers")
 
     def _fill_redis(self, fault: Fault) -> None:
         with self._stage.redis() as client:
@@ -134,9 +144,9 @@ class Faults:
             client.config_set("maxmemory", 0)
 
     def _restart_postgres(self, fault: Fault) -> None:
-        self._stage.servers.postgres.stop("immediate")
+        self._stage.postgres_server.stop("immediate")
         self._stop.wait(fault.lasts_s)
-        self._stage.servers.postgres.start()
+        self._stage.postgres_server.start()
         self._count("restarts")
 
     def _read_only_postgres(self, fault: Fault) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from redis import Redis, RedisError
+from redis import RedisError
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import ResponseError
 from redis.retry import Retry
@@ -27,6 +27,7 @@ from writebehind import (
     RedisUnavailable,
     WriteBehind,
 )
+from writebehind.address import connect
 
 from .history import Line, Write, encode, file_name
 from .sabotage import SABOTAGES
@@ -223,11 +224,13 @@ class _RawProducer(_Producer):
 
     def __init__(self, orders: Orders) -> None:
         super().__init__(orders)
-        self._redis = Redis.from_url(
+        self._redis = connect(
             orders.redis_url,
-            socket_timeout=_TIMEOUT_S,
-            socket_connect_timeout=_TIMEOUT_S,
-            retry=Retry(NoBackoff(), 0),
+            {
+                "socket_timeout": _TIMEOUT_S,
+                "socket_connect_timeout": _TIMEOUT_S,
+                "retry": Retry(NoBackoff(), 0),
+            },
         )
 
     def run(self, stop: threading.Event) -> None:

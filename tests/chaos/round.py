@@ -52,7 +52,8 @@ def play(stage: Stage, plan: Plan, history: Path, line: LiveLine) -> Outcome:
     """Plays a round on a stage that is quiet, and leaves it quiet."""
     history.mkdir(parents=True, exist_ok=True)
     flushes = flushes_of(stage)
-    faults = Faults(stage, schedule(plan.seed, plan.seconds, plan.only, plan.hurry))
+    lanes = stage.topology.lanes
+    faults = Faults(stage, schedule(plan.seed, plan.seconds, plan.only, plan.hurry, lanes))
     stage.start_producers(plan.seed, history)
     faults.start()
     try:
@@ -94,7 +95,8 @@ def heal(stage: Stage) -> None:
         link.accept()
         link.resume()
         link.delay_s = 0.0
-    stage.servers.start()
+    stage.topology.heal()
+    stage.postgres_server.start()
     with stage.redis() as client:
         client.config_set("maxmemory", 0)
     with stage.postgres() as pg:

@@ -52,6 +52,7 @@ LANES = {
             "terminate backends": (3, 0.0, 0.0),
         },
     ),
+    "failover": _Lane((4.0, 8.0), {"kill primary": (2, 0.0, 0.0), "replace primary": (1, 0.0, 0.0)}),
     "operator": _Lane((3.0, 8.0), {"pause queue": (1, 0.3, 1.5)}),
     "worker-redis": _Lane((3.0, 8.0), _LINK),
     "worker-postgres": _Lane((3.0, 8.0), _LINK),
@@ -61,13 +62,17 @@ FAULTS = frozenset(name for lane in LANES.values() for name in lane.faults)
 
 
 def schedule(
-    seed: int, seconds: float, only: Collection[str] | None = None, hurry: float = 1.0
+    seed: int,
+    seconds: float,
+    only: Collection[str] | None = None,
+    hurry: float = 1.0,
+    lanes: Collection[str] = frozenset(LANES),
 ) -> dict[str, list[Fault]]:
     """The faults of each lane, in order; the same for the same arguments.
 
     ``only`` these faults ("LANE/FAULT"; ``None``: all), with gaps ``hurry`` times shorter.
     """
-    return {name: _lane(seed, seconds, name, only, hurry) for name in LANES}
+    return {name: _lane(seed, seconds, name, only, hurry) for name in LANES if name in lanes}
 
 
 def _lane(seed: int, seconds: float, name: str, only: Collection[str] | None, hurry: float) -> list[Fault]:

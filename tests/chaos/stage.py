@@ -15,12 +15,14 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from tests.support.workers import flags
 
-from writebehind_worker.embedded import EmbeddedServers
+from writebehind.address import connect
+from writebehind_worker.embedded import EmbeddedPostgres
 from writebehind_worker.testing.proxy import Proxy, proxied_url
 
 from .child import Child, work
 from .producer import CACHE_PREFIX, Orders, produce
 from .sabotage import SABOTAGES
+from .topology import TOPOLOGIES
 
 QUEUE = "chaos:queue"
 WORKERS = 3
@@ -34,9 +36,10 @@ _TABLES = "shared, own, raw, events, marks, versions, writebehind.dead_letters"
 class Stage:
     """Started with its ``with`` block; however that is left, all processes are ended."""
 
-    def __init__(self, folder: Path, writes_per_s: float) -> None:
+    def __init__(self, folder: Path, writes_per_s: float, topology: str = "single") -> None:
         self.folder, self._writes_per_s = folder, writes_per_s
-        self.servers = EmbeddedServers(folder / "servers", redis_options={"maxmemory-policy": "noeviction"})
+        self.topology = TOPOLOGIES[topology](folder / "servers")
+        self.postgres_server = EmbeddedPostgres(folder / "servers")
         self.workers: list[Child] = []
         self.producers: list[Child] = []
         self._sabotage: str | None = None
@@ -49,7 +52,9 @@ class Stage:
     def __enter__(self) -> Self:
         try:
             self._stack.callback(self._end_children)
-            self._stack.enter_context(self.servers)
+            self._stack.enter_context(self.topology)
+            self._stack.callback(self.postgres_server.stop)
+            self.postgres_server.start()
             self._connect_proxies()
             with self.postgres() as pg:
                 pg.execute(_LEDGER.read_bytes())
@@ -64,22 +69,24 @@ class Stage:
         self._stack.close()
 
     def _connect_proxies(self) -> None:
-        redis_url, postgres_url = self.servers.redis_url, self.servers.postgres_url
-        self.links = {
-            "worker-redis": self._stack.enter_context(Proxy.to(redis_url)),
-            "worker-postgres": self._stack.enter_context(Proxy.to(postgres_url)),
-            "producer-redis": self._stack.enter_context(Proxy.to(redis_url)),
-        }
+        self.links = {"worker-postgres": self._stack.enter_context(Proxy.to(self.postgres_server.url))}
+        if self.topology.has_links:
+            for name in ("worker-redis", "producer-redis"):
+                self.links[name] = self._stack.enter_context(Proxy.to(self.topology.url))
+
+    def _redis_url(self, link: str) -> str:
+        url = self.topology.url
+        return proxied_url(url, self.links[link].port) if link in self.links else url
 
     # Direct connections, past the proxies.
 
     def redis(self) -> Redis:
-        return Redis.from_url(self.servers.redis_url, socket_timeout=10, retry=Retry(NoBackoff(), 0))
+        return connect(self.topology.url, {"socket_timeout": 10, "retry": Retry(NoBackoff(), 0)})
 
     def postgres(self) -> psycopg.Connection[Any]:
         """Autocommit, and not read-only while others are."""
         return psycopg.connect(
-            self.servers.postgres_url,
+            self.postgres_server.url,
             autocommit=True,
             client_encoding="utf8",
             options="-c default_transaction_read_only=off",
@@ -91,8 +98,8 @@ class Stage:
     def new_worker(self, index: int) -> Child:
         """A worker in the place of another."""
         arguments = flags(
-            redis_url=proxied_url(self.servers.redis_url, self.links["worker-redis"].port),
-            postgres_url=proxied_url(self.servers.postgres_url, self.links["worker-postgres"].port),
+            redis_url=self._redis_url("worker-redis"),
+            postgres_url=proxied_url(self.postgres_server.url, self.links["worker-postgres"].port),
             queue=QUEUE,
             lease_ttl_s=LEASE_TTL_S,
             batch_size=SABOTAGES[self._sabotage].batch_size if self._sabotage else 300,
@@ -127,8 +134,8 @@ class Stage:
             who=who,
             seed=self._seed,
             is_raw=index == PRODUCERS - 1,
-            redis_url=proxied_url(self.servers.redis_url, self.links["producer-redis"].port),
-            postgres_url=self.servers.postgres_url,
+            redis_url=self._redis_url("producer-redis"),
+            postgres_url=self.postgres_server.url,
             queue=QUEUE,
             folder=self._history,
             writes_per_s=self._writes_per_s / PRODUCERS,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self, cast
@@ -26,13 +26,24 @@ from writebehind_worker.testing.proxy import Proxy
 from writebehind_worker.testing.wait import wait_until
 
 SERVICE = "main"
-_DOWN_AFTER_MS = 500
-_FAILOVER_TIMEOUT_MS = 60_000  # sooner they would make the replica follow the primary directly
 _REPLICA = {"repl-diskless-sync-delay": "0", "repl-timeout": "3600"}
 
 
 class Sentinels:
-    """``url`` names the service; ``servers`` are the primary that was, and the replica."""
+    """``url`` names the service; ``servers`` are the primary that was, and the replica.
+
+    ``lags``: it can be made to, as the sentinels leave it alone for as long as the time-out of a failover.
+    ``down_after_ms``: a server that is silent for so long is dead to them, be it that the machine is slow.
+    """
+
+    def __init__(
+        self, *, lags: bool = True, down_after_ms: int = 500, failover_timeout_ms: int = 60_000
+    ) -> None:
+        self._lags = lags
+        self._times = {
+            "down-after-milliseconds": down_after_ms,
+            "failover-timeout": failover_timeout_ms,
+        }
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -43,11 +54,12 @@ class Sentinels:
             first, second = self.servers
             with self.on(second) as client:
                 self.link = stack.enter_context(Proxy.to(first.url))
-                client.replicaof("127.0.0.1", self.link.port)
+                client.replicaof("127.0.0.1", self.link.port if self._lags else first.port)
                 wait_until(lambda: client.info("replication")["master_link_status"] == "up")
             ports = [free_port() for _ in range(3)]
             self.sentinels = [
-                _Sentinel(folder / f"sentinel{port}", port, self.servers, ports) for port in ports
+                _Sentinel(folder / f"sentinel{port}", port, self.servers, ports, self._times)
+                for port in ports
             ]
             for sentinel in self.sentinels:
                 started_in(stack, sentinel)
@@ -68,6 +80,10 @@ class Sentinels:
         """A client of one server."""
         port = server.port
         return redis.Redis("127.0.0.1", port, socket_timeout=5, retry=Retry(NoBackoff(), 0))
+
+    def on_sentinel(self) -> redis.Redis:
+        """A client of one of them."""
+        return redis.Redis("127.0.0.1", self.sentinels[0].port, socket_timeout=5)
 
     def role(self, server: EmbeddedRedis) -> str:
         """``master``, ``slave``, or nothing while it does not say: it cuts connections as it changes."""
@@ -118,10 +134,16 @@ class _Sentinel(EmbeddedRedis):
     name = "sentinel"
 
     def __init__(
-        self, data_dir: Path, port: int, servers: Sequence[EmbeddedRedis], sentinels: Sequence[int]
+        self,
+        data_dir: Path,
+        port: int,
+        servers: Sequence[EmbeddedRedis],
+        sentinels: Sequence[int],
+        times: Mapping[str, int],
     ) -> None:
         super().__init__(data_dir, port=port)
         self._servers, self._sentinels = servers, sentinels
+        self._times = times
 
     @property
     def _file(self) -> Path:
@@ -137,8 +159,7 @@ class _Sentinel(EmbeddedRedis):
                 f"dir {self._folder}",
                 f"sentinel myid {self.port:040d}",
                 f"sentinel monitor {SERVICE} 127.0.0.1 {first.port} 2",
-                f"sentinel down-after-milliseconds {SERVICE} {_DOWN_AFTER_MS}",
-                f"sentinel failover-timeout {SERVICE} {_FAILOVER_TIMEOUT_MS}",
+                *(f"sentinel {name} {SERVICE} {ms}" for name, ms in self._times.items()),
                 f"sentinel known-replica {SERVICE} 127.0.0.1 {second.port}",
                 *(f"sentinel known-sentinel {SERVICE} 127.0.0.1 {port} {port:040d}" for port in others),
             ]

@@ -1,0 +1,129 @@
+"""Where the queue is: one Redis, or a primary and its replica under three sentinels."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import ClassVar, Protocol, Self
+
+from redis import RedisError
+from tests.support.sentinels import SERVICE, Sentinels
+
+from writebehind_worker.embedded import EmbeddedRedis
+
+from .schedule import LANES
+
+_NO_EVICTION = {"maxmemory-policy": "noeviction"}
+_FAILOVER = "failover"
+_OF_ONE_REDIS = {"redis", "worker-redis", "producer-redis"}
+_WRITES_WAIT_MS = 20_000  # longer than a promotion takes
+_DOWN_AFTER_MS = 2000  # of a busy machine, too: a failover of their own would lose writes
+_CAUGHT_UP_S = 3.0
+_PROMOTED_S = 20.0
+
+
+class Topology(Protocol):
+    """``lanes``: of the schedule, what can be done to it. ``has_links``: its clients can come by a proxy."""
+
+    lanes: ClassVar[frozenset[str]]
+    has_links: ClassVar[bool]
+
+    def __init__(self, folder: Path) -> None: ...
+
+    @property
+    def url(self) -> str: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def heal(self) -> None:
+        """All of its servers are up, and one takes writes."""
+
+
+class Single:
+    """One server, killed and started again."""
+
+    lanes = frozenset(LANES) - {_FAILOVER}
+    has_links = True
+
+    def __init__(self, folder: Path) -> None:
+        self.redis = EmbeddedRedis(folder, options=_NO_EVICTION)
+
+    @property
+    def url(self) -> str:
+        return self.redis.url
+
+    def __enter__(self) -> Self:
+        self.redis.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.redis.stop()
+
+    def heal(self) -> None:
+        self.redis.start()
+
+
+class UnderSentinels(Sentinels):
+    """Of the two servers the primary is killed, or told to step down.
+
+    What a replica lacks is lost when it is promoted: that is no fault of ours, and would hide one. So writes
+    are held for the moment in which the replica gets the last ones; whoever sends one then hears nothing.
+    """
+
+    lanes = frozenset(LANES) - _OF_ONE_REDIS
+    has_links = False
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(lags=False, down_after_ms=_DOWN_AFTER_MS, failover_timeout_ms=5000)
+
+    def fail_over(self, *, kill: bool) -> bool:
+        """Whether it came to it: the replica may not have caught up yet after the last time."""
+        primary = next((server for server in self.servers if self.role(server) == "master"), None)
+        if primary is None:
+            return False
+        [replica] = [server for server in self.servers if server is not primary]
+        if not self._hold_writes(primary, replica):
+            return False
+        if kill:
+            primary.kill()
+        else:
+            with suppress(RedisError), self.on_sentinel() as client:
+                client.execute_command("SENTINEL", "FAILOVER", SERVICE)
+        deadline = time.monotonic() + _PROMOTED_S
+        while self.role(replica) != "master":
+            if time.monotonic() > deadline:
+                raise AssertionError("the sentinels promoted nobody")
+            time.sleep(0.02)
+        # The sentinels would do it, too, but later: until then it would take writes that nobody will see.
+        primary.start()
+        with self.on(primary) as client:
+            client.replicaof("127.0.0.1", replica.port)
+        return True
+
+    def _hold_writes(self, primary: EmbeddedRedis, replica: EmbeddedRedis) -> bool:
+        deadline = time.monotonic() + _CAUGHT_UP_S
+        with suppress(RedisError), self.on(primary) as first, self.on(replica) as second:
+            first.client_pause(_WRITES_WAIT_MS, all=False)
+            while time.monotonic() < deadline:
+                here, there = first.info("replication"), second.info("replication")
+                has_all = there.get("slave_repl_offset") == here["master_repl_offset"]
+                if there.get("master_link_status") == "up" and has_all:
+                    return True
+                time.sleep(0.01)
+            first.client_unpause()
+        return False
+
+    def heal(self) -> None:
+        for server in self.servers:
+            server.start()
+        deadline = time.monotonic() + _PROMOTED_S
+        while "master" not in [self.role(server) for server in self.servers]:
+            if time.monotonic() > deadline:
+                raise AssertionError("no primary")
+            time.sleep(0.02)
+
+
+TOPOLOGIES: dict[str, type[Single] | type[UnderSentinels]] = {"single": Single, "sentinel": UnderSentinels}
