@@ -8,6 +8,7 @@ from typing import Any
 
 from .floors import FLOORS
 from .load import LOADS
+from .many_shards import Need, measured, needs
 from .markdown import table
 from .plots import PLOTS
 from .sizes import DEFAULT
@@ -16,6 +17,7 @@ Found = Mapping[str, Any]
 
 _RIVALS = ("limit", "afternoon", "one_by_one")
 _COSTS, _END = "<!-- costs, written by make bench -->", "<!-- end of costs -->"
+_MANY, _END_OF_MANY = "<!-- many shards, written by make bench -->", "<!-- end of many shards -->"
 _HOW = (Path(__file__).parent / "how.md").read_text()
 
 
@@ -53,17 +55,28 @@ def write_document(found: Found, folder: Path) -> None:
     parts += [f"## {title}\n\n{text}" for title, text in tables(found)]
     parts += [_HOW.strip(), _settings(found)]
     (folder / "benchmarks.md").write_text("\n\n".join(parts) + "\n")
-    page = folder / "patterns.md"
-    if page.exists():
-        page.write_text(with_costs(page.read_text(), found))
+    for name, filled in (("patterns.md", with_costs), ("scaling.md", with_many_shards)):
+        if (page := folder / name).exists():
+            page.write_text(filled(page.read_text(), found))
 
 
 def with_costs(page: str, found: Found) -> str:
     """docs/patterns.md with what its patterns cost, between its two marks."""
-    before, begin, rest = page.partition(_COSTS)
-    _, end, after = rest.partition(_END)
     costs = "\n\n".join(filter(None, (_patterns(found), _ladder(found))))
-    return f"{before}{begin}\n{costs}\n{end}{after}" if end else page
+    return _between(page, _COSTS, costs, _END)
+
+
+def with_many_shards(page: str, found: Found) -> str:
+    """docs/scaling.md with what was measured of shards, and what follows from it for many."""
+    parts = [_scale(found), _idle(found), _many_shards(found)]
+    shown = [part for part in parts if part.count("\n") > 1]
+    return _between(page, _MANY, "\n\n".join(shown) or "Not measured yet.", _END_OF_MANY)
+
+
+def _between(page: str, begin: str, text: str, end: str) -> str:
+    before, found_begin, rest = page.partition(begin)
+    _, found_end, after = rest.partition(end)
+    return f"{before}{found_begin}\n{text}\n{found_end}{after}" if found_end else page
 
 
 def _preface(found: Found) -> str:
@@ -188,6 +201,22 @@ def _idle(found: Found) -> str:
     connections = "connections to Redis", "to Postgres"
     cpu = "CPU ms/s, worker", "Redis", "Postgres"
     return table(("", "Redis commands/s", "bytes/s", *connections, *cpu), rows)
+
+
+def _many_shards(found: Found) -> str:
+    one = measured(found)
+    rows = [] if one is None else [_need(need) for need in needs(one)]
+    connections = "connections to Redis", "to Postgres"
+    cores = "cores: Redis", "workers", "Postgres"
+    head = ("", "idle commands/s", "MB/s", *connections, *cores, "not enough")
+    return table(head, rows)
+
+
+def _need(need: Need) -> tuple[object, ...]:
+    what = f"{need.shards:,} shards, {need.writes_per_s:,} writes/s"
+    cores = need.redis_cores, need.worker_cores, need.postgres_cores
+    held = need.redis_connections, need.postgres_connections
+    return what, round(need.idle_commands_per_s), round(need.megabytes_per_s, 1), *held, *cores, need.stops
 
 
 def _task_queues(found: Found) -> str:

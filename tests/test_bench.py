@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from bench.floors import FLOORS, Floor
 from bench.load import LOADS, TABLE
+from bench.many_shards import Measured, need
+from bench.many_shards import measured as measured_of_shards
 from bench.markdown import table
 from bench.parts import PARTS
 from bench.patterns import PATTERNS
 from bench.percentile import percentile
-from bench.report import with_costs
+from bench.report import with_costs, with_many_shards
 from bench.results import Results
 from bench.scale import divided
 from bench.sizes import QUICK
@@ -146,3 +148,29 @@ def test_a_load_is_the_same_each_time() -> None:
 def test_a_table_is_aligned_markdown() -> None:
     lines = table(("", "a"), [("x", 1234), ("y", None)]).splitlines()
     assert lines == ["|     |     a |", "| --- | ----: |", "| x   | 1,234 |", "| y   |     - |"]
+
+
+def test_the_page_of_scaling_tells_what_was_measured_last() -> None:
+    last, page = json.loads((ROOT / "bench" / "latest.json").read_text()), ROOT / "docs" / "scaling.md"
+    assert with_many_shards(page.read_text(), last) == page.read_text(), "run `make bench`"
+
+
+_ONE = Measured(20, 3000, 3, 0.0004, 0.002, 5, 6, 5)
+
+
+def test_what_many_shards_need_grows_with_shards_and_with_writes() -> None:
+    for shards in (10, 100, 1000):
+        idle, busy = need(_ONE, shards, 0), need(_ONE, shards, 1_000_000)
+        assert idle.postgres_connections == busy.postgres_connections == shards + 1
+        assert idle.idle_commands_per_s == 20 * (shards + 1)
+        assert busy.redis_cores >= 9 > idle.redis_cores  # 6 s of CPU a second, at 0.7 of a core
+        assert busy.megabytes_per_s - idle.megabytes_per_s == pytest.approx(600)
+    assert need(_ONE, 10, 0).stops == "-"
+    assert need(_ONE, 10, 1_000_000).stops == "one Redis"
+    assert need(_ONE, 1000, 10_000_000).stops == "one Redis, Postgres' connections, one Postgres"
+
+
+def test_nothing_is_said_of_many_shards_before_few_are_measured() -> None:
+    assert measured_of_shards({}) is None
+    page = "<!-- many shards, written by make bench -->\n<!-- end of many shards -->"
+    assert "Not measured yet." in with_many_shards(page, {})
