@@ -11,6 +11,9 @@ import psycopg
 import pytest
 import redis
 from click.testing import CliRunner
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from tests.support.sentinels import SERVICE, Sentinels
 from tests.support.tally import TABLES, Tally, TallyDatabase
 from tests.support.workers import RunningWorker, free_port
@@ -24,6 +27,7 @@ from writebehind import (
     RedisUnavailable,
     WriteBehind,
 )
+from writebehind.address import connect, connect_async
 from writebehind_worker.cli import cli
 from writebehind_worker.redis_server import RedisLink
 from writebehind_worker.testing.wait import wait_until
@@ -171,6 +175,55 @@ def test_a_service_that_the_sentinels_do_not_know_is_named(sentinels: Sentinels)
     url = sentinels.url.replace(SERVICE, "other")
     with RedisLink(url) as link, pytest.raises(redis.ConnectionError, match="'other'"):
         link.client.ping()
+
+
+@pytest.fixture
+def misled(sentinels: Sentinels) -> list[int]:
+    """Ports of sentinels: the first takes the replica for the primary of "misled", unlike the second."""
+    ports = [sentinel.port for sentinel in sentinels.sentinels[:2]]
+    for port, server in zip(ports, reversed(sentinels.servers), strict=True):
+        with redis.Redis("127.0.0.1", port, socket_timeout=5) as client:
+            client.sentinel_monitor("misled", "127.0.0.1", server.port, 2)
+    return ports
+
+
+def _misled_url(ports: list[int]) -> str:
+    return f"redis+sentinel://{','.join(f'127.0.0.1:{port}' for port in ports)}/misled"
+
+
+def test_a_replica_that_a_sentinel_takes_for_the_primary_is_not_read_from(
+    sentinels: Sentinels, misled: list[int]
+) -> None:
+    once = {"retry": Retry(NoBackoff(), 0)}
+    with (
+        connect(_misled_url(misled[:1]), once) as client,
+        pytest.raises(redis.ConnectionError, match="no primary"),
+    ):
+        client.get("x")
+    with connect(_misled_url(misled), once) as client:
+        assert client.info("server")["tcp_port"] == sentinels.servers[0].port
+    with RedisLink(_misled_url(misled)) as link:
+        assert link.client.info("server")["tcp_port"] == sentinels.servers[0].port
+        assert link.connections == 1
+
+
+def test_a_replica_is_not_read_from_on_an_event_loop_either(sentinels: Sentinels, misled: list[int]) -> None:
+    async def job() -> None:
+        once = {"retry": AsyncRetry(NoBackoff(), 0), "timeout": 5}
+        async with connect_async(_misled_url(misled[:1]), once) as client:
+            with pytest.raises(redis.ConnectionError, match="no primary"):
+                await client.get("x")
+        async with connect_async(_misled_url(misled), once) as client:
+            assert (await client.info("server"))["tcp_port"] == sentinels.servers[0].port
+
+    asyncio.run(job())
+
+
+def test_an_account_that_may_not_ask_for_the_role_is_served(sentinels: Sentinels) -> None:
+    with sentinels.on(sentinels.servers[0]) as client:
+        client.execute_command("ACL", "SETUSER", "app", "on", ">secret", "~*", "+@all", "-role")
+    with connect(sentinels.url.replace("://", "://app:secret@"), {}) as client:
+        assert client.ping()
 
 
 def test_every_command_finds_the_primary(

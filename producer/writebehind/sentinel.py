@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, cast
 
 from redis import Redis
@@ -14,6 +15,7 @@ from redis.asyncio.connection import SSLConnection as AsyncSSLConnection
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.connection import SSLConnection
+from redis.exceptions import ConnectionError, NoPermissionError
 from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError
 
@@ -61,7 +63,18 @@ def _asked_once(asking: Mapping[str, Any], tls: bool, retry: Any) -> dict[str, A
     return {**asking, "retry": retry(NoBackoff(), 0), **({"ssl": True} if tls else {})}
 
 
-class _Sentinels(of_threads.Sentinel):
+class _Turns:
+    """Which sentinel is asked first. redis-py puts the one that answered last in front."""
+
+    sentinels: list[Any]
+
+    def ask_another(self) -> None:
+        """The first one was wrong: it comes last."""
+        first, *others = self.sentinels
+        self.sentinels = [*others, first]
+
+
+class _Sentinels(_Turns, of_threads.Sentinel):
     def discover_master(self, service_name: str) -> Host:
         """Raises ``MasterNotFoundError``; redis-py's own text shows all options of all connections."""
         try:
@@ -70,7 +83,7 @@ class _Sentinels(of_threads.Sentinel):
             raise MasterNotFoundError(_nobody(service_name, self.sentinels)) from None
 
 
-class _AsyncSentinels(of_loops.Sentinel):
+class _AsyncSentinels(_Turns, of_loops.Sentinel):
     async def discover_master(self, service_name: str) -> Host:
         try:
             return cast(Host, await super().discover_master(service_name))
@@ -84,6 +97,17 @@ def _nobody(service: str, sentinels: Sequence[Any]) -> str:
     return f"no sentinel names a primary of {service!r}: of {hosts} none answers and thinks one alive"
 
 
+class _NotPrimary(ConnectionError):
+    """A sentinel that was cut off, or has slept, named a server that has stepped down since."""
+
+
+def _check_role(connection: Any, reply: Sequence[Any]) -> None:
+    """A replica refuses writes; but it would answer reads with what was true once."""
+    if reply[0] not in (b"master", "master"):
+        where = f"{connection.host}:{connection.port}"
+        raise _NotPrimary(f"{where} is no primary, though a sentinel names it")
+
+
 # redis-py connects a connection that was lost during a call to the address that it had. That server may be
 # dead, or no primary any more: the sentinels have to be asked. Its own retries are around this.
 
@@ -91,8 +115,23 @@ def _nobody(service: str, sentinels: Sequence[Any]) -> str:
 class _Connection(of_threads.SentinelManagedConnection):
     def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         if self._sock is None:
-            self._connect_retry()  # type: ignore[no-untyped-call]
+            self._connect_retry()
         super().send_packed_command(command, check_health)  # type: ignore[no-untyped-call]
+
+    def on_connect_check_health(self, check_health: bool = True) -> None:
+        super().on_connect_check_health(check_health)
+        self.send_command("ROLE", check_health=False)  # type: ignore[no-untyped-call]
+        with suppress(NoPermissionError):
+            _check_role(self, self.read_response())
+
+    def _connect_retry(self) -> None:
+        manager = self.connection_pool.sentinel_manager
+        for _ in manager.sentinels[1:]:
+            try:
+                return super()._connect_retry()  # type: ignore[no-untyped-call,no-any-return]
+            except _NotPrimary:
+                manager.ask_another()
+        return super()._connect_retry()  # type: ignore[no-untyped-call,no-any-return]
 
 
 class _TLSConnection(_Connection, SSLConnection):
@@ -102,8 +141,23 @@ class _TLSConnection(_Connection, SSLConnection):
 class _AsyncConnection(of_loops.SentinelManagedConnection):
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         if not self.is_connected:
-            await self._connect_retry()  # type: ignore[no-untyped-call]
+            await self._connect_retry()
         await super().send_packed_command(command, check_health)
+
+    async def on_connect_check_health(self, check_health: bool = True) -> None:
+        await super().on_connect_check_health(check_health)
+        await self.send_command("ROLE", check_health=False)
+        with suppress(NoPermissionError):
+            _check_role(self, await self.read_response())
+
+    async def _connect_retry(self) -> None:
+        manager = self.connection_pool.sentinel_manager
+        for _ in manager.sentinels[1:]:
+            try:
+                return await super()._connect_retry()  # type: ignore[no-untyped-call,no-any-return]
+            except _NotPrimary:
+                manager.ask_another()
+        return await super()._connect_retry()  # type: ignore[no-untyped-call,no-any-return]
 
 
 class _AsyncTLSConnection(_AsyncConnection, AsyncSSLConnection):
