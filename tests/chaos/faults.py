@@ -49,7 +49,9 @@ class Faults:
             "kill redis": self._kill_redis,
             "fill redis": self._fill_redis,
             "kill primary": self._fail_over,
+            "pause primary": self._fail_over,
             "replace primary": self._fail_over,
+            "restart sentinel": self._restart_sentinel,
             "restart postgres": self._restart_postgres,
             "read-only postgres": self._read_only_postgres,
             "terminate backends": self._terminate_backends,
@@ -133,8 +135,18 @@ class Faults:
 
     def _fail_over(self, fault: Fault) -> None:
         assert isinstance(self._stage.topology, UnderSentinels)
-        if self._stage.topology.fail_over(kill=fault.name == "kill primary"):
+        if self._stage.topology.fail_over(fault.name):
             self._count("failovers")
+
+    def _restart_sentinel(self, fault: Fault) -> None:
+        assert isinstance(self._stage.topology, UnderSentinels)
+        _, *others = self._stage.topology.sentinels  # the first one is told to replace the primary
+        sentinel = others[int(fault.pick * len(others))]
+        sentinel.kill()
+        self._count("kills")
+        self._stop.wait(fault.lasts_s)
+        sentinel.start()
+        self._count("restarts")
 
     def _fill_redis(self, fault: Fault) -> None:
         with self._stage.redis() as client:

@@ -52,7 +52,15 @@ LANES = {
             "terminate backends": (3, 0.0, 0.0),
         },
     ),
-    "failover": _Lane((4.0, 8.0), {"kill primary": (2, 0.0, 0.0), "replace primary": (1, 0.0, 0.0)}),
+    "failover": _Lane(
+        (4.0, 8.0),
+        {
+            "kill primary": (2, 0.0, 0.0),
+            "pause primary": (1, 0.0, 0.0),
+            "replace primary": (1, 0.0, 0.0),
+            "restart sentinel": (1, 0.0, 2.0),
+        },
+    ),
     "operator": _Lane((3.0, 8.0), {"pause queue": (1, 0.3, 1.5)}),
     "worker-redis": _Lane((3.0, 8.0), _LINK),
     "worker-postgres": _Lane((3.0, 8.0), _LINK),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, Protocol, Self
 
 from redis import RedisError
-from tests.support.sentinels import SERVICE, Sentinels
+from tests.support.sentinels import SERVICE, Sentinels, send
 
 from writebehind_worker.embedded import EmbeddedRedis
 
@@ -17,7 +18,7 @@ from .schedule import LANES
 _NO_EVICTION = {"maxmemory-policy": "noeviction"}
 _FAILOVER = "failover"
 _OF_ONE_REDIS = {"redis", "worker-redis", "producer-redis"}
-_WRITES_WAIT_MS = 20_000  # longer than a promotion takes
+_WRITES_WAIT_MS = 30_000  # longer than all that is waited for until a promotion
 _DOWN_AFTER_MS = 2000  # of a busy machine, too: a failover of their own would lose writes
 _CAUGHT_UP_S = 3.0
 _PROMOTED_S = 20.0
@@ -67,7 +68,7 @@ class Single:
 
 
 class UnderSentinels(Sentinels):
-    """Of the two servers the primary is killed, or told to step down.
+    """Of the two servers the primary is killed, paused until the other has its place, or told to step down.
 
     What a replica lacks is lost when it is promoted: that is no fault of ours, and would hide one. So writes
     are held for the moment in which the replica gets the last ones; whoever sends one then hears nothing.
@@ -79,29 +80,40 @@ class UnderSentinels(Sentinels):
     def __init__(self, folder: Path) -> None:
         super().__init__(lags=False, down_after_ms=_DOWN_AFTER_MS, failover_timeout_ms=5000)
 
-    def fail_over(self, *, kill: bool) -> bool:
-        """Whether it came to it: the replica may not have caught up yet after the last time."""
+    def fail_over(self, fault: str) -> bool:
+        """Whether ``fault`` came to be: the replica may not have caught up yet after the last one."""
         primary = next((server for server in self.servers if self.role(server) == "master"), None)
         if primary is None:
             return False
         [replica] = [server for server in self.servers if server is not primary]
         if not self._hold_writes(primary, replica):
             return False
-        if kill:
-            primary.kill()
-        else:
-            with suppress(RedisError), self.on_sentinel() as client:
-                client.execute_command("SENTINEL", "FAILOVER", SERVICE)
+        match fault:
+            case "kill primary":
+                primary.kill()
+            case "pause primary":
+                send(primary, signal.SIGSTOP)
+            case _:
+                with suppress(RedisError), self.on_sentinel() as client:
+                    client.execute_command("SENTINEL", "FAILOVER", SERVICE)
+        try:
+            self._wait_until_promoted(replica)
+        finally:
+            if fault == "pause primary":
+                send(primary, signal.SIGCONT)
+        # The sentinels would do it, too, but later: until then it would take writes that nobody will see.
+        primary.start()
+        with self.on(primary) as client:
+            client.replicaof("127.0.0.1", replica.port)
+            client.client_unpause()  # it may be the primary again before long
+        return True
+
+    def _wait_until_promoted(self, replica: EmbeddedRedis) -> None:
         deadline = time.monotonic() + _PROMOTED_S
         while self.role(replica) != "master":
             if time.monotonic() > deadline:
                 raise AssertionError("the sentinels promoted nobody")
             time.sleep(0.02)
-        # The sentinels would do it, too, but later: until then it would take writes that nobody will see.
-        primary.start()
-        with self.on(primary) as client:
-            client.replicaof("127.0.0.1", replica.port)
-        return True
 
     def _hold_writes(self, primary: EmbeddedRedis, replica: EmbeddedRedis) -> bool:
         deadline = time.monotonic() + _CAUGHT_UP_S

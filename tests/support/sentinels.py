@@ -109,11 +109,11 @@ class Sentinels:
 
     def pause_primary(self) -> None:
         """It says nothing, and is taken for dead."""
-        _send(self.servers[0], signal.SIGSTOP)
+        send(self.servers[0], signal.SIGSTOP)
 
     def resume_primary(self) -> None:
         """It comes back as it was; the sentinels make a replica of it."""
-        _send(self.servers[0], signal.SIGCONT)
+        send(self.servers[0], signal.SIGCONT)
 
     def wait_for_promotion(self) -> None:
         """Until the replica is the primary, and all sentinels say so."""
@@ -183,6 +183,7 @@ class _Sentinel(EmbeddedRedis):
         return self.sees().get("port")
 
 
-def _send(server: EmbeddedRedis, number: signal.Signals) -> None:
+def send(server: EmbeddedRedis, number: signal.Signals) -> None:
+    """Signals its process."""
     assert server.pid is not None
     os.kill(server.pid, number)
