@@ -257,6 +257,8 @@ def check_options(program: str, arguments: list[str]) -> None:
     path = names[: SUBCOMMANDS.get(program, 0)]
     inner = [[program, *path, "--help"]]
     if names[:1] == ["compose"]:
+        if subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode:
+            return  # a plugin that is not there
         inner += [["docker", "compose", *names[-1:], "--help"]]
     if program == "kubectl":
         inner += [["kubectl", *names[1:4], "--help"], ["kubectl", "options"]]
