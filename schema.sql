@@ -45,15 +45,19 @@ CREATE TABLE IF NOT EXISTS writebehind.dead_letters (
     created_at    timestamptz NOT NULL DEFAULT now(),
     superseded_at timestamptz,                              -- a later write of the same key has been applied
     retried_at    timestamptz,                              -- when a retry of it was rejected, the last time
-    history       jsonb NOT NULL DEFAULT '[]'               -- earlier rejections: {at, batch, sqlstate, reason}
+    history       jsonb NOT NULL DEFAULT '[]',              -- earlier rejections: {at, batch, sqlstate, reason}
+    group_rows    jsonb                                     -- of a group: [schema.table, key] of each of its rows
 );
 -- For a table that an earlier version has made.
 ALTER TABLE writebehind.dead_letters
     ADD COLUMN IF NOT EXISTS retried_at timestamptz,
-    ADD COLUMN IF NOT EXISTS history jsonb NOT NULL DEFAULT '[]';
+    ADD COLUMN IF NOT EXISTS history jsonb NOT NULL DEFAULT '[]',
+    ADD COLUMN IF NOT EXISTS group_rows jsonb;
 CREATE INDEX IF NOT EXISTS dead_letters_batch ON writebehind.dead_letters (queue, batch);
 CREATE INDEX IF NOT EXISTS dead_letters_open ON writebehind.dead_letters (queue, table_name, key)
     WHERE superseded_at IS NULL;
+CREATE INDEX IF NOT EXISTS dead_letters_groups ON writebehind.dead_letters (queue)
+    WHERE superseded_at IS NULL AND group_rows IS NOT NULL;
 
 -- Last: whatever came before is there.
 INSERT INTO writebehind.schema_version (version) VALUES (1)

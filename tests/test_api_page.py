@@ -42,7 +42,7 @@ def test_what_is_missing_or_does_not_exist_is_found() -> None:
         text.replace("- **`Receipt`**", "- **`Recipe`**"),
         text.replace("  - `put(", "  - `putt(", 1),
         text.replace("  - `ttl: ", "  - `life: "),
-        text.replace("signatures: Batch Receipt", "signatures: Batch"),
+        text.replace("signatures: Batch Atomic Receipt", "signatures: Batch Atomic"),
     ):
         assert change != text
         assert page(change) != change

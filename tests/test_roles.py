@@ -514,9 +514,7 @@ def mend(url: str, letters: DeadLetters) -> None:
             assert inflight(client, page) == set()
             bodies = letters.bodies(page)
             retries = [make_retry(letter, bodies[letter.id], KEYS, force=False) for letter in page]
-            assert [retry is not None and retry.shown is not None for retry in retries] == [True] * 4 + [
-                False
-            ]
+            assert [retry is not None and bool(retry.shown) for retry in retries] == [True] * 4 + [False]
             for _ in sender.send(filter(None, retries)):
                 pass
         # What a call that was sent again asks, if Redis had become full.

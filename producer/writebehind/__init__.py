@@ -1,5 +1,6 @@
 """Write to Redis, return at once; a worker brings every write to Postgres exactly once, in order."""
 
+from .async_atomic import AsyncAtomic
 from .async_batch import AsyncBatch
 from .async_changes import AsyncChanges
 from .async_client import AsyncWriteBehind
@@ -8,6 +9,7 @@ from .async_rate_limiter import AsyncRateLimiter
 from .async_receipt import AsyncReceipt
 from .async_session_store import AsyncSessionStore
 from .async_table import AsyncTable
+from .atomic import Atomic
 from .batch import Batch
 from .change import Change, Missed
 from .changes import Changes
@@ -45,6 +47,7 @@ from .table import Table, TableWrites
 __all__ = [
     "WriteBehind",
     "Batch",
+    "Atomic",
     "Receipt",
     "Table",
     "TableWrites",
@@ -54,6 +57,7 @@ __all__ = [
     "RateResult",
     "AsyncWriteBehind",
     "AsyncBatch",
+    "AsyncAtomic",
     "AsyncReceipt",
     "AsyncTable",
     "AsyncLock",

@@ -8,6 +8,7 @@ from typing import Any, Unpack
 from redis.asyncio import Redis
 
 from .address import connect_async
+from .async_atomic import AsyncAtomic
 from .async_batch import AsyncBatch
 from .async_carrier import AsyncCarrier
 from .async_changes import AsyncChanges
@@ -15,6 +16,7 @@ from .async_lock import AsyncLock
 from .async_rate_limiter import AsyncRateLimiter
 from .async_receipt import AsyncReceipt
 from .async_table import AsyncTable
+from .atomic import Keep
 from .batch import Accept
 from .cache import BulkLoader, Loader, Row
 from .client import CONNECTIONS, refuse_decoding, socket_timeout
@@ -127,6 +129,12 @@ class AsyncWriteBehind:
         """``async with wb.batch() as batch:``; see :meth:`WriteBehind.batch`."""
         return AsyncBatch(self._send, self._carrier, self._core.wanted(wait, durability))
 
+    def atomic(
+        self, *, route: Route, wait: float | None = None, durability: Durability | None = None
+    ) -> AsyncAtomic:
+        """``async with wb.atomic(route=order) as tx:``; see :meth:`WriteBehind.atomic`."""
+        return AsyncAtomic(self._send_group, route, self._core.wanted(wait, durability))
+
     async def _write(
         self,
         op: Op,
@@ -156,6 +164,17 @@ class AsyncWriteBehind:
             return receipts
 
         await self._carrier.run(send_all(self._core, writes, wanted, keep))
+
+    async def _send_group(
+        self, writes: Sequence[Write], wanted: Assurance | None, accepted: Keep[AsyncReceipt]
+    ) -> None:
+        def keep(answer: Accepted) -> list[AsyncReceipt]:
+            receipt = self._receipt(answer, 0)
+            accepted(receipt)
+            return [receipt]
+
+        sending = self._core.send(writes, wanted=wanted, as_group=True)
+        await self._carrier.run(assured(sending, wanted, keep))
 
     def _receipt(self, accepted: Accepted, number: int) -> AsyncReceipt:
         return AsyncReceipt(self._carrier, accepted.keys, accepted.generation, accepted.seq + number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic
 
+from .async_atomic import AsyncAtomic
 from .async_batch import AsyncBatch
 from .async_carrier import AsyncCarrier
 from .async_receipt import AsyncReceipt
@@ -91,7 +92,7 @@ class AsyncTable(Generic[R]):
             self.name, self._rows.id(id), route=route, wait=wait, durability=durability
         )
 
-    def into(self, batch: AsyncBatch) -> TableWrites[R]:
+    def into(self, batch: AsyncBatch | AsyncAtomic) -> TableWrites[R]:
         """See :meth:`Table.into`."""
         return TableWrites(batch, self._rows)
 

@@ -8,6 +8,7 @@ from typing import Any, Unpack
 from redis import Redis
 
 from .address import connect
+from .atomic import Atomic, Keep
 from .batch import Accept, Batch
 from .cache import BulkLoader, Loader, Row
 from .carrier import Carrier
@@ -137,6 +138,19 @@ class WriteBehind:
         """``with wb.batch() as batch:`` many writes in one round trip, all accepted or none."""
         return Batch(self._send, self._carrier, self._core.wanted(wait, durability))
 
+    def atomic(
+        self, *, route: Route, wait: float | None = None, durability: Durability | None = None
+    ) -> Atomic:
+        """``with wb.atomic(route=order) as tx:`` writes that Postgres applies together, or not at all.
+
+        They are one message: the cache shows all of them at once, and if Postgres refuses one it refuses all,
+        as one dead letter. Each of their rows must always be written with this route.
+
+        Raises:
+            InvalidWrite: when the block ends: they have more bytes than ``max_message_bytes``.
+        """
+        return Atomic(self._send_group, route, self._core.wanted(wait, durability))
+
     def _write(
         self,
         op: Op,
@@ -164,6 +178,15 @@ class WriteBehind:
             return receipts
 
         self._carrier.run(send_all(self._core, writes, wanted, keep))
+
+    def _send_group(self, writes: Sequence[Write], wanted: Assurance | None, accepted: Keep[Receipt]) -> None:
+        def keep(answer: Accepted) -> list[Receipt]:
+            receipt = self._receipt(answer, 0)
+            accepted(receipt)
+            return [receipt]
+
+        sending = self._core.send(writes, wanted=wanted, as_group=True)
+        self._carrier.run(assured(sending, wanted, keep))
 
     def _receipt(self, accepted: Accepted, number: int) -> Receipt:
         return Receipt(self._carrier, accepted.keys, accepted.generation, accepted.seq + number)

@@ -14,6 +14,7 @@ from .division import CLOSED_FOR_S, Division
 from .durability import Accepted, Assurance, Durability, assurance, assure
 from .enqueue import Enqueue, EntryChanged, ShardMoved, Variant, pack_write, pack_write_with_frames
 from .errors import FlushTimeout, InvalidWrite
+from .group import group_message
 from .identity import TableKey, cache_key
 from .keys import QueueKeys
 from .message import Id, Op, Route, Write, make_write, route_text, row_key, with_trace
@@ -90,11 +91,12 @@ class Core:
         sizes: list[int] | None = None,
         wanted: Assurance | None = None,
         admits: bool = True,
+        as_group: bool = False,
     ) -> Steps[Accepted]:
         """All of the writes, or none, as a variant of the script accepts them. All are for one shard.
 
         ``variant`` is made of the keys of the shard. ``sizes`` gets the bytes of each message.
-        ``admits``: they have not been let in yet.
+        ``admits``: they have not been let in yet. ``as_group``: they are one message.
 
         Raises:
             ShardMoved: they were, but the shards have become others meanwhile. Nothing was written.
@@ -103,9 +105,11 @@ class Core:
         trace = None if self.traceparent is None else self.traceparent()
         entries: list[str] = []
         packed: list[bytes] = []
-        if self._packing is not None:
+        if as_group:
+            entries, packed = yield from self._grouped(writes, trace, sizes)
+        elif self._packing is not None:
             writes = [self._packing.write(write) for write in writes]
-        for write in writes:
+        for write in () if as_group else writes:
             entry = yield from self._cache_key(write.table, write.key)
             message = write.message(entry, settings.entry_ttl())
             if len(message) > settings.max_message_bytes:
@@ -136,6 +140,27 @@ class Core:
                 raise self._division.disagrees(way)
             yield Pause(pause)
         raise ShardMoved
+
+    def _grouped(
+        self, writes: Sequence[Write], trace: str | None, sizes: list[int] | None
+    ) -> Steps[tuple[list[str], list[bytes]]]:
+        """Cache keys and arguments of writes that are one message: it comes with the first of them."""
+        entries: list[str] = []
+        for write in writes:
+            entries.append((yield from self._cache_key(write.table, write.key)))
+        message = group_message(writes, entries, self.settings.entry_ttl())
+        if len(message) > self.settings.max_message_bytes:
+            raise InvalidWrite(
+                f"the message of the group has {len(message)} bytes, at most "
+                f"{self.settings.max_message_bytes} are allowed (max_message_bytes)"
+            )
+        if trace is not None:
+            message = with_trace(message, trace, says_version=True)
+        if sizes is not None:
+            sizes += [len(message), *[0] * (len(writes) - 1)]
+        messages = [message, *[b""] * (len(writes) - 1)]
+        each = zip(writes, messages, strict=True)
+        return entries, [self._pack(write.op, text, write.cache_fields()) for write, text in each]
 
     def admit(self, writes: Sequence[Write]) -> Steps[None]:
         """Raises ``RateLimited`` where the setting ``admit`` does not let them in."""
@@ -266,11 +291,12 @@ class ObservedCore(Core):
         sizes: list[int] | None = None,
         wanted: Assurance | None = None,
         admits: bool = True,
+        as_group: bool = False,
     ) -> Steps[Accepted]:
         """See :meth:`Core.send`."""
         observer, sizes = self._observer, []
         try:
-            accepted = yield from super().send(writes, variant, sizes, wanted, admits)
+            accepted = yield from super().send(writes, variant, sizes, wanted, admits, as_group)
         except (EntryChanged, ShardMoved):  # no failure: it is tried again, or need not be written
             raise
         except Exception as error:

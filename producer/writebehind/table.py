@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic
 
+from .atomic import Atomic
 from .batch import Batch
 from .carrier import Carrier
 from .durability import Durability
@@ -15,6 +16,7 @@ from .shape import RowShape
 from .typed_rows import TypedRows
 
 if TYPE_CHECKING:
+    from .async_atomic import AsyncAtomic
     from .async_batch import AsyncBatch
     from .client import WriteBehind
 
@@ -98,8 +100,8 @@ class Table(Generic[R]):
         route = self._rows.route(id, route)
         return self._wb.delete(self.name, self._rows.id(id), route=route, wait=wait, durability=durability)
 
-    def into(self, batch: Batch) -> TableWrites[R]:
-        """Typed writes that go into a batch: ``with wb.batch() as batch: users.into(batch).put(row)``."""
+    def into(self, batch: Batch | Atomic) -> TableWrites[R]:
+        """Typed writes that go into a batch or group: ``with wb.batch() as b: users.into(b).put(row)``."""
         return TableWrites(batch, self._rows)
 
     def get(
@@ -150,9 +152,9 @@ class Table(Generic[R]):
 
 
 class TableWrites(Generic[R]):
-    """Typed writes of one table into a batch; made by ``into`` of a table."""
+    """Typed writes of one table into a batch or group; made by ``into`` of a table."""
 
-    def __init__(self, batch: Batch | AsyncBatch, rows: TypedRows[R]) -> None:
+    def __init__(self, batch: Batch | AsyncBatch | Atomic | AsyncAtomic, rows: TypedRows[R]) -> None:
         self._batch, self._rows = batch, rows
         self._shape, self.name = rows.shape, rows.name
 

@@ -45,6 +45,16 @@ class Awaited:
 
         self._run(job())
 
+    def write_group(self, fill: Callable[[Any], object], **options: Any) -> Any:
+        """One group of what ``fill`` puts into it; its receipt."""
+
+        async def job() -> Any:
+            async with self.wb.atomic(**options) as tx:
+                fill(tx)
+            return tx.receipt
+
+        return self._run(job())
+
     def _run(self, job: Coroutine[Any, Any, Any]) -> Any:
         return self._runner.run(job, context=contextvars.copy_context())
 
@@ -60,6 +70,12 @@ class Direct(WriteBehind):
         """One batch of what ``fill`` puts into it."""
         with self.batch() as batch:
             fill(batch)
+
+    def write_group(self, fill: Callable[[Any], object], **options: Any) -> Any:
+        """One group of what ``fill`` puts into it; its receipt."""
+        with self.atomic(**options) as tx:
+            fill(tx)
+        return tx.receipt
 
 
 @contextmanager
@@ -99,6 +115,14 @@ class EitherClient:
     def batch(self, fill: Callable[[Any], object]) -> None:
         """A batch by the client made last."""
         self._last.write_batch(fill)
+
+    def group(self, fill: Callable[[Any], object], **options: Any) -> Any:
+        """A group by the client made last; its receipt."""
+        return self._last.write_group(fill, **options)
+
+    def settle(self, receipt: Any) -> None:
+        """Waits until it is in Postgres."""
+        self._last.settle(receipt)
 
 
 @pytest.fixture(params=["sync", "async"])

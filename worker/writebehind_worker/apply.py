@@ -8,6 +8,9 @@ reference each other; the rings are found by leaving the orphans out. Nothing el
 beyond a barrier: what is delayed without need can find its row cascaded away, or its unique value taken.
 Where a constraint refuses a write whose row or unique value others of the batch share, the segment is
 applied again with all of these alone.
+
+A group is one write in all of this: no list is cut within it, and what happens to one of its writes happens
+to all of them (`whole.py`).
 """
 
 from __future__ import annotations
@@ -25,17 +28,18 @@ from .contested import Conflict, cut, read_conflict, sharers
 from .errors import HeldByLock
 from .execution import Execution, Statement
 from .orphans import existing_rows, find_orphans
-from .plan import segments
 from .received import Fault, make_fault
-from .resolve import Refusal, RowId, Write
+from .resolve import Refusal, RowId, Write, member_name, named_row
 from .sqlstate import TIMEOUTS
 from .unreadable import find_unreadable
+from .whole import behind, halves, is_one, meeting, parts, position, wholes, without
 
 _NO_PARENT = "23503"  # foreign key violation
 _DUPLICATE = "23505"  # unique violation
 _OF_VALUES = frozenset({"22", "23", "42"})  # of domains, and of types that take names or expressions, too
 _OF_NO_VALUE = frozenset({_NO_PARENT, _DUPLICATE, "23P01", "42501", "42703"})
 _MOST_PASSES = 4  # over a segment whose writes stand in each other's way; then each is applied alone
+_MOST_PROBED = 20  # writes of a refused group, each by itself, to tell which one it is refused for
 _MOST_WAITING = 8  # rows that an attempt probes: behind more there is a locked table, which is waited for
 
 
@@ -53,10 +57,13 @@ class Patience:
 
 @dataclass(frozen=True, slots=True)
 class _NoParent:
-    """What a write was held back for; ``is_late``: its statement went through, the check after it did not."""
+    """What a write or group was held back for; ``is_late``: its statements went through, the check after
+    them did not. ``writes`` are those of it that failed.
+    """
 
     fault: Fault
     is_late: bool
+    writes: Sequence[Write]
 
 
 @dataclass(slots=True)
@@ -106,9 +113,9 @@ class Application:
         if fault is None:
             self._accept(writes)
         else:
-            parts = list(segments(writes))
-            for part in parts:
-                self._apply_segment(part, fault if len(parts) == 1 else None)
+            segments = list(parts(writes))
+            for part in segments:
+                self._apply_segment(part, fault if len(segments) == 1 else None)
         self._hear_known(None)
         if self._waiting:
             raise self._held_by_lock()
@@ -124,7 +131,7 @@ class Application:
             self._conflicts = []
             self._conn.execute("SAVEPOINT segment")
             self._apply_parts(writes, alone, fault)
-            written = {_position(w) for w in self._outcome.written} if self._conflicts else ()
+            written = {position(w) for w in self._outcome.written} if self._conflicts else ()
             more = sharers(self._conflicts, writes, written) - alone
             if not more:
                 break
@@ -154,12 +161,12 @@ class Application:
     def _take_held_back(self) -> list[Write]:
         held_back, self._held_back = self._held_back, []
         self._held.clear()
-        return sorted(held_back, key=_position)
+        return sorted(held_back, key=position)
 
     def _accept_rings(self, writes: Sequence[Write]) -> set[int]:
         """Accepts those that stand if all of them stand, their parents among them; their positions."""
         late = {p for p, failed in self._no_parent.items() if failed.is_late}
-        if late.isdisjoint(map(_position, writes)):
+        if late.isdisjoint(map(position, writes)):
             return set()
         rows, there = dict(self._execution.rows), existing_rows(self._conn, writes)
         while writes:
@@ -169,11 +176,12 @@ class Application:
             if placed and not orphans and self._check(placed):
                 self._conn.execute("RELEASE SAVEPOINT ring")
                 self._accept(placed)
-                return set(map(_position, placed))
+                return set(map(position, placed))
             self._conn.execute("ROLLBACK TO SAVEPOINT ring; RELEASE SAVEPOINT ring")
             self._execution.rows = dict(rows)
-            last = {w.row: _position(w) for w in placed}  # the earlier ones of its row may do without it
-            writes = [w for w in placed if orphans and (w.row not in orphans or _position(w) != last[w.row])]
+            last = {w.row: position(w) for w in placed}  # the earlier ones of its row may do without it
+            left_out = {p for row, p in last.items() if row in orphans}
+            writes = without(placed, left_out) if orphans else []
         return set()
 
     def _place(self, writes: Sequence[Write]) -> list[Write]:
@@ -181,64 +189,73 @@ class Application:
         placed: list[Write] = []
         while more := self._place_parts(writes, set()):
             placed += more
-            positions = set(map(_position, more))
-            writes = [w for w in writes if _position(w) not in positions]
-        return sorted(placed, key=_position)
+            writes = without(writes, set(map(position, more)))
+        return sorted(placed, key=position)
 
-    def _place_parts(self, writes: Sequence[Write], without: set[RowId]) -> list[Write]:
-        writes = [w for w in writes if w.row not in without]
+    def _place_parts(self, writes: Sequence[Write], left_out: set[RowId]) -> list[Write]:
+        if left_out:
+            writes = without(writes, behind(writes, left_out))
         fault = self._execution.attempt(writes, is_checked=False) if writes else None
         if fault is None:
             return list(writes)
-        if len(writes) == 1:
-            without.add(writes[0].row)
+        if is_one(writes):
+            left_out |= {w.row for w in writes}
             if fault.sqlstate in TIMEOUTS:
-                self._wait(writes[0], fault)
+                self._wait(self._failing(writes, fault), fault)
             return []
-        half = len(writes) // 2
-        return self._place_parts(writes[:half], without) + self._place_parts(writes[half:], without)
+        first, second = halves(writes)
+        return self._place_parts(first, left_out) + self._place_parts(second, left_out)
 
     def _check(self, placed: Sequence[Write]) -> bool:
         """Whether all constraints are met now."""
         fault = self._execution.check()
         if fault is not None and fault.sqlstate in TIMEOUTS:
-            for write in placed:
-                self._wait(write, fault)
+            self._wait(placed, fault)
         return fault is None
 
     def _refuse_orphans(self, rest: Sequence[Write]) -> set[int]:
         """Refuses the first write of each row, at first where others wait behind it: positions."""
         waiting = Counter(w.row for w in rest)
-        firsts = {w.row: w for w in reversed(rest) if w.row not in self._stuck}
-        blocking = [w for w in firsts.values() if waiting[w.row] > 1] or list(firsts.values())
-        for write in reversed(blocking):
-            self._reject(write, self._no_parent[_position(write)].fault)
-        return set(map(_position, blocking))
+        seen: set[RowId] = set()
+        firsts: list[list[Write]] = []
+        for those in wholes(without(rest, meeting(rest, self._stuck))):
+            own = {w.row for w in those}
+            if seen.isdisjoint(own):
+                firsts.append(those)
+            seen |= own
+        blocking = [those for those in firsts if any(waiting[w.row] > 1 for w in those)] or firsts
+        for those in blocking:
+            failed = self._no_parent[position(those[0])]
+            self._reject(those, failed.writes, failed.fault)
+        return {position(those[0]) for those in blocking}
 
     def _apply(self, writes: Sequence[Write], fault: Fault | None = None) -> None:
         """Applies a part; ``fault`` is what it was refused for, if that is known already."""
         if self._stuck:  # one probe a row: the later writes to it share its fate
-            for write in [w for w in writes if w.row in self._stuck]:
-                self._refuse(write, self._stuck[write.row])
-            writes = [w for w in writes if w.row not in self._stuck]
+            stuck = meeting(writes, self._stuck)
+            for those in wholes([w for w in writes if position(w) in stuck]):
+                waits = [w for w in those if w.row in self._stuck]
+                self._refuse(those, waits, self._stuck[waits[0].row])
+            writes = without(writes, stuck)
         if self._held:
-            self._held_back += [w for w in writes if w.row in self._held]
-            writes = [w for w in writes if w.row not in self._held]
+            held = behind(writes, self._held)
+            self._held_back += [w for w in writes if position(w) in held]
+            writes = without(writes, held)
         if not writes:
             return
         fault = fault or self._execution.attempt(writes)
-        if fault is not None and len(writes) == 1 and fault.sqlstate == _DUPLICATE:
+        if fault is not None and is_one(writes) and fault.sqlstate == _DUPLICATE:
             fault = self._execution.attempt(
                 writes
             )  # the application may have inserted the row since we looked
         if fault is None:
             self._accept(writes)
-        elif len(writes) == 1:
-            self._refuse(writes[0], fault)
+        elif is_one(writes):
+            self._refuse(writes, self._failing(writes, fault), fault)
         else:
-            half = len(writes) // 2
-            self._apply(writes[:half])
-            self._apply(writes[half:])
+            first, second = halves(writes)
+            self._apply(first)
+            self._apply(second)
 
     def _accept(self, writes: Sequence[Write]) -> None:
         self._outcome.written += writes
@@ -247,36 +264,58 @@ class Application:
                 self._hear_known(write.message.position)
                 self._trial.applied(write.table.full_name)
 
-    def _refuse(self, write: Write, fault: Fault) -> None:
-        if fault.sqlstate in TIMEOUTS and self._wait(write, fault):
+    def _failing(self, those: Sequence[Write], fault: Fault) -> Sequence[Write]:
+        """Of a write or group that has just failed: the one that did, or those that may have."""
+        kind = self._execution.failed
+        if kind is None or len(those) == 1:
+            return those
+        found = [w for w in those if w.table is kind.table and w.op == kind.op] or those
+        if not 1 < len(found) <= _MOST_PROBED:
+            return found
+        execution = self._execution
+        before, rows = (execution.error, execution.is_late, kind), dict(execution.rows)
+        self._conn.execute("SAVEPOINT probe")
+        faults = [execution.attempt([write], is_checked=False) for write in found]
+        self._conn.execute("ROLLBACK TO SAVEPOINT probe; RELEASE SAVEPOINT probe")
+        (execution.error, execution.is_late, execution.failed), execution.rows = before, rows
+        probed = zip(found, faults, strict=True)
+        alike = [w for w, failed in probed if failed is not None and failed.sqlstate == fault.sqlstate]
+        return alike if len(alike) == 1 else found
+
+    def _refuse(self, those: Sequence[Write], failing: Sequence[Write], fault: Fault) -> None:
+        """A write or group; ``failing`` are those of its writes that it failed for, as far as is known."""
+        if fault.sqlstate in TIMEOUTS and self._wait(failing, fault):
             return
         if fault.sqlstate == _NO_PARENT:
             if not self._held_back:
                 self._held_after = len(self._outcome.written)
-            self._held.add(write.row)
-            self._held_back.append(write)
-            self._no_parent[_position(write)] = _NoParent(fault, self._execution.is_late)
+            self._held |= {w.row for w in those}
+            self._held_back += those
+            self._no_parent[position(those[0])] = _NoParent(fault, self._execution.is_late, failing)
         else:
-            self._reject(write, fault)
+            self._reject(those, failing, fault)
 
-    def _wait(self, write: Write, fault: Fault) -> bool:
-        """Its row is locked; whether it is still waited for."""
-        self._stuck[write.row] = fault
-        if write.row in self._patience.bury:
-            return False
-        self._waiting.append(write)
-        if len(self._stuck) >= _MOST_WAITING:
+    def _wait(self, those: Sequence[Write], fault: Fault) -> bool:
+        """Their rows are locked; whether one is still waited for."""
+        self._stuck |= {w.row: fault for w in those}
+        waiting = [w for w in those if w.row not in self._patience.bury]
+        self._waiting += waiting
+        if waiting and len(self._stuck) >= _MOST_WAITING:
             raise self._held_by_lock()
-        return True
+        return bool(waiting)
 
-    def _reject(self, write: Write, fault: Fault) -> None:
+    def _reject(self, those: Sequence[Write], failing: Sequence[Write], fault: Fault) -> None:
         if fault.sqlstate.startswith("23"):
-            self._conflicts.append(read_conflict(self._conn, write, fault, self._execution.error))
+            error = self._execution.error
+            self._conflicts += [read_conflict(self._conn, write, fault, error) for write in failing]
+        write = failing[0]
         self._hear_known(write.message.position)
-        column = self._unreadable_column(write, fault)
+        column = self._unreadable_column(write, fault) if len(failing) == 1 else None
         if column is not None:  # no matter for the breaker: some types refuse a value by a code of class 42
             fault = make_fault(fault.sqlstate, f"{write.table.full_name}.{column}: {fault.reason}")
         refusal = Refusal(write.message, fault, write.table, write.row[1])
+        if write.message.member:
+            refusal = refused_group(those, failing, fault)
         if column is None:
             self._hear(refusal)
         self._outcome.refused.append(refusal)
@@ -308,5 +347,9 @@ def describe(write: Write) -> str:
     return f"{write.op} of {write.table.full_name} (seq {write.message.seq}, item {write.message.position})"
 
 
-def _position(write: Write) -> int:
-    return write.message.position
+def refused_group(those: Sequence[Write], failing: Sequence[Write], fault: Fault) -> Refusal:
+    """Of a whole group; what it is refused for is known where one write alone can have failed."""
+    write, rows = failing[0], tuple(dict.fromkeys(map(named_row, those)))
+    if len(failing) == 1:
+        fault = make_fault(fault.sqlstate, f"{member_name(write.message)}: {fault.reason}")
+    return Refusal(write.message, fault, write.table, write.row[1], rows)

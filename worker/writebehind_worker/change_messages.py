@@ -7,7 +7,7 @@ first of all that a worker says, and first after Redis has refused some.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import msgspec
@@ -36,9 +36,15 @@ class _Faulty(msgspec.Struct, gc=False):
     seq: Raw = _NONE
 
 
+class _Group(msgspec.Struct, gc=False):
+    group: list[Raw]
+    seq: int | None = None
+
+
 _Scalar = str | int | float | bool | None
 
 _decode = msgspec.json.Decoder(_Change).decode
+_decode_group = msgspec.json.Decoder(_Group).decode
 _decode_faulty = msgspec.json.Decoder(_Faulty).decode
 _read_id = msgspec.json.Decoder(_Scalar | dict[str, _Scalar]).decode
 _read_columns = msgspec.json.Decoder(dict[str, Raw]).decode
@@ -55,7 +61,7 @@ def change_messages(items: Iterable[bytes]) -> list[bytes]:
     """Each row once; also the writes that were refused, if they can be read: their cache entry is gone."""
     changes: dict[tuple[str, bytes, str | None], bytes] = {}
     is_missed = False
-    for item in items:
+    for item in _singles(items):
         try:
             change = _read(item)
             if change is None:
@@ -71,6 +77,23 @@ def change_messages(items: Iterable[bytes]) -> list[bytes]:
         changes[row] = text
     messages = list(_packed(changes.values()))
     return [*messages, MISSED] if is_missed else messages
+
+
+def _singles(items: Iterable[bytes]) -> Iterator[bytes]:
+    """The items; in the place of a group each of its writes, as an item of its own with the group's `seq`."""
+    for item in items:
+        if b'"group"' not in item:
+            yield item
+            continue
+        try:
+            found = _decode_group(item)
+        except (msgspec.MsgspecError, RecursionError):  # none, or one that was rejected as it stands
+            yield item
+            continue
+        seq = b"" if found.seq is None else b'"seq":%d,' % found.seq
+        for member in found.group:
+            text = bytes(member).strip()
+            yield b"{" + seq + text[1:] if text.startswith(b"{") else text
 
 
 def _read(item: bytes) -> _Change | None:

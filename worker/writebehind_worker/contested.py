@@ -74,14 +74,12 @@ def sharers(conflicts: Sequence[Conflict], writes: Sequence[Write], written: Col
 def cut(writes: Sequence[Write], alone: Collection[int]) -> Iterator[Sequence[Write]]:
     """Parts of the list, in order: each of these positions is a part of its own."""
     start = 0
-    for i, write in enumerate(writes):
-        if write.message.position in alone:
-            if i > start:
-                yield writes[start:i]
-            yield writes[i : i + 1]
-            start = i + 1
-    if writes[start:]:
-        yield writes[start:]
+    for i in range(1, len(writes) + 1):
+        before = writes[i - 1].message.position
+        after = writes[i].message.position if i < len(writes) else -1
+        if before != after and (before in alone or after in alone or after == -1):
+            yield writes[start:i]
+            start = i
 
 
 def _given(conflict: Conflict) -> Mapping[str, bytes]:

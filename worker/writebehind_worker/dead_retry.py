@@ -28,7 +28,7 @@ from writebehind.translate import redis_errors_as_ours
 from .dead import PAGE, Letter
 from .errors import FatalError
 from .packed_rows import frames_of
-from .received import receive
+from .received import Message, receive
 
 _BYTES_AT_ONCE = 8 << 20
 _MOVED_S = 0.05
@@ -49,11 +49,13 @@ class Shown(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """A message to send. ``shown`` is what its cache entry is to show; ``None``: it is pushed as it is."""
+    """A message to send. ``shown`` is what its cache entry is to show, of a group one for each of its writes;
+    nothing: it is pushed as it is.
+    """
 
     letter: int
     message: bytes
-    shown: Shown | None
+    shown: Sequence[Shown]
 
 
 def make_retry(letter: Letter, body: bytes, keys: QueueKeys, *, force: bool) -> Retry | None:
@@ -62,7 +64,7 @@ def make_retry(letter: Letter, body: bytes, keys: QueueKeys, *, force: bool) -> 
     if fields is None:
         return None
     message = _composed(fields, letter.id, force)
-    return Retry(letter.id, message, _shown(message, keys) if letter.seq is not None else None)
+    return Retry(letter.id, message, _shown(message, keys) if letter.seq is not None else ())
 
 
 def make_correction(letter: Letter, body: bytes, corrected: str, keys: QueueKeys, *, force: bool) -> Retry:
@@ -109,17 +111,25 @@ def _composed(fields: Mapping[str, bytes], letter: int, force: bool) -> bytes:
     return b"{" + b",".join(msgspec.json.encode(name) + b":" + value for name, value in kept) + b"}"
 
 
-def _shown(message: bytes, keys: QueueKeys) -> Shown | None:
-    """The message as the producers' script takes it, or ``None`` if that must not touch the cache for it."""
+def _shown(message: bytes, keys: QueueKeys) -> Sequence[Shown]:
+    """The message as the producers' script takes it; nothing if that must not touch the cache for it."""
     read = receive(0, message, 0)
-    if read.fault is not None or read.cache_key is None or keys.owns(read.cache_key):
+    if read.fault is not None:
+        return ()
+    found = [_entry(one, keys) for one in read.members or (read,)]
+    whole = [one for one in found if one is not None]
+    return whole if len(whole) == len(found) else ()
+
+
+def _entry(read: Message, keys: QueueKeys) -> Shown | None:
+    if read.cache_key is None or keys.owns(read.cache_key):
         return None
     assert read.table is not None
     columns = {name: bytes(text) for name, text in (read.columns or {}).items()}
     if len(columns) > MAX_COLUMNS:
         return None
-    shown = packed_fields(columns, frames_of(read))
-    return Shown(read.table, read.id, read.op, read.cache_key, shown, read.route)
+    fields = packed_fields(columns, {} if read.member else frames_of(read))
+    return Shown(read.table, read.id, read.op, read.cache_key, fields, read.route)
 
 
 def chunks(letters: Iterable[Letter]) -> Iterator[list[Letter]]:
@@ -154,7 +164,7 @@ class Sender:
         Raises:
             QueueFull, RedisFull, RedisRefused, RedisUnavailable: what was sent stays sent.
         """
-        for is_raw, run in groupby(retries, key=lambda retry: retry.shown is None):
+        for is_raw, run in groupby(retries, key=lambda retry: not retry.shown):
             part = list(run)
             if is_raw:
                 self._push(part)
@@ -180,19 +190,19 @@ class Sender:
             left = [retry for retry in left if self._way(retry) is not way]
 
     def _way(self, retry: Retry) -> Enqueue:
-        assert retry.shown is not None
-        return self._division.way(retry.shown.table, retry.shown.key, retry.shown.route)
+        first = retry.shown[0]
+        return self._division.way(first.table, first.key, first.route)
 
     def _accept(self, way: Enqueue, retries: Sequence[Retry]) -> None:
         entries: list[str] = []
         packed: list[bytes] = []
         ops: set[Op] = set()
         for retry in retries:
-            shown = retry.shown
-            assert shown is not None
-            entries.append(shown.cache_key)
-            ops.add(shown.op)
-            packed.append(pack_write_with_frames(shown.op, retry.message, shown.fields))
+            for number, shown in enumerate(retry.shown):
+                entries.append(shown.cache_key)
+                ops.add(shown.op)
+                message = retry.message if number == 0 else b""  # of a group it comes with the first
+                packed.append(pack_write_with_frames(shown.op, message, shown.fields))
         self._carrier.run(way.steps(entries, ops, packed, self._limit))
 
     def _push(self, retries: Sequence[Retry]) -> None:

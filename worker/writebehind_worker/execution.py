@@ -40,7 +40,8 @@ class Execution:
     """Parts of a batch, each under a savepoint of its own. ``rows`` counts rows written by ``schema.table``.
 
     ``error`` is that of the last part that failed, ``is_late`` whether only the check after its statements
-    failed. ``takes_timeouts``: as a fault of the writes, instead of raising them.
+    failed, ``failed`` what kind of write the statement was that failed. ``takes_timeouts``: as a fault of
+    the writes, instead of raising them.
     """
 
     def __init__(self, conn: psycopg.Connection[Any], takes_timeouts: bool) -> None:
@@ -48,6 +49,7 @@ class Execution:
         self.rows: dict[str, int] = {}
         self.error: psycopg.Error | None = None
         self.is_late = False
+        self.failed: Group | None = None
 
     def attempt(
         self, writes: Sequence[Write], is_checked: bool = True, ready: Sequence[Statement] = ()
@@ -55,10 +57,10 @@ class Execution:
         """Applies writes, by statements that are ``ready``; on a fault of theirs nothing of it remains."""
         # An earlier part left constraints immediate; within a part they may be met in any order.
         self._conn.execute("SAVEPOINT part; SET CONSTRAINTS ALL DEFERRED")
-        self.error, self.is_late = None, False
+        self.error, self.is_late, self.failed = None, False, None
         try:
             rows = self._execute(ready or statements(writes))
-            self.is_late = True
+            self.is_late, self.failed = True, None
             # Deferred ones would fail at COMMIT, outside every savepoint.
             check = "SET CONSTRAINTS ALL IMMEDIATE; " if is_checked else ""
             self._conn.execute(check + "RELEASE SAVEPOINT part")
@@ -96,7 +98,7 @@ class Execution:
     def _execute(self, them: Iterable[Statement]) -> dict[str, int]:
         rows: dict[str, int] = {}
         for statement in them:
-            group = statement.group
+            group = self.failed = statement.group
             execute(self._conn, statement, json_records(group), [statement.rows])
             rows[group.table.full_name] = rows.get(group.table.full_name, 0) + statement.size
         return rows

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Container, Iterator, Mapping, 
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import psycopg
 
 from writebehind.frame import ZSTD_HINT
@@ -89,7 +90,7 @@ class Flusher:
         self._lock_timeout_s, self._statement_timeout_s = lock_timeout_s, statement_timeout_s
         self._keys = KeyReader(conn, statement_timeout_s)
         self._bulk = Bulk(conn)
-        self._refused_tables = {table for table, _ in ledger.open_dead_letters() if table is not None}
+        self._refused_tables = _tables_of(ledger, ledger.open_dead_letters())
         self._publish, self._refuse_newer = publish, refuse_newer
         self.catalog = self._read_catalog()
 
@@ -175,12 +176,13 @@ class Flusher:
         self._conn.execute(f"BEGIN; SET LOCAL lock_timeout = {limit}; SET LOCAL statement_timeout = {limit}")
         try:
             counts = self._ledger.open_dead_letters()
+            tables = _tables_of(self._ledger, counts)
         except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled):
             return None
         finally:
             roll_back(self._conn)
         # Only we add some: what has none now has none until we do.
-        self._refused_tables = {table for table, _ in counts if table is not None}
+        self._refused_tables = tables
         return counts
 
     def say_waiting(self, reason: str | None) -> None:
@@ -195,7 +197,7 @@ class Flusher:
             batch.messages, self._rollback_seq, self._rollback_items
         )
         retried_before = letters_of(before)  # whatever became of them: the dead letters tell
-        before = [m for m in before if m.retry is None]
+        before = [m for m in before if m.retry is None and m.member < 2]
         ready: Sequence[Statement] = ()
         if prepared is not None and prepared.catalog is self.catalog and len(messages) == len(batch.messages):
             writes, refusals, ready = list(prepared.writes), list(prepared.refusals), prepared.statements
@@ -240,7 +242,8 @@ class Flusher:
         """With its table, if that has been dropped or renamed since: for the breaker, and for people."""
         if refusal.table is not None or refusal.message.table is None:
             return refusal
-        return Refusal(refusal.message, refusal.fault, self._breaker.former_table(refusal.message.table))
+        table = self._breaker.former_table(refusal.message.table)
+        return msgspec.structs.replace(refusal, table=table)
 
     def _was_right(self, refusal: Refusal) -> bool:
         """Whether the table and the columns that it names have existed: then they were dropped or renamed."""
@@ -278,6 +281,7 @@ class Flusher:
         if landed := letters_of(w.message for w in written):
             self._ledger.remove(landed)
         touched = {r.table.full_name for r in refusals if r.table is not None}
+        touched |= {table for r in refusals for table, _ in r.rows}
         open_tables = self._refused_tables | touched
         if open_tables and (rows := written_rows(w for w in written if w.table.full_name in open_tables)):
             self._ledger.supersede(batch, rows)
@@ -301,6 +305,11 @@ class Flusher:
             raise
 
 
+def _tables_of(ledger: Ledger, counts: Mapping[tuple[str | None, str | None], int]) -> set[str]:
+    """The tables whose rows have dead letters that a write can supersede."""
+    return {table for table, _ in counts if table is not None} | ledger.tables_of_groups()
+
+
 def _flushed(
     batch: int,
     before: Sequence[Message],
@@ -315,8 +324,10 @@ def _flushed(
         label = (shapes[shape].table.full_name, "applied")
         counts[label] = counts.get(label, 0) + number
     for refusal in refusals:
-        label = (refusal.table.full_name if refusal.table else "unknown", "rejected")
-        counts[label] = counts.get(label, 0) + 1
+        one = refusal.table.full_name if refusal.table else "unknown"
+        for table in [table for table, _ in refusal.rows] or [one]:
+            label = (table, "rejected")
+            counts[label] = counts.get(label, 0) + 1
     if before:
         counts[("unknown", "rollback")] = len(before)
     if passed_over:

@@ -23,8 +23,14 @@ class FrozenBatch:
 
     @cached_property
     def messages(self) -> Sequence[Message]:
-        """The items as they are read one by one: only where `digest` cannot read them at once."""
-        return [receive(i, item, self.clock) for i, item in enumerate(self.items)]
+        """The items as they are read one by one: only where `digest` cannot read them at once.
+
+        Each write of a group is one, in the place of the group.
+        """
+        read = [receive(i, item, self.clock) for i, item in enumerate(self.items)]
+        if not any(message.member for message in read):
+            return read
+        return [one for message in read for one in message.members or (message,)]
 
     @property
     def applied_seq(self) -> int:
@@ -61,8 +67,8 @@ def split_applied_before(
 ) -> tuple[Sequence[Message], Sequence[Message], int]:
     """(applied before a rollback of Redis, to be applied, rollback items left for the next batches)."""
     for i, message in enumerate(messages):
-        if i >= rollback_items:
+        if message.position >= rollback_items:
             return messages[:i], messages[i:], 0
         if message.seq is not None and message.seq > rollback_seq:
             return messages[:i], messages[i:], 0
-    return messages, [], rollback_items - len(messages)
+    return messages, [], rollback_items - (messages[-1].position + 1 if messages else 0)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import psycopg
 from psycopg import errors as pg_errors
 
@@ -84,6 +85,23 @@ OF_WHOLE = (
 )
 """The queue $1 and its shards, former ones too, as far as they have dead letters."""
 
+_WRITTEN = "unnest($3::text[], $4::text[], $5::int[], $6::bigint[]) AS w(table_name, key, position, letter)"
+_IS_OLDER = (
+    f"d.queue = ANY ({OF_WHOLE}) AND d.superseded_at IS NULL AND (d.id < w.letter OR w.position >= 0 AND "
+    "(d.queue <> $7 OR d.batch <> $2 OR d.retried_at IS NOT NULL OR d.position < w.position))"
+)
+_SUPERSEDE = (
+    f"UPDATE writebehind.dead_letters d SET superseded_at = now() FROM {_WRITTEN} "
+    f"WHERE d.table_name = w.table_name AND d.key = w.key AND {_IS_OLDER}"
+)
+# Of a group one row is enough: sent again, it would undo that newer write with the others.
+_SUPERSEDE_GROUPS = (
+    f"UPDATE writebehind.dead_letters d SET superseded_at = now() WHERE d.group_rows IS NOT NULL "
+    f"AND d.superseded_at IS NULL AND d.queue = ANY ({OF_WHOLE}) "
+    f"AND EXISTS (SELECT FROM jsonb_array_elements(d.group_rows) AS r JOIN {_WRITTEN} "
+    f"ON r ->> 0 = w.table_name AND r ->> 1 = w.key WHERE {_IS_OLDER})"
+)
+
 
 class Ledger:
     """The row of ``queue``, over the owner's connection (autocommit; the caller begins transactions).
@@ -111,7 +129,7 @@ class Ledger:
         with self._guarded():
             self._conn.execute("SELECT FROM writebehind.ledger LIMIT 0 FOR UPDATE")
             self._check_version()
-            self._conn.execute("SELECT retried_at, history FROM writebehind.dead_letters LIMIT 0")
+            self._conn.execute("SELECT retried_at, history, group_rows FROM writebehind.dead_letters LIMIT 0")
             row = self._conn.execute(_MISSING_RIGHTS, [self._queue]).fetchone()
         if row is not None and row[0]:
             # Else only the first bad write, or retry, would tell, and hold the queue.
@@ -234,8 +252,9 @@ class Ledger:
         with self._guarded():
             self._conn.execute(
                 "INSERT INTO writebehind.dead_letters (queue, batch, kind, position, seq, body, table_name, "
-                "key, cache_key, sqlstate, reason) SELECT $1, $2, $3, * FROM unnest($4::int[], $5::bigint[], "
-                "$6::bytea[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[])",
+                "key, cache_key, sqlstate, reason, group_rows) SELECT $1, $2, $3, * FROM unnest($4::int[], "
+                "$5::bigint[], $6::bytea[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], "
+                "$12::jsonb[])",
                 [self._queue, batch, kind, *_columns(refusals)],
             )
 
@@ -260,15 +279,17 @@ class Ledger:
         with self._guarded():
             self._conn.execute(
                 "UPDATE writebehind.dead_letters d "
-                "SET queue = $12, batch = $2, position = w.position, seq = w.seq, "
+                "SET queue = $13, batch = $2, position = w.position, seq = w.seq, "
                 "body = w.body, table_name = w.table_name, key = w.key, cache_key = w.cache_key, "
+                "group_rows = w.group_rows, "
                 "sqlstate = w.sqlstate, reason = w.reason, retried_at = now(), history = "
                 f"CASE WHEN jsonb_array_length(d.history) < {MOST_HISTORY} THEN d.history "
                 "ELSE d.history - 1 END || jsonb_build_object('at', coalesce(d.retried_at, d.created_at), "
                 "'batch', d.batch, 'sqlstate', d.sqlstate, 'reason', d.reason) "
                 "FROM unnest($3::bigint[], $4::int[], $5::bigint[], $6::bytea[], $7::text[], $8::text[], "
-                "$9::text[], $10::text[], $11::text[]) AS w(id, position, seq, body, table_name, key, "
-                f"cache_key, sqlstate, reason) WHERE d.queue = ANY ({OF_WHOLE}) AND d.id = w.id",
+                "$9::text[], $10::text[], $11::text[], $12::jsonb[]) AS w(id, position, seq, body, "
+                "table_name, key, cache_key, sqlstate, reason, group_rows) "
+                f"WHERE d.queue = ANY ({OF_WHOLE}) AND d.id = w.id",
                 [
                     self._whole,
                     batch,
@@ -315,6 +336,16 @@ class Ledger:
                 f"WHERE queue = ANY ({OF_WHOLE}) AND superseded_at IS NULL AND table_name IS NOT NULL",
                 [self._whole],
             ).fetchall()
+        return {table for (table,) in rows} | self.tables_of_groups()
+
+    def tables_of_groups(self) -> set[str]:
+        """Tables of the rows of groups, of any shard, that are dead letters and not superseded."""
+        with self._guarded():
+            rows = self._conn.execute(
+                "SELECT DISTINCT r ->> 0 FROM writebehind.dead_letters, jsonb_array_elements(group_rows) r "
+                f"WHERE queue = ANY ({OF_WHOLE}) AND superseded_at IS NULL AND group_rows IS NOT NULL",
+                [self._whole],
+            ).fetchall()
         return {table for (table,) in rows}
 
     def open_dead_letters(self) -> dict[tuple[str | None, str | None], int]:
@@ -333,23 +364,18 @@ class Ledger:
         A write is newer than all of former batches; a retried one is as old as the letter that it retries,
         and older than every other write of the batch that rejects it again.
         """
+        values: list[Any] = [
+            self._whole,
+            batch,
+            [w.table for w in written],
+            [w.key for w in written],
+            [w.position for w in written],
+            [w.letter for w in written],
+            self._queue,
+        ]
         with self._guarded():
-            self._conn.execute(
-                "UPDATE writebehind.dead_letters d SET superseded_at = now() FROM unnest($3::text[], "
-                "$4::text[], $5::int[], $6::bigint[]) AS w(table_name, key, position, letter) "
-                f"WHERE d.queue = ANY ({OF_WHOLE}) AND d.table_name = w.table_name AND d.key = w.key "
-                "AND d.superseded_at IS NULL AND (d.id < w.letter OR w.position >= 0 AND (d.queue <> $7 "
-                "OR d.batch <> $2 OR d.retried_at IS NOT NULL OR d.position < w.position))",
-                [
-                    self._whole,
-                    batch,
-                    [w.table for w in written],
-                    [w.key for w in written],
-                    [w.position for w in written],
-                    [w.letter for w in written],
-                    self._queue,
-                ],
-            )
+            self._conn.execute(_SUPERSEDE, values)
+            self._conn.execute(_SUPERSEDE_GROUPS, values)
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -390,7 +416,15 @@ def _columns(refusals: Sequence[Refusal]) -> list[list[Any]]:
         [_text(r.message.cache_key) for r in refusals],
         [r.fault.sqlstate for r in refusals],
         [_text(r.fault.reason) for r in refusals],
+        [_group_rows(r) for r in refusals],
     ]
+
+
+def _group_rows(refusal: Refusal) -> str | None:
+    """The rows of a group as a JSON array of [table, key]."""
+    if not refusal.rows:
+        return None
+    return msgspec.json.encode([[_text(table), _text(key)] for table, key in refusal.rows]).decode()
 
 
 def _text(value: str | None) -> str | None:

@@ -68,9 +68,7 @@ def segments(writes: Sequence[Write]) -> Iterator[Sequence[Write]]:
     A delete that cascades changes rows that are not in its message: what stands before it must be flushed
     before it, what stands after it after it, else rows vanish without an error.
     """
-    shapes = {id(w.shape): w.shape for w in writes}
-    present = {shape.table.oid for shape in shapes.values()}
-    barriers = {i for i, shape in shapes.items() if _is_barrier(shape, present)}
+    barriers = barrier_shapes(writes)
     start = 0
     if barriers:
         for i in range(1, len(writes)):
@@ -79,6 +77,13 @@ def segments(writes: Sequence[Write]) -> Iterator[Sequence[Write]]:
                 start = i
     if writes:
         yield writes[start:]
+
+
+def barrier_shapes(writes: Sequence[Write]) -> set[int]:
+    """The ids of the shapes that are deletes which reach into other tables of the list."""
+    shapes = {id(w.shape): w.shape for w in writes}
+    present = {shape.table.oid for shape in shapes.values()}
+    return {i for i, shape in shapes.items() if _is_barrier(shape, present)}
 
 
 def _is_barrier(shape: Shape, present: set[int]) -> bool:

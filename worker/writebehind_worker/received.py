@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from base64 import b64decode
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import msgspec
 
 from writebehind.frame import MAX_UNPACKED_BYTES, BadFrame, NoZstd, unpack
+from writebehind.group import MAX_GROUP
 from writebehind.identity import scalar_text
 from writebehind.message import MAX_TTL_S, WIRE_VERSION, Op
 
@@ -20,6 +21,7 @@ _SURROGATE = re.compile(rb"\\u[dD](?:[89abAB]..\\u[dD][c-fC-F]|([89a-fA-F]))", r
 # Within the last bytes, which `claim.lua` looks at: what comes after it must be short.
 _UNPACKED, _TAIL = re.compile(rb',"unpacked":([0-9]+)[,}]'), 160
 PACKED_VERSION = 2
+GROUP_VERSION = 3
 DEFAULT_TTL_S = 3600
 _MOST_VERSION = 1000  # beyond it is a mistake, not a newer version
 
@@ -59,7 +61,7 @@ JsonText = bytes | msgspec.Raw
 class Message(msgspec.Struct, frozen=True, gc=False):
     """One item of a frozen batch. Where ``fault`` is set, the other fields hold what could be read."""
 
-    position: int
+    position: int  # of its item; the members of a group have one
     body: bytes
     table: str | None = None
     op: Op = "put"
@@ -75,6 +77,8 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     newer_version: int | None = None  # of the wire format, where it is one that we do not know
     lacks_zstd: bool = False  # it is compressed in a way that this installation cannot read
     route: str | None = None  # what has decided about its shard, where it was given
+    members: tuple[Message, ...] = ()  # of a group: its writes, each as a message of its own
+    member: int = 0  # which one of its group it is, from 1; 0: of none
 
 
 class _Envelope(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -94,7 +98,32 @@ class _Envelope(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     trace: msgspec.Raw = msgspec.Raw(b"")  # whatever it is: only `tracing` looks at it
 
 
+class _Member(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """One write of a group: what is of the whole message is not in it."""
+
+    table: str
+    id: msgspec.Raw
+    data: dict[str, msgspec.Raw] | None = None
+    op: str = "put"
+    key: str | None = None
+    ttl: int | None = None
+    v: int = 1
+
+
+class _GroupEnvelope(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    group: Annotated[list[_Member], msgspec.Meta(min_length=1, max_length=MAX_GROUP)]
+    table: str = ""  # of the first member, or nothing: for workers that know no groups
+    id: msgspec.Raw = msgspec.Raw(b"")
+    seq: int | None = None
+    retry: int | None = None
+    force: bool = False
+    v: int = GROUP_VERSION
+    route: str | int | None = None
+    trace: msgspec.Raw = msgspec.Raw(b"")
+
+
 _decode = msgspec.json.Decoder(_Envelope).decode
+_decode_group = msgspec.json.Decoder(_GroupEnvelope).decode
 _decode_raw = msgspec.json.Decoder(msgspec.Raw).decode
 _decode_key = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
@@ -108,6 +137,8 @@ def receive(position: int, body: bytes, clock: int) -> Message:
     try:
         if not body.isascii():
             body.decode()  # msgspec takes the insides of Raw as they come
+        if b'"group"' in body and _is_group(body):
+            return _group(position, body, _decode_group(body), clock)
         return _message(position, body, _decode(body), clock)
     except NoZstd as error:
         reason = f"`packed`: a column {error}"
@@ -124,6 +155,31 @@ def receive(position: int, body: bytes, clock: int) -> Message:
                 position, body, "a \\u escape is half of a surrogate pair, which is no text", clock
             )
         return _faulty(position, body, str(error), clock)
+
+
+def _is_group(body: bytes) -> bool:
+    try:
+        return "group" in _decode_key(body)
+    except msgspec.MsgspecError:
+        return False
+
+
+def _group(position: int, body: bytes, read: _GroupEnvelope, clock: int) -> Message:
+    """A message for each write of a group. What is wrong with one is wrong with all."""
+    if read.v != GROUP_VERSION:
+        raise _Bad(f"`v` of a group must be {GROUP_VERSION}, or left out")
+    members: list[Message] = []
+    for number, each in enumerate(read.group, start=1):
+        envelope = _Envelope(
+            each.table, each.id, each.data, each.op, read.seq, each.key, each.ttl,
+            read.retry, read.force, each.v, route=read.route,
+        )  # fmt: skip
+        try:
+            member = _message(position, body, envelope, clock)
+        except (_Bad, msgspec.MsgspecError) as error:
+            raise _Bad(f"member {number} of `group`: {error}") from error
+        members.append(msgspec.structs.replace(member, member=number))
+    return msgspec.structs.replace(members[0], members=tuple(members))
 
 
 def _message(position: int, body: bytes, read: _Envelope, clock: int) -> Message:
@@ -265,6 +321,18 @@ def _faulty(position: int, body: bytes, reason: str, clock: int) -> Message:
         return Message(position, body, fault=fault)
     if not isinstance(read, dict):
         return Message(position, body, fault=fault)
+    group = read.get("group")
+    if isinstance(group, list) and group:
+        own = [{n: each.get(n) for n in ("table", "key")} for each in group if isinstance(each, dict)]
+        members = tuple(
+            msgspec.structs.replace(_legible(position, body, read | each, clock, fault), member=number)
+            for number, each in enumerate(own or [{}], start=1)
+        )
+        return msgspec.structs.replace(members[0], members=members)
+    return _legible(position, body, read, clock, fault)
+
+
+def _legible(position: int, body: bytes, read: dict[str, Any], clock: int, fault: Fault) -> Message:
     table, seq, key, retry, v = (read.get(name) for name in ("table", "seq", "key", "retry", "v"))
     return Message(
         position,

@@ -77,12 +77,17 @@ class Write(msgspec.Struct, frozen=True, gc=False):
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """A message that cannot be applied, and why; ``table`` and ``key`` where they are known."""
+    """A message that cannot be applied, and why; ``table`` and ``key`` where they are known.
+
+    Of a group these are of the write that it is refused for, and ``rows`` are those of all of its writes,
+    (``schema.table``, key as :attr:`key_text`). Where one of them is not known, ``key`` is not.
+    """
 
     message: Message
     fault: Fault
     table: Table | None = None
     key: Key | None = None
+    rows: tuple[tuple[str, str], ...] = ()
 
     @property
     def key_text(self) -> str | None:
@@ -114,7 +119,47 @@ def resolve(messages: Iterable[Message], catalog: Catalog, ask: Ask) -> tuple[li
     _complete_keys(drafts, ask)
     refusals += [Refusal(d.message, d.fault, d.table, d.key) for d in drafts if d.fault is not None]
     writes = [f if isinstance(f, Write) else _made(f) for f in found if f.fault is None]
-    return writes, sorted(refusals, key=lambda r: r.message.position)
+    refusals.sort(key=lambda r: r.message.position)
+    if any(r.message.member for r in refusals):
+        return whole_groups(writes, refusals)
+    return writes, refusals
+
+
+def whole_groups(writes: Sequence[Write], refusals: Sequence[Refusal]) -> tuple[list[Write], list[Refusal]]:
+    """A group of which one write is refused is refused: the rest of it is no write, and it is one refusal."""
+    refused: dict[int, list[Refusal]] = {}
+    for refusal in refusals:
+        refused.setdefault(refusal.message.position, []).append(refusal)
+    others: dict[int, list[Write]] = {}
+    for write in writes:
+        if write.message.position in refused:
+            others.setdefault(write.message.position, []).append(write)
+    whole = [_of_group(those, others.get(position, ())) for position, those in refused.items()]
+    return [w for w in writes if w.message.position not in refused], whole
+
+
+def _of_group(refusals: Sequence[Refusal], others: Sequence[Write]) -> Refusal:
+    first = refusals[0]
+    if not first.message.member:
+        return first
+    rows = [(r.table.full_name, r.key_text) for r in refusals if r.table is not None and r.key_text]
+    is_known = len(rows) == len(refusals)
+    known = tuple(dict.fromkeys([*((t, k) for t, k in rows if k), *map(named_row, others)]))
+    reason = first.fault.reason
+    if first.message.fault is None:
+        reason = f"{member_name(first.message)}: {reason}"
+    fault = make_fault(first.fault.sqlstate, reason)
+    return Refusal(first.message, fault, first.table, first.key if is_known else None, known)
+
+
+def named_row(write: Write) -> tuple[str, str]:
+    """Its row as dead letters have it."""
+    return write.table.full_name, write.key_text
+
+
+def member_name(message: Message) -> str:
+    """Which write of a group a message is, for a reason."""
+    return f"write {message.member} of the group, {message.op} of {shown(message.table or '')}"
 
 
 def _plain(message: Message, catalog: Catalog) -> Write | None:

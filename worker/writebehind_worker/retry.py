@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping, Sequence
 
 from .digest import Digest
@@ -13,7 +14,7 @@ from .resolve import RowId, Write, key_text
 
 def letters_of(messages: Iterable[Message]) -> list[int]:
     """The dead letters that a batch sends again."""
-    return [m.retry for m in messages if m.retry is not None]
+    return [m.retry for m in messages if m.retry is not None and m.member < 2]
 
 
 def without_effect(
@@ -25,21 +26,25 @@ def without_effect(
     a newer write of its row stands before it in the batch: that would have superseded it in a batch of its
     own. Whether that one is refused cannot be told yet; the letter is still there if it is.
     """
-    row_of = {w.message.position: w.row for w in writes}
+    rows_of: dict[int, list[RowId]] = defaultdict(list)
+    for write in writes:
+        rows_of[write.message.position].append(write.row)
     newest: dict[RowId, float] = {}
     seen: set[int] = set()
     passed_over: set[int] = set()
     for message in messages:
-        row, letter = row_of.get(message.position), message.retry
+        if message.member > 1:
+            continue
+        rows, letter = rows_of.get(message.position, ()), message.retry
         age = math.inf if letter is None else letter
         if letter is not None:
-            is_newest = message.force or row is None or newest.get(row, 0) < letter
+            is_newest = message.force or all(newest.get(row, 0) < letter for row in rows)
             is_there = letter in retriable and (message.force or retriable[letter])
             if letter in seen or not is_there or not is_newest:
                 passed_over.add(message.position)
                 continue
             seen.add(letter)
-        if row is not None:
+        for row in rows:
             newest[row] = max(age, newest.get(row, 0))
     return passed_over
 

@@ -51,7 +51,9 @@ def read_letters(
     rows: list[Any] = conn.execute(
         "SELECT id, kind, seq, sqlstate, reason, superseded_at IS NOT NULL FROM writebehind.dead_letters "
         f"WHERE queue = ANY ({OF_WHOLE}) "
-        "AND (table_name = ANY ($2::text[]) AND key = $3 OR key IS NULL AND cache_key = $4) "
+        "AND (table_name = ANY ($2::text[]) AND key = $3 OR key IS NULL AND cache_key = $4 "
+        "OR EXISTS (SELECT FROM jsonb_array_elements(group_rows) AS r "
+        "WHERE r ->> 0 = ANY ($2::text[]) AND r ->> 1 = $3)) "
         f"ORDER BY superseded_at IS NOT NULL, id DESC LIMIT {_MOST_LETTERS}",
         [queue, list(names), _without_nul(key_text(tuple(key))), _without_nul(cache_key)],
     ).fetchall()

@@ -32,12 +32,27 @@ class _Head(msgspec.Struct, gc=False):
     id: msgspec.Raw
 
 
+class _Group(msgspec.Struct, gc=False):
+    group: list[msgspec.Raw]
+
+
 _decode = msgspec.json.Decoder(_Head).decode
+_decode_group = msgspec.json.Decoder(_Group).decode
 _decode_id = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
+def singles(item: bytes) -> Sequence[bytes]:
+    """The texts of the writes of a group; of anything else the item itself."""
+    if b'"group"' not in item:
+        return (item,)
+    try:
+        return [bytes(member) for member in _decode_group(item).group]
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return (item,)
+
+
 class RowMatcher:
-    """Tells which items of a queue mean one row.
+    """Tells which items of a queue mean one row; of a group that is one of its writes.
 
     ``is_table`` says whether a name means its table, ``columns`` are those of its key, ``key`` their texts.
     Without ``ask`` values that only Postgres can compare are compared by their texts.
@@ -70,15 +85,16 @@ class RowMatcher:
         found: list[int] = []
         doubtful: list[tuple[int, dict[str, str]]] = []
         for place, item in enumerate(items):
-            texts = self._texts(item)
-            if texts is None:
-                continue
-            key = self._canonical(texts)
-            if None in key or None in self._key:
-                doubtful.append((place, texts))
-            elif key == self._key:
-                found.append(place)
-        return sorted(found + list(self._equal(doubtful)))
+            for one in singles(item):
+                texts = self._texts(one)
+                if texts is None:
+                    continue
+                key = self._canonical(texts)
+                if None in key or None in self._key:
+                    doubtful.append((place, texts))
+                elif key == self._key:
+                    found.append(place)
+        return sorted({*found, *self._equal(doubtful)})
 
     def _texts(self, item: bytes) -> dict[str, str] | None:
         """Column → text of the key, if it is a message to this table with such a key."""
@@ -202,7 +218,7 @@ def search(
         if limit is not None:
             items = items[: limit - looked]
         for place in matcher(items):
-            write = _write(items[place], part)
+            write = _write(items[place], part, matcher)
             write.ahead = part.length - 1 - (start + place)
             found[_identity(write) or ("raw", looked + place)] = write
         index = start + len(items)
@@ -241,7 +257,7 @@ def _search_batch(
     while True:
         items: Any = client.lrange(name, start, start + part_size - 1)
         for place in matcher(items):
-            write = _write(items[place], end)
+            write = _write(items[place], end, matcher)
             write.batch, write.position, write.ahead = batch, start + place + 1, start + place
             found.append(write)
         start += len(items)
@@ -300,9 +316,12 @@ def _identity(write: FoundWrite) -> object:
     return (write.seq, write.body) if write.seq else None
 
 
-def _write(item: bytes, part: _Part) -> FoundWrite:
+def _write(item: bytes, part: _Part, matcher: RowMatcher) -> FoundWrite:
     # A message that was stamped since the clock was read is as good as one from before.
     message: Message = receive(0, item, max(part.clock, stamped_seq(item) or 0))
+    if message.members:
+        texts = zip(message.members, singles(item), strict=False)
+        message = next((member for member, text in texts if matcher([text])), message)
     return FoundWrite(
         queue=part.queue,
         op=message.op,

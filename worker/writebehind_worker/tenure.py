@@ -326,9 +326,12 @@ def _is_full(batch: FrozenBatch, config: Config) -> bool:
 
 def _rejections(unit: Unit, flushed: Flushed) -> list[Rejection]:
     """What receipts must hear; those of a rolled back history cannot tell their outcome anyway."""
-    found = []
+    found: list[Rejection] = []
+    if not flushed.buried:
+        return found
+    seqs = {message.position: message.seq for message in unit.batches[0].messages}
     for buried in flushed.buried:
-        seq = unit.batches[0].messages[buried.position].seq
+        seq = seqs[buried.position]
         if buried.kind == "rejected" and seq is not None:
             found.append(Rejection(seq, buried.reason, buried.sqlstate))
     return found

@@ -5,6 +5,7 @@
 -- ARGV  1 session   2 counter   3 longest the queue may be   4 the ops that occur, as words
 --       5 which shard the queue is, or '' for the only one   6.. each write as MessagePack strings, one after the other:
 --           op, message (a JSON object without seq) but for its brace, column, JSON text, column, ...
+--           An empty message: the write is one of a group, whose message came with its first write; it has its seq.
 -- Returns {seq of the first write, generation}; {'full', length}; {'stale'};
 --         {'moved'}: the queue is not that shard, so that the row's writes go elsewhere.
 --
@@ -72,11 +73,17 @@ local function change(key, op, ...)
   return true
 end
 
-local items, held = {}, 0
+local items, held, count = {}, 0, 0
 
 -- The table of states in docs/cache.md.
 local function accept(i, op, message, ...)
   local key = KEYS[3 + i]
+  if message ~= '' then
+    if count > 0 then seq = string.format('%.0f', first + count) end
+    count = count + 1
+    held = held + 1
+    items[held] = '{"seq":' .. seq .. ',' .. message
+  end
   if op == 'put' then
     redis.call('DEL', key)
     redis.call('HSET', key, '@seq', seq, ...)
@@ -84,9 +91,7 @@ local function accept(i, op, message, ...)
     redis.call('DEL', key)
     redis.call('HSET', key, '@seq', seq, '@is', op == 'delete' and 'tombstone' or 'marker')
   end
-  held = held + 1
-  items[held] = '{"seq":' .. seq .. ',' .. message
-  if held == 100 or i == n then -- one LPUSH for many: a tenth off a large batch
+  if held == 100 or i == n and held > 0 then -- one LPUSH for many: a tenth off a large batch
     redis.call('LPUSH', queue, unpack(items, 1, held))
     held = 0
   end
@@ -95,7 +100,6 @@ end
 redis.call('HSET', producers, session, ARGV[2] .. ':' .. answer .. ':' .. generation)
 accept(1, cmsgpack.unpack(ARGV[6]))
 for i = 2, n do
-  seq = string.format('%.0f', first + i - 1)
   accept(i, cmsgpack.unpack(ARGV[5 + i]))
 end
 redis.call('HSET', clock, 'seq', seq, 'generation', generation)
