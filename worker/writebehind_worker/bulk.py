@@ -12,6 +12,7 @@ from .bulk_rows import bulk_statements
 from .digest import Digest
 from .execution import Statement, execute
 from .plan import Group
+from .postgres import is_pooled
 from .statement import json_records, record_types
 from .table import quoted
 
@@ -26,6 +27,7 @@ class Bulk:
         self._conn = conn
         self._stages: dict[tuple[int, str, str], str] = {}  # temporary tables
         self._may_copy = True
+        self._is_pooled = is_pooled(conn)
         self._has_lost, self._losses = False, 0
 
     @property
@@ -38,13 +40,13 @@ class Bulk:
 
         ``None``: they are of no use here, and the digest is closed.
         """
-        if self._has_lost or len(self._stages) > _MOST_STAGES:
+        if not self._is_pooled and (self._has_lost or len(self._stages) > _MOST_STAGES):
             self._conn.execute("DISCARD TEMP")
             self._stages.clear()
             self._has_lost = False
         found = statements or bulk_statements(digest, copies=self._may_copy)
         copied = [statement for statement in found if isinstance(statement.rows, bytes)]
-        if self._may_copy:
+        if self._may_copy and not self._is_pooled:
             try:
                 for statement in copied:
                     self._make_stage(statement.group)
@@ -56,6 +58,8 @@ class Bulk:
 
     def copy(self, statements: Sequence[Statement]) -> None:
         """Brings the rows of those to Postgres that go by COPY. No table of others is touched."""
+        if self._is_pooled:
+            self._make_stages_of_transaction([s.group for s in statements if isinstance(s.rows, bytes)])
         for group, _, rows in statements:
             if isinstance(rows, bytes):
                 names = ", ".join(quoted(n) for n in (group.table.key[0].name, *group.columns))
@@ -79,6 +83,17 @@ class Bulk:
                 execute(self._conn, statement, json_records(group), [statement.rows])
             written[group.table.full_name] = written.get(group.table.full_name, 0) + statement.size
         return written
+
+    def _make_stages_of_transaction(self, groups: Sequence[Group]) -> None:
+        """Where the next transaction is another session's."""
+        self._stages = {_stage_key(g): f"pg_temp.writebehind_once_{i}" for i, g in enumerate(groups)}
+        made = [f"CREATE TEMPORARY TABLE {self._stage(g)} ({record_types(g)}) ON COMMIT DROP" for g in groups]
+        try:
+            if made:
+                self._conn.execute("; ".join(made))
+        except InsufficientPrivilege:
+            self._may_copy = False
+            raise
 
     def _stage(self, group: Group) -> str:
         return self._stages[_stage_key(group)]

@@ -32,9 +32,11 @@ def reading_postgres(config: Config) -> Iterator[Connection]:
     """A connection that can write nothing. Raises `FatalError` for whatever Postgres answers with, too."""
     try:
         with connect(config.postgres_url) as conn:
-            conn.execute(
-                f"SET default_transaction_read_only = on; SET statement_timeout = '{_STATEMENT_TIMEOUT_S}s'; "
-                f"SET lock_timeout = '{_LOCK_TIMEOUT_S}s'; SET extra_float_digits = 1"
+            conn.limit(
+                **{"transaction_read_only" if conn.is_pooled else "default_transaction_read_only": "on"},
+                statement_timeout=f"'{_STATEMENT_TIMEOUT_S}s'",
+                lock_timeout=f"'{_LOCK_TIMEOUT_S}s'",
+                extra_float_digits="1",
             )
             yield conn
     except psycopg.Error as error:

@@ -17,7 +17,7 @@ from .doctor_tables import TableFacts, choose, table_findings
 from .errors import FatalError, LedgerRefused, UnsupportedPostgres
 from .ledger import Ledger
 from .ledger_schema import SCHEMA_VERSION
-from .postgres import check_version, connect, is_broken
+from .postgres import Connection, check_version, connect, is_broken, may_find_standby, roll_back
 from .sqlstate import advice
 from .table import quoted
 
@@ -84,7 +84,7 @@ def server_findings(server: Server, config: Config) -> Iterator[Finding]:
     yield from _timeouts(server, config)
 
 
-def _examine(conn: psycopg.Connection[Any], config: Config, where: str) -> Iterator[Finding]:
+def _examine(conn: Connection, config: Config, where: str) -> Iterator[Finding]:
     yield Finding("postgres.connection", "ok", f"{where} answers")
     try:
         check_version(conn, where)
@@ -92,9 +92,12 @@ def _examine(conn: psycopg.Connection[Any], config: Config, where: str) -> Itera
         yield Finding("postgres.version", "fatal", str(error), error.hint)
         return
     yield _version(conn)
-    conn.execute(
-        f"SET statement_timeout = '{_STATEMENT_TIMEOUT_S}s'; SET lock_timeout = '{_LOCK_TIMEOUT_S}s'"
-    )
+    yield _hosts(config)
+    pooler = _pooler(conn)
+    yield pooler
+    if pooler.severity == "fatal":
+        return
+    conn.limit(statement_timeout=f"'{_STATEMENT_TIMEOUT_S}s'", lock_timeout=f"'{_LOCK_TIMEOUT_S}s'")
     row = conn.execute(_sql("doctor_server")).fetchone()
     assert row is not None
     server = _read_server(row[0])
@@ -131,6 +134,36 @@ def _version(conn: psycopg.Connection[Any]) -> Finding:
     if conn.info.server_version < _TESTED * 10_000:
         return Finding("postgres.version", "note", f"PostgreSQL {version}; tested are {_TESTED} and later")
     return Finding("postgres.version", "ok", f"PostgreSQL {version}")
+
+
+def _hosts(config: Config) -> Finding:
+    if may_find_standby(config.postgres_url):
+        return Finding(
+            "postgres.hosts",
+            "warning",
+            "the URL has several hosts, and the first that answers is taken, a standby too: after a failover "
+            "`run` may wait at the former primary's successor in the list",
+            "add target_session_attrs=read-write to --postgres-url",
+        )
+    return Finding("postgres.hosts", "ok", "the URL leads to a server that can be written to, or to one host")
+
+
+def _pooler(conn: Connection) -> Finding:
+    if not conn.is_pooled:
+        return Finding("postgres.pooler", "ok", "no pooler between")
+    try:
+        conn.begin()
+        conn.execute("SELECT")
+    except psycopg.Error as error:
+        return Finding(
+            "postgres.pooler",
+            "fatal",
+            f"a pooler between, and it lets us begin no transaction: {one_line(error)}",
+            "pool_mode = transaction (or session) for this database or user, and RELOAD",
+        )
+    finally:
+        roll_back(conn)
+    return Finding("postgres.pooler", "ok", "a pooler between: nothing is kept in a session")
 
 
 def _ledger(conn: psycopg.Connection[Any], config: Config, server: Server) -> Iterator[Finding]:

@@ -27,7 +27,7 @@ from .history import LedgerRow
 from .key_reader import KeyReader
 from .ledger import AlreadyApplied, Buried, Ledger
 from .metrics import Outcome
-from .postgres import milliseconds, roll_back
+from .postgres import begin, milliseconds, roll_back
 from .prepared import Prepared
 from .received import Fault, Message
 from .resolve import Refusal, Write, names_unknown, resolve
@@ -173,7 +173,7 @@ class Flusher:
     def count_dead_letters(self) -> dict[tuple[str | None, str | None], int] | None:
         """As :meth:`Ledger.open_dead_letters`; ``None`` if somebody's lock, or their number, holds it up."""
         limit = milliseconds(min(self._statement_timeout_s, _COUNT_TIMEOUT_S))
-        self._conn.execute(f"BEGIN; SET LOCAL lock_timeout = {limit}; SET LOCAL statement_timeout = {limit}")
+        begin(self._conn, f"SET LOCAL lock_timeout = {limit}; SET LOCAL statement_timeout = {limit}")
         try:
             counts = self._ledger.open_dead_letters()
             tables = _tables_of(self._ledger, counts)
@@ -292,10 +292,10 @@ class Flusher:
         lock_s = self._lock_timeout_s
         if patience.halve:
             lock_s = min(lock_s, _PATIENT_LOCK_TIMEOUT_S)
-        self._conn.execute(
-            "BEGIN ISOLATION LEVEL READ COMMITTED; "
+        begin(
+            self._conn,
             f"SET LOCAL lock_timeout = {milliseconds(lock_s)}; "
-            f"SET LOCAL statement_timeout = {milliseconds(self._statement_timeout_s)}"
+            f"SET LOCAL statement_timeout = {milliseconds(self._statement_timeout_s)}",
         )
         try:
             yield

@@ -17,6 +17,7 @@ from psycopg import errors as pg_errors
 from .errors import LedgerMissing, LedgerOutdated, LedgerRefused, OwnershipLost
 from .history import LedgerRow
 from .ledger_schema import SCHEMA_VERSION, check_not_newer
+from .postgres import DURABLE, is_pooled
 from .resolve import Refusal
 from .sqlstate import Verdict, judge
 from .table import quoted
@@ -29,7 +30,10 @@ MOST_HISTORY = 20
 
 _COLUMNS = "epoch, recent_batches, applied_seq, generations, redis_run_id, rollback_seq, rollback_items"
 # Bounds the wait for the row's lock, by one statement: it needs no transaction of ours around it.
-_BOUNDED = "FROM (SELECT set_config('lock_timeout', '1s', true)) AS bounded"
+_BOUNDED = f"FROM (SELECT set_config('lock_timeout', '1s', true), {DURABLE}) AS bounded"
+# Behind a pooler each of an owner's transactions can be another backend's: the lock tells which one it is in.
+_OWNERS_LOCK = int.from_bytes(b"wbhd")
+_MARKED = f"FROM (SELECT pg_try_advisory_xact_lock_shared({_OWNERS_LOCK}, hashtext($1))) AS marked "
 
 # Rights on single columns suffice, as they do for the statements. The queue's row, once it is there, stays.
 _MISSING_RIGHTS = """
@@ -169,10 +173,12 @@ class Ledger:
     def _raise_epoch(self, owner: str, epoch_floor: int) -> LedgerRow:
         # One statement, and no transaction of ours around it: paused here, we leave the row unlocked, and so
         # whoever holds it is the owner that the row names.
+        backend = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+        if is_pooled(self._conn):
+            backend = "SELECT NULL::integer, NULL::timestamptz"  # it will be anybody's
         row = self._conn.execute(
             "UPDATE writebehind.ledger SET epoch = greatest(epoch, $2) + 1, owner = $3, "
-            "owner_pid = pg_backend_pid(), owner_backend_start = "
-            "(SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()), "
+            f"(owner_pid, owner_backend_start) = ({backend}), "
             "updated_at = now(), waiting_for = NULL "
             f"{_BOUNDED} WHERE queue = $1 RETURNING {_COLUMNS}",
             [self._queue, epoch_floor, owner],
@@ -185,6 +191,13 @@ class Ledger:
         self._conn.execute(
             "SELECT pg_terminate_backend(l.owner_pid) FROM writebehind.ledger l JOIN pg_stat_activity a "
             "ON a.pid = l.owner_pid AND a.backend_start = l.owner_backend_start WHERE l.queue = $1",
+            [self._queue],
+        )
+        self._conn.execute(
+            "SELECT pg_terminate_backend(a.pid) FROM pg_locks k JOIN pg_stat_activity a USING (pid) "
+            f"WHERE k.locktype = 'advisory' AND k.objsubid = 2 AND k.classid = {_OWNERS_LOCK} "
+            "AND k.objid = hashtext($1)::oid AND k.granted AND a.datname = current_database() "
+            "AND k.database = a.datid AND a.usename = current_user AND a.pid <> pg_backend_pid()",
             [self._queue],
         )
 
@@ -220,12 +233,13 @@ class Ledger:
             AlreadyApplied: one of the batches has been committed before.
             OwnershipLost: another worker has raised the epoch.
         """
+        marked = _MARKED if is_pooled(self._conn) else ""
         with self._guarded():
             done = self._conn.execute(
                 "UPDATE writebehind.ledger SET recent_batches = (recent_batches || $3::bigint[])"
                 f"[greatest(1, cardinality(recent_batches) + cardinality($3::bigint[]) - {RECENT - 1}):], "
                 "applied_seq = greatest(applied_seq, $4), rollback_items = $5, updated_at = now() "
-                "WHERE queue = $1 AND epoch = $2 AND NOT $3::bigint[] && recent_batches",
+                f"{marked}WHERE queue = $1 AND epoch = $2 AND NOT $3::bigint[] && recent_batches",
                 [self._queue, epoch, list(batches), applied_seq, rollback_items],
             ).rowcount
             if done:

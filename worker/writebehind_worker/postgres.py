@@ -1,4 +1,8 @@
-"""The worker's connection to Postgres."""
+"""The worker's connection to Postgres, straight or through a pooler.
+
+A pooler such as PgBouncer in transaction mode gives each transaction the session that is free. So nothing
+is kept in a session there: no setting, prepared statement or temporary table, nor a backend's process id.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,9 @@ from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
 import psycopg
+from psycopg.abc import Params
 from psycopg.conninfo import conninfo_to_dict, make_conninfo, timeout_from_conninfo
+from psycopg.pq import TransactionStatus
 from psycopg.types.array import ListBinaryDumper
 
 from .errors import UnsupportedPostgres
@@ -30,8 +36,18 @@ OLDEST_VERSION = 12  # of PostgreSQL: generated columns, nondeterministic collat
 REPLY_GRACE_S = 5.0
 """Beyond its ``statement_timeout`` a server that lives has answered by then, if only with an error."""
 
+_SYNCHRONOUS = (
+    "set_config('synchronous_commit', CASE WHEN current_setting('synchronous_commit') IN ('off', 'local') "
+    "THEN 'on' ELSE current_setting('synchronous_commit') END, {})"
+)
+DURABLE = _SYNCHRONOUS.format("true")
+"""As part of a SELECT: this transaction's commit is durable, whatever the session has been told."""
+
 _TICK_S = 0.1
 _ADDRESSES = 2  # of one host: IPv6 and IPv4
+
+
+_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 
 
 class NoReply(psycopg.OperationalError):
@@ -47,6 +63,38 @@ class Connection(psycopg.Connection[Any]):
     reply_timeout_s: float = 30.0 + REPLY_GRACE_S
     heard: Callable[[], None] = staticmethod(lambda: None)
     """Called whenever bytes have come or gone."""
+
+    is_pooled: bool = False
+    """Whether a pooler stands between: the next transaction may be another session's."""
+
+    _limits = ""
+
+    def limit(self, **settings: str) -> None:
+        """Sets these for all that follows; behind a pooler anew with each statement or transaction."""
+        if not self.is_pooled:
+            self.execute("; ".join(f"SET {name} = {value}" for name, value in settings.items()).encode())
+        self._limits = "".join(f"; SET LOCAL {name} = {value}" for name, value in settings.items())
+
+    def execute(
+        self, query: Any, params: Params | None = None, *, prepare: bool | None = None, binary: bool = False
+    ) -> psycopg.Cursor[Any]:
+        """As psycopg's; where limits must be told to another session each time, in a transaction."""
+        is_idle = self.info.transaction_status is TransactionStatus.IDLE
+        if not (self.is_pooled and self._limits and is_idle):
+            return super().execute(query, params, prepare=prepare, binary=binary)
+        self.begin()
+        try:
+            found = super().execute(query, params, prepare=prepare, binary=binary)
+            super().execute("COMMIT")
+            return found
+        except BaseException:
+            roll_back(self)
+            raise
+
+    def begin(self, settings: str = "") -> None:
+        """Begins a transaction; ``settings`` are statements of SET LOCAL. One round trip."""
+        shared = f"{self._limits}; SELECT {DURABLE}" if self.is_pooled else ""
+        super().execute(f"{_BEGIN}{shared}{settings and '; '}{settings}".encode())
 
     def wait(self, gen: Generator[Any, Any, _T], *args: Any, **options: Any) -> _T:
         """Consumes a generator that operates on the connection. Raises :class:`NoReply`."""
@@ -89,16 +137,19 @@ def connect(
     """Connects in autocommit, with parameters written ``$1``; what the URL says wins over our defaults.
 
     ``synchronous_commit`` is raised where it is off: a batch leaves Redis when its commit is durable.
+    Behind a pooler each transaction does that.
     """
     conninfo = make_conninfo(**_parameters(url))
     conn = Connection.connect(conninfo, autocommit=True, cursor_factory=psycopg.RawCursor)
     conn.reply_timeout_s, conn.heard = reply_timeout_s, heard
     conn.adapters.register_dumper(list, ListBinaryDumper)  # dead letters: as text they take far longer
-    conn.execute(
-        "SELECT set_config('client_encoding', 'UTF8', false), set_config('synchronous_commit', "
-        "CASE WHEN current_setting('synchronous_commit') IN ('off', 'local') THEN 'on' "
-        "ELSE current_setting('synchronous_commit') END, false)"
-    )
+    # A pooler's clients get process ids of its own making. Those that it has, it keeps: client_encoding.
+    row = conn.execute(
+        f"SELECT set_config('client_encoding', 'UTF8', false), pg_backend_pid() <> {conn.info.backend_pid}, "
+        f"CASE WHEN pg_backend_pid() = {conn.info.backend_pid} THEN {_SYNCHRONOUS.format('false')} END"
+    ).fetchone()
+    if row is not None and row[1]:
+        conn.is_pooled, conn.prepare_threshold = True, None
     return conn
 
 
@@ -107,6 +158,14 @@ def longest_connect_s(url: str) -> float:
     parameters = _parameters(url)
     hosts = str(parameters.get("hostaddr") or parameters.get("host") or os.environ.get("PGHOST") or "")
     return (hosts.count(",") + 1) * _ADDRESSES * timeout_from_conninfo(parameters)
+
+
+def may_find_standby(url: str) -> bool:
+    """Whether it names several hosts, and not that one is wanted which can be written to."""
+    parameters = _parameters(url)
+    hosts = str(parameters.get("hostaddr") or parameters.get("host") or os.environ.get("PGHOST") or "")
+    wanted = parameters.get("target_session_attrs") or os.environ.get("PGTARGETSESSIONATTRS")
+    return "," in hosts and wanted not in ("read-write", "primary")
 
 
 def _parameters(url: str) -> dict[str, Any]:
@@ -118,6 +177,19 @@ def check_version(conn: psycopg.Connection[Any], where: str) -> None:
     version = conn.info.server_version  # 180003 is 18.3
     if version < OLDEST_VERSION * 10_000:
         raise UnsupportedPostgres(where, f"{version // 10_000}.{version % 10_000}")
+
+
+def begin(conn: psycopg.Connection[Any], settings: str) -> None:
+    """Begins a transaction in which ``settings``, statements of SET LOCAL, hold."""
+    if isinstance(conn, Connection):
+        conn.begin(settings)
+    else:
+        conn.execute(f"{_BEGIN}; {settings}".encode())
+
+
+def is_pooled(conn: psycopg.Connection[Any]) -> bool:
+    """Whether a pooler gives its transactions now one session, now another."""
+    return isinstance(conn, Connection) and conn.is_pooled
 
 
 def roll_back(conn: psycopg.Connection[Any]) -> None:

@@ -52,6 +52,7 @@ DAMAGED = frozenset({"XX001", "XX002"})
 """Data or an index is corrupted: a row error, for others may be sound; many in a row are the table's."""
 
 _ADVICE = {
+    "08P01": "if a pooler stands between, its log says more: pool_mode must be transaction or session",
     "25006": "it is a standby or read-only: point --postgres-url at the primary",
     "26000": "connect to it directly, or through a pooler in session mode",
     "42P05": "connect to it directly, or through a pooler in session mode",
