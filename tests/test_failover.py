@@ -474,21 +474,50 @@ def test_at_a_standby_a_worker_waits_until_it_is_promoted(
     standby.check(set(ticks.ticks))
 
 
-def test_a_url_with_both_hosts_finds_the_promoted_standby(
-    postgres_pair: PostgresPair, beside: dict[str, Any], ticks: Tally, standby: TallyDatabase
-) -> None:
+@pytest.fixture
+def both_hosts(postgres_pair: PostgresPair, beside: dict[str, Any]) -> dict[str, Any]:
+    """Options of a worker that knows primary and standby, the standby first."""
     hosts = ",".join(f"127.0.0.1:{s.port}" for s in (postgres_pair.standby, postgres_pair.primary))
-    url = f"postgresql://postgres@{hosts}/postgres?target_session_attrs=read-write"
-    with RunningWorker(**{**beside, "postgres_url": url}) as worker:
-        ticks.tick(10)
-        ticks.wait_until_drained()
-        postgres_pair.catch_up()
+    return {
+        **beside,
+        "postgres_url": f"postgresql://postgres@{hosts}/postgres?target_session_attrs=read-write",
+    }
+
+
+def test_with_both_hosts_a_synchronous_failover_under_load_loses_and_repeats_nothing(
+    postgres_pair: PostgresPair, both_hosts: dict[str, Any], ticks: Tally, standby: TallyDatabase
+) -> None:
+    postgres_pair.wait_for_standby_at_commit()
+    with RunningWorker(**both_hosts) as worker:
+        ticks.start()
+        wait_until(standby.has_tables)
+        wait_until(lambda: len(standby.applied()) > 50)
         postgres_pair.primary.kill()
-        ticks.tick(10)
-        wait_until(lambda: worker.facts["postgres_up"] is False)
+        before = len(ticks.ticks)
         postgres_pair.promote()
+        ticks.wait_for(before + 50)
+        ticks.stop()
         ticks.wait_until_drained()
+        assert worker.metric("rollbacks_total", server="postgres") == 0
     standby.check(set(ticks.ticks))
+
+
+def test_with_both_hosts_an_asynchronous_failover_tells_what_it_lost(
+    postgres_pair: PostgresPair, both_hosts: dict[str, Any], ticks: Tally, standby: TallyDatabase
+) -> None:
+    with capture_logs() as logs, RunningWorker(**both_hosts) as worker:
+        kept = ticks.tick(20)
+        ticks.wait_until_drained()
+        postgres_pair.lag()
+        ticks.tick(20)
+        ticks.wait_until_drained()
+        postgres_pair.primary.kill()
+        postgres_pair.promote()
+        later = ticks.tick(20)
+        ticks.wait_until_drained()
+        assert worker.metric("rollbacks_total", server="postgres") == 1
+    assert any(log["event"].startswith("postgres went back") for log in logs)
+    standby.check(kept | later)
 
 
 # Both.

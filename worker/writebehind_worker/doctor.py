@@ -19,7 +19,7 @@ Check = Literal[
     "redis.connection", "redis.version", "redis.cluster", "redis.role", "redis.rights", "redis.changes",
     "redis.eviction", "redis.persistence", "redis.appendfsync", "redis.write_errors",
     "redis.memory", "redis.replicas", "redis.clients", "redis.timeout", "redis.socket_timeout",
-    "postgres.connection", "postgres.hosts", "postgres.pooler", "postgres.version",
+    "postgres.connection", "postgres.version", "postgres.hosts", "postgres.pooler",
     "postgres.writable", "postgres.ledger",
     "postgres.ledger_rights", "postgres.owner_role", "postgres.temporary", "postgres.connections",
     "postgres.durability", "postgres.synchronous_commit", "postgres.encoding",
