@@ -62,6 +62,15 @@ def test_what_is_no_address_is_refused_and_no_password_shown(url: str) -> None:
         connect(url, {})
 
 
+@pytest.mark.parametrize("url", ["redis+other://:hunter2@h", "http://h", "h:6379", ""])
+def test_who_takes_another_scheme_hears_of_all_that_there_are(url: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"redis://.*unix://.*redis\+sentinel://.*redis\+cluster://"
+    ) as caught:
+        connect(url, {})
+    assert "hunter2" not in str(caught.value)
+
+
 @given(st.text(max_size=40), st.sampled_from(["redis+sentinel://", "redis+cluster://", "redis://", ""]))
 def test_any_text_is_an_address_or_refused(text: str, scheme: str) -> None:
     try:

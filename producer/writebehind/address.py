@@ -30,6 +30,7 @@ SCHEMES = "redis://, rediss://, unix://, redis+sentinel://host,host/service or r
 """What a message about a wrong URL names."""
 
 _SCHEME = re.compile(r"redis(s?)\+(sentinel|cluster)://")
+_OF_ONE_SERVER = ("redis://", "rediss://", "unix://")
 _PORTS = {"sentinel": 26379, "cluster": 6379}
 _OF_SENTINELS = "sentinel_"
 _CLUSTER_DB = 0
@@ -64,6 +65,8 @@ def read_address(url: str) -> Address:
     """
     found = _SCHEME.match(url)
     if found is None:
+        if not url.startswith(_OF_ONE_SERVER):
+            raise ValueError(f"a URL of Redis is {SCHEMES}")
         return Address("single", url, _options(url))
     kind: Literal["sentinel", "cluster"] = "sentinel" if found[2] == "sentinel" else "cluster"
     rest, _, query = url[found.end() :].partition("?")
