@@ -138,3 +138,32 @@ def test_the_bulk_worker_is_killed_and_the_next_one_goes_on(
             wait_until(lambda: is_drained(redis_client, bulk), 60)
     assert sum_of(pg) == 1000
     assert pg.execute("SELECT n FROM orders").fetchall() == [(2,)]
+
+
+def test_a_table_that_was_moved_after_a_drain_keeps_its_order_and_its_reads(
+    connect: Connect,
+    redis_client: redis.Redis,
+    options: dict[str, Any],
+    bulk: dict[str, Any],
+    pg: psycopg.Connection[Any],
+) -> None:
+    before = connect()
+    before.put("events", 1, {"n": 1, "kind": "a"})
+    fill(before, 1000)
+    with RunningWorker(**options):
+        wait_until(lambda: is_drained(redis_client, options), 60)
+    after = connect(queue=bulk["queue"])
+    for n in (1, 2):
+        after.increment("events", n, {"n": 5})
+        after.patch("events", n, {"kind": "b"})
+    with RunningWorker(**options), RunningWorker(**bulk):
+        for n, total in ((1, 16), (2, 15)):  # the one is in the cache, the other has to be loaded
+            found = after.get("events", n, load=lambda id: row_of(pg, id))
+            assert found == {"n": total, "kind": "b"}
+        wait_until(lambda: is_drained(redis_client, bulk), 60)
+    assert [row_of(pg, n) for n in (1, 2)] == [{"n": 16, "kind": "b"}, {"n": 15, "kind": "b"}]
+
+
+def row_of(pg: psycopg.Connection[Any], id: Any) -> dict[str, Any] | None:
+    row = pg.execute("SELECT n, kind FROM events WHERE id = %s", [id]).fetchone()
+    return None if row is None else dict(zip(("n", "kind"), row, strict=True))
