@@ -772,6 +772,32 @@ def test_rows_that_row_level_security_hides_or_refuses_are_rejected(target: Targ
     assert target.rows("SELECT id, n FROM notes ORDER BY id") == [(1, 5), (2, 1), (3, 1), (5, 5)]
 
 
+@pytest.mark.parametrize(
+    ("right", "rejected"),
+    [
+        ("ALTER TABLE notes OWNER TO {}", {}),
+        ("ALTER TABLE notes OWNER TO {}; ALTER TABLE notes FORCE ROW LEVEL SECURITY", {300: "42501"}),
+        ("GRANT ALL ON notes TO {}; ALTER ROLE {} BYPASSRLS", {}),
+        ("GRANT ALL ON notes TO {}", {300: "42501"}),
+    ],
+    ids=["owner", "owner, forced", "bypassing", "any other"],
+)
+def test_row_level_security_refuses_one_row_of_many_to_whom_it_is_for(
+    target: Target, role: str, right: str, rejected: dict[int, str]
+) -> None:
+    target.run(
+        "CREATE TABLE notes (id int PRIMARY KEY, owner text)",
+        "ALTER TABLE notes ENABLE ROW LEVEL SECURITY",
+        "CREATE POLICY ours ON notes USING (owner = 'us')",
+        right.replace("{}", role),
+        f"SET ROLE {role}",
+    )
+    items = [put("notes", id, owner="them" if id == 300 else "us") for id in range(600)]
+    assert target.rejected(*items) == rejected
+    target.run("RESET ROLE")
+    assert target.rows("SELECT count(*) FROM notes") == [(600 - len(rejected),)]
+
+
 def test_a_table_that_the_role_may_not_write_is_named(users: Target, role: str) -> None:
     users.run("CREATE TABLE open (id int PRIMARY KEY)", f"GRANT ALL ON open TO {role}", f"SET ROLE {role}")
     assert users.rejected(put("users", 1, name="x"), put("open", 1)) == {0: "42501"}
