@@ -1,4 +1,4 @@
-"""URLs of Redis: one server, sentinels, a cluster."""
+"""URLs of Redis: one server, sentinels."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from writebehind import AsyncWriteBehind, WriteBehind
 from writebehind.address import connect, read_address
 from writebehind_worker.config import Config
 from writebehind_worker.errors import ConfigError
@@ -24,12 +25,13 @@ def test_sentinels_are_hosts_a_service_and_a_database() -> None:
     assert not address.tls
 
 
-def test_a_cluster_is_hosts() -> None:
-    address = read_address("rediss+cluster://:secret@a:7000,b")
-    assert (address.kind, address.tls) == ("cluster", True)
-    assert address.hosts == (("a", 7000), ("b", 6379))
-    assert address.options == {"password": "secret"}
-    assert "secret" not in repr(address)
+@pytest.mark.parametrize("url", ["redis+cluster://:secret@a:7000,b", "rediss+cluster://a"])
+def test_a_cluster_is_refused_in_words(url: str) -> None:
+    for attempt in (read_address, WriteBehind.from_url, AsyncWriteBehind.from_url):
+        with pytest.raises(ValueError, match="Redis Cluster cannot be used"):
+            attempt(url)
+    with pytest.raises(ConfigError, match="no Redis Cluster"):
+        Config(redis_url=url)
 
 
 @pytest.mark.parametrize(
@@ -43,9 +45,7 @@ def test_a_cluster_is_hosts() -> None:
         "redis+sentinel://h,,i/main",
         "redis+sentinel://h/main/two",
         "redis+sentinel://h/main?socket_timeout=soon",
-        "redis+cluster://h/1",
-        "redis+cluster://h?db=2",
-        "redis+cluster://h?sentinel_password=x",
+        "redis+cluster://h",
         "redis+other://h",
         "http://h",
     ],
@@ -64,9 +64,7 @@ def test_what_is_no_address_is_refused_and_no_password_shown(url: str) -> None:
 
 @pytest.mark.parametrize("url", ["redis+other://:hunter2@h", "http://h", "h:6379", ""])
 def test_who_takes_another_scheme_hears_of_all_that_there_are(url: str) -> None:
-    with pytest.raises(
-        ValueError, match=r"redis://.*unix://.*redis\+sentinel://.*redis\+cluster://"
-    ) as caught:
+    with pytest.raises(ValueError, match=r"redis://.*unix://.*redis\+sentinel://") as caught:
         connect(url, {})
     assert "hunter2" not in str(caught.value)
 

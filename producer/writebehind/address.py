@@ -1,9 +1,8 @@
-"""Where Redis is: one server, the primary that sentinels name, or a cluster; by one URL.
+"""Where Redis is: one server, or the primary that sentinels name; by one URL.
 
     redis://[user:password@]host[:port][/db]                            rediss:// with TLS
     unix:///path
     redis+sentinel://[user:password@]host[:port],host[:port]/service[/db]     rediss+sentinel://
-    redis+cluster://[user:password@]host[:port],host[:port]             rediss+cluster://
 
 Options follow as ``?name=value``, named as redis-py has them. Of sentinels that ask for a password of their
 own: ``sentinel_username``, ``sentinel_password``.
@@ -17,23 +16,23 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import unquote
 
-from redis import Redis, RedisCluster
+from redis import Redis
 from redis import asyncio as redis_asyncio
-from redis.asyncio.cluster import ClusterNode as AsyncClusterNode
 from redis.asyncio.connection import BlockingConnectionPool
-from redis.cluster import ClusterNode
 from redis.connection import parse_url
 
 from .sentinel import Host, async_primary, primary
 
-SCHEMES = "redis://, rediss://, unix://, redis+sentinel://host,host/service or redis+cluster://host,host"
+SCHEMES = "redis://, rediss://, unix:// or redis+sentinel://host,host/service"
 """What a message about a wrong URL names."""
+NO_CLUSTER = (
+    "a Redis Cluster cannot be used: a queue and its cache need one server, with replicas if you like"
+)
 
 _SCHEME = re.compile(r"redis(s?)\+(sentinel|cluster)://")
 _OF_ONE_SERVER = ("redis://", "rediss://", "unix://")
-_PORTS = {"sentinel": 26379, "cluster": 6379}
+_SENTINEL_PORT = 26379
 _OF_SENTINELS = "sentinel_"
-_CLUSTER_DB = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,7 @@ class Address:
     ``options``: of the connections, by redis-py's names. ``sentinel_options``: of those to the sentinels.
     """
 
-    kind: Literal["single", "sentinel", "cluster"]
+    kind: Literal["single", "sentinel"]
     url: str = field(repr=False)
     options: Mapping[str, Any] = field(repr=False)
     hosts: tuple[Host, ...] = ()
@@ -68,7 +67,8 @@ def read_address(url: str) -> Address:
         if not url.startswith(_OF_ONE_SERVER):
             raise ValueError(f"a URL of Redis is {SCHEMES}")
         return Address("single", url, _options(url))
-    kind: Literal["sentinel", "cluster"] = "sentinel" if found[2] == "sentinel" else "cluster"
+    if found[2] == "cluster":
+        raise ValueError(NO_CLUSTER)
     rest, _, query = url[found.end() :].partition("?")
     authority, _, path = rest.partition("/")
     account, at, names = authority.rpartition("@")
@@ -78,21 +78,15 @@ def read_address(url: str) -> Address:
         name.removeprefix(_OF_SENTINELS): options.pop(name)
         for name in [name for name in options if name.startswith(_OF_SENTINELS)]
     }
-    hosts = tuple(_host(name, _PORTS[kind]) for name in names.split(","))
+    hosts = tuple(_host(name, _SENTINEL_PORT) for name in names.split(","))
     service, _, db = path.partition("/")
-    if kind == "cluster":
-        service, db = "", service
-        if sentinel_options:
-            raise ValueError(f"{_OF_SENTINELS}… are options of redis+sentinel://")
-    elif not service:
+    if not service:
         raise ValueError("redis+sentinel://host,host/service: the name of the service is missing")
     if db and not db.isdecimal():
         raise ValueError(f"{db!r} is no number of a database")
-    if kind == "cluster" and int(db or options.get("db", _CLUSTER_DB)) != _CLUSTER_DB:
-        raise ValueError("a cluster has no database but 0")
     if db:
         options["db"] = int(db)
-    return Address(kind, url, options, hosts, unquote(service), sentinel_options, bool(found[1]))
+    return Address("sentinel", url, options, hosts, unquote(service), sentinel_options, bool(found[1]))
 
 
 def _options(url: str) -> dict[str, Any]:
@@ -110,18 +104,14 @@ def _host(text: str, port: int) -> Host:
 def connect(url: str, options: Mapping[str, Any]) -> Redis:
     """A client; what the URL says wins over ``options``, as with redis-py.
 
-    Raises ``ValueError`` for a wrong URL. That of a cluster asks its nodes for their slots: it raises
-    redis-py's errors where none answers.
+    Raises ``ValueError`` for a wrong URL.
     """
     address = read_address(url)
     if address.kind == "single":
         return Redis.from_url(url, **options)
     given = {**options, **address.options}
-    if address.kind == "sentinel":
-        asking = _asking(address, given)
-        return primary(list(address.hosts), address.service, asking, given, tls=address.tls)
-    nodes = [ClusterNode(host, port) for host, port in address.hosts]  # type: ignore[no-untyped-call]
-    return RedisCluster(startup_nodes=nodes, ssl=address.tls, **given)  # type: ignore[return-value]
+    asking = _asking(address, given)
+    return primary(list(address.hosts), address.service, asking, given, tls=address.tls)
 
 
 def connect_async(url: str, options: Mapping[str, Any]) -> redis_asyncio.Redis:
@@ -130,12 +120,8 @@ def connect_async(url: str, options: Mapping[str, Any]) -> redis_asyncio.Redis:
     if address.kind == "single":
         return redis_asyncio.Redis.from_pool(BlockingConnectionPool.from_url(url, **options))
     given = {**options, **address.options}
-    if address.kind == "sentinel":
-        asking = _asking(address, given)
-        return async_primary(list(address.hosts), address.service, asking, given, tls=address.tls)
-    del given["timeout"]
-    nodes = [AsyncClusterNode(host, port) for host, port in address.hosts]
-    return redis_asyncio.RedisCluster(startup_nodes=nodes, ssl=address.tls, **given)  # type: ignore[return-value]
+    asking = _asking(address, given)
+    return async_primary(list(address.hosts), address.service, asking, given, tls=address.tls)
 
 
 def _asking(address: Address, given: Mapping[str, Any]) -> dict[str, Any]:

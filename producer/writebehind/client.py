@@ -7,7 +7,7 @@ from typing import Any, Unpack
 
 from redis import Redis
 
-from .address import connect
+from .address import NO_CLUSTER, connect
 from .atomic import Atomic, Keep
 from .batch import Accept, Batch
 from .cache import BulkLoader, Loader, Row
@@ -335,7 +335,9 @@ class WriteBehind:
 
 
 def refuse_decoding(client: Any) -> None:
-    """Raises ``ValueError`` for a client whose replies are no bytes."""
+    """Raises ``ValueError`` for a client whose replies are no bytes, and for that of a cluster."""
+    if not hasattr(client, "connection_pool"):
+        raise ValueError(NO_CLUSTER)
     if client.get_encoder().decode_responses:
         raise ValueError("the Redis client must be made with decode_responses=False")
 

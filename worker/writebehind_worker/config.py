@@ -106,7 +106,7 @@ class Config:
 
     redis_url: str = _option(
         "redis://localhost:6379/0",
-        "Redis or Valkey: redis://, rediss:// (TLS), unix://, redis+sentinel:// or redis+cluster:// URL.",
+        "Redis or Valkey: redis://, rediss:// (TLS), unix:// or redis+sentinel:// URL.",
         secret=True,
     )
     postgres_url: str = _option(
@@ -240,7 +240,7 @@ def _check_redis_url(url: str) -> None:
         )  # where would one be?
         raise SETTINGS["redis_url"].wrong(
             f"{shown}; allowed: redis://[user:password@]host[:port]/db, rediss://…, unix://path, "
-            "redis+sentinel://host,host/service, redis+cluster://host,host "
+            "redis+sentinel://host,host/service; no Redis Cluster "
             "(percent-encode what is special in a password)"
         ) from None
 
