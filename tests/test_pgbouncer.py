@@ -15,7 +15,7 @@ from tests.support.crashing_worker import CrashingWorker
 from tests.support.pooler import Pooler
 from tests.support.workers import RunningWorker, Workload, flags
 
-from writebehind import WriteBehind
+from writebehind import WriteBehind, WriteRejected
 from writebehind_worker.cli import cli
 from writebehind_worker.config import Config
 from writebehind_worker.connections import reading_postgres
@@ -88,6 +88,24 @@ def test_all_operations_dead_letters_and_copy_go_through_a_pool_that_others_use(
         load.check(dead_letters=8)
     found = load.pg.execute("SELECT count(*), count(*) FILTER (WHERE v = '3') FROM many").fetchone()
     assert found == (MANY - 1, MANY - 2)
+
+
+def test_a_group_is_applied_whole_or_refused_whole_through_a_pool_that_others_use(
+    pooler: Pooler, options: dict[str, Any], load: Workload
+) -> None:
+    load.pg.execute("CREATE TABLE lines (id int PRIMARY KEY, n int CHECK (n > 0))")
+    with Crowd(pooler.url), RunningWorker(**options):
+        for id in range(0, 40, 2):
+            with load.wb.atomic(route=id) as tx:
+                tx.put("lines", id, {"n": 1})
+                tx.put("lines", id + 1, {"n": 0 if id == 20 else 1})
+            if id == 20:
+                assert tx.receipt is not None
+                with pytest.raises(WriteRejected):
+                    tx.receipt.wait(timeout=20)
+        load.wait_until_done()
+    found = load.pg.execute("SELECT id FROM lines ORDER BY id").fetchall()
+    assert [id for (id,) in found] == [id for id in range(40) if id not in (20, 21)]
 
 
 def test_rows_go_by_copy_and_nothing_is_left_in_a_session(
