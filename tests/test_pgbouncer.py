@@ -146,12 +146,14 @@ def test_a_pooler_is_known_by_its_process_ids(pooler: Pooler, postgres_url: str)
 def test_the_transaction_of_a_paused_owner_is_ended_and_no_other(
     point: str, pooler: Pooler, options: dict[str, Any], load: Workload
 ) -> None:
+    pooler.set(default_pool_size=1)
     with (
         connect_postgres(pooler.url) as bystander,
         CrashingWorker(point, flags(**options), SIGSTOP) as former,
     ):
         former.wait_for_log('"owner"')
-        bystander.execute("BEGIN")  # now it has the session in which the ledger was taken
+        bystander.execute("BEGIN")  # now it has the only session, in which the ledger was taken
+        pooler.set(default_pool_size=3)
         load.add(50)
         former.wait_for_pause()
         load.redis.delete(load.keys.lease)  # it would run out

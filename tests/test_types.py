@@ -422,6 +422,25 @@ def test_a_partitioned_table_is_written_by_its_own_name(pipeline: Pipeline) -> N
     assert pipeline.rows(f"SELECT tableoid::regclass::text, v FROM {table}") == [(f"{table}_b", 2)]
 
 
+def test_a_partition_that_was_detached_takes_no_more_and_the_others_go_on(pipeline: Pipeline) -> None:
+    table = pipeline.table("day int, id int, v int, PRIMARY KEY (id, day)", "PARTITION BY RANGE (day)")
+    pipeline.run(
+        f"CREATE TABLE {table}_a PARTITION OF {table} FOR VALUES FROM (0) TO (10)",
+        f"CREATE TABLE {table}_b PARTITION OF {table} FOR VALUES FROM (10) TO (20)",
+    )
+    keys = [{"id": 1, "day": day} for day in (5, 15)]
+    for key in keys:
+        pipeline.put(table, key, {"v": 1})
+    pipeline.run(f"ALTER TABLE {table} DETACH PARTITION {table}_a")
+    receipts = [pipeline.wb.put(table, key, {"v": 2}) for key in keys]
+    with pytest.raises(WriteRejected) as found:
+        receipts[0].wait(timeout=10)
+    assert found.value.sqlstate == "23514"
+    receipts[1].wait(timeout=10)
+    assert pipeline.rows(f"SELECT day, v FROM {table}") == [(15, 2)]
+    assert pipeline.rows(f"SELECT day, v FROM {table}_a") == [(5, 1)]
+
+
 @pytest.mark.parametrize("op", ["put", "increment"])
 def test_a_partition_may_ask_for_more_than_its_parent(pipeline: Pipeline, op: str) -> None:
     """What it checks in a new row must not refuse a change of one that is there."""

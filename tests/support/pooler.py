@@ -29,7 +29,7 @@ class Pooler:
             missing("no pgbouncer: install PgBouncer")
         self._server = urlsplit(postgres_url)
         self.port = free_port()
-        self._settings = {"pool_mode": "transaction", "default_pool_size": 2, **settings}
+        self._settings: dict[str, object] = {"pool_mode": "transaction", "default_pool_size": 2, **settings}
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -58,6 +58,12 @@ class Pooler:
             cursor = psycopg.ClientCursor(conn, row_factory=psycopg.rows.dict_row)
             cursor.execute(command.encode())
             return cursor.fetchall() if cursor.description else []
+
+    def set(self, **settings: object) -> None:
+        """Changes its settings as it runs."""
+        self._settings |= settings
+        self._write_settings()
+        self.ask("RELOAD")
 
     def _answers(self) -> bool:
         try:
