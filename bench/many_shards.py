@@ -12,7 +12,6 @@ LOADS = (0, 100_000, 1_000_000)
 """Writes a second, of all shards together."""
 
 BUSY = 0.7  # of a core, at most
-BACKEND_MIB = 10  # memory of a Postgres connection
 MAX_CONNECTIONS = 100  # of Postgres, unless it is told otherwise
 POSTGRES_CORES = 32  # of the one primary
 MESSAGE_BYTES = 200
