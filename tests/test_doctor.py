@@ -755,6 +755,10 @@ SKIP = "CREATE FUNCTION skip() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN
             USERS + "CREATE TABLE mails (id int PRIMARY KEY, u bigint REFERENCES users ON DELETE CASCADE)",
             "tables.cascades", "note", "public.users;",
         ),
+        (
+            USERS + "CREATE TABLE mails (id int PRIMARY KEY, u bigint REFERENCES users)",
+            "tables.references", "note", "refer to other tables: public.mails;",
+        ),
         ("CREATE UNLOGGED TABLE fast (id int PRIMARY KEY)", "tables.unlogged", "warning", "public.fast"),
     ],
 )  # fmt: skip
@@ -765,7 +769,7 @@ def test_a_table(
     assert [f.severity for f in found[check]] == [severity]
     assert told in found[check][0].what
     tables = {(c, s) for c, s in bad(found) if c.startswith("tables.")}
-    assert tables <= {(check, severity), ("tables.partitions", "warning")}
+    assert tables <= {(check, severity), ("tables.partitions", "warning"), ("tables.references", "note")}
     assert found["tables.rights"][0].severity == "ok"
 
 

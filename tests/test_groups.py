@@ -284,7 +284,11 @@ def test_a_worker_that_knows_no_groups_stops_at_one(
     with connect().atomic(route=7) as tx:
         order(tx)
     monkeypatch.setattr(received, "WIRE_VERSION", 2)
-    monkeypatch.setattr(received, "_is_group", lambda body: False)
+
+    def unknown(position: int, body: bytes, clock: int) -> None:
+        raise received._Bad("Object contains unknown field `group`")
+
+    monkeypatch.setattr(received, "_group", unknown)
     worker = RunningWorker(**options)
     worker.start()
     wait_until(lambda: not worker._thread.is_alive(), 10)

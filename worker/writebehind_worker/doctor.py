@@ -27,7 +27,7 @@ Check = Literal[
     "postgres.idle_in_transaction_session_timeout", "postgres.idle_session_timeout",
     "tables.named", "tables.rights", "tables.primary_keys", "tables.conflict_targets",
     "tables.partitions", "tables.triggers", "tables.rules", "tables.row_security", "tables.sequences",
-    "tables.generated_columns", "tables.cascades", "tables.unlogged",
+    "tables.generated_columns", "tables.cascades", "tables.references", "tables.unlogged",
     "clock.redis", "clock.postgres",
 ]  # fmt: skip
 """What is looked at; docs/doctor.md has a line for each."""

@@ -153,6 +153,16 @@ def table_findings(
         "no delete reaches another table",
     )
     yield _listed(
+        [w.name for w in written if w.table.rank > 1],
+        Finding(
+            "tables.references",
+            "note",
+            "refer to other tables: {}; where a queue is divided into shards, a row and the one that it "
+            "refers to keep their order only with a route in common",
+        ),
+        "no table refers to another one",
+    )
+    yield _listed(
         [w.name for w in written if w.facts.unlogged],
         Finding(
             "tables.unlogged",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from operator import attrgetter
 
 from .received import Message, declared_size, receive
 
+_member = attrgetter("member")
 _SEQ = re.compile(rb'\{"seq":([0-9]{1,16}),"table":')
 
 
@@ -28,7 +30,7 @@ class FrozenBatch:
         Each write of a group is one, in the place of the group.
         """
         read = [receive(i, item, self.clock) for i, item in enumerate(self.items)]
-        if not any(message.member for message in read):
+        if not any(map(_member, read)):
             return read
         return [one for message in read for one in message.members or (message,)]
 

@@ -73,10 +73,10 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     ttl_s: int = DEFAULT_TTL_S
     retry: int | None = None  # the dead letter that this sends again
     force: bool = False  # also if that one is superseded, or was applied before Redis went back
+    route: str | None = None  # what has decided about its shard, where it was given
     fault: Fault | None = None
     newer_version: int | None = None  # of the wire format, where it is one that we do not know
     lacks_zstd: bool = False  # it is compressed in a way that this installation cannot read
-    route: str | None = None  # what has decided about its shard, where it was given
     members: tuple[Message, ...] = ()  # of a group: its writes, each as a message of its own
     member: int = 0  # which one of its group it is, from 1; 0: of none
 
@@ -96,6 +96,7 @@ class _Envelope(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     unpacked: int | None = None
     route: str | int | None = None
     trace: msgspec.Raw = msgspec.Raw(b"")  # whatever it is: only `tracing` looks at it
+    group: Any = msgspec.UNSET  # is read by itself
 
 
 class _Member(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -137,9 +138,15 @@ def receive(position: int, body: bytes, clock: int) -> Message:
     try:
         if not body.isascii():
             body.decode()  # msgspec takes the insides of Raw as they come
-        if b'"group"' in body and _is_group(body):
-            return _group(position, body, _decode_group(body), clock)
-        return _message(position, body, _decode(body), clock)
+        try:
+            read = _decode(body)
+        except msgspec.ValidationError:
+            if not _is_group(body):
+                raise
+            return _group(position, body, clock)
+        if read.group is not msgspec.UNSET:
+            return _group(position, body, clock)
+        return _message(position, body, read, clock)
     except NoZstd as error:
         reason = f"`packed`: a column {error}"
         return msgspec.structs.replace(_faulty(position, body, reason, clock), lacks_zstd=True)
@@ -158,14 +165,16 @@ def receive(position: int, body: bytes, clock: int) -> Message:
 
 
 def _is_group(body: bytes) -> bool:
+    """Of one without `table` or `id`, as other programs may push it."""
     try:
-        return "group" in _decode_key(body)
+        return b'"group"' in body and "group" in _decode_key(body)
     except msgspec.MsgspecError:
         return False
 
 
-def _group(position: int, body: bytes, read: _GroupEnvelope, clock: int) -> Message:
+def _group(position: int, body: bytes, clock: int) -> Message:
     """A message for each write of a group. What is wrong with one is wrong with all."""
+    read = _decode_group(body)
     if read.v != GROUP_VERSION:
         raise _Bad(f"`v` of a group must be {GROUP_VERSION}, or left out")
     members: list[Message] = []
@@ -211,7 +220,7 @@ def _message(position: int, body: bytes, read: _Envelope, clock: int) -> Message
         read.ttl or DEFAULT_TTL_S,
         read.retry,
         read.force,
-        route=None if read.route is None else str(read.route),
+        None if read.route is None else str(read.route),
     )
 
 
