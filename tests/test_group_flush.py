@@ -135,6 +135,18 @@ def test_what_waits_behind_one_row_of_a_group_waits_behind_all(target: Target) -
     assert target.rows("SELECT n FROM b") == [(2,)]
 
 
+def test_what_waits_behind_a_group_that_waits_keeps_its_order(target: Target) -> None:
+    rejected = target.rejected(
+        put("lines", 1, order_id=5, n=1),
+        group(patch("lines", 1, n=3), put("b", 1, n=1)),
+        put("b", 1, n=2),
+        put("orders", 5, name="x"),
+        put("a", 9, name="bad"),
+    )
+    assert rejected == {4: "23514"}
+    assert target.rows("SELECT lines.n, b.n FROM lines, b") == [(3, 2)]
+
+
 def test_a_delete_that_cascades_keeps_its_place_in_a_group(target: Target) -> None:
     target.flush(put("orders", 1, name="old"), put("lines", 1, order_id=1, n=1))
     again = group(delete("orders", 1), put("orders", 1, name="new"), put("lines", 2, order_id=1, n=2))
