@@ -174,18 +174,18 @@ def test_batches_of_any_size_split_where_the_whole_list_does(
 ) -> None:
     """What is accepted after the rollback has higher seqs, or none; batches are cut anywhere."""
     base = max([applied_seq, *(s for s in items if s is not None)])
-    whole = messages([*items, *(None if s is None else base + s + 1 for s in later)])
+    whole = [*items, *(None if s is None else base + s + 1 for s in later)]
     left = count = count_applied_before(map(body, items), applied_seq, CLOCK)[0]
     before: list[Message] = []
     after: list[Message] = []
     start = 0
     for size in [*sizes, len(whole)]:
-        old, new, left = split_applied_before(whole[start : start + size], applied_seq, left)
+        old, new, left = split_applied_before(messages(whole[start : start + size]), applied_seq, left)
         before += old
         after += new
         start += size
-    assert [m.position for m in before] == list(range(count))
-    assert [m.position for m in after] == list(range(count, len(whole)))
+    assert [m.seq for m in before] == whole[:count]
+    assert [m.seq for m in after] == whole[count:]
     assert left == 0 or not whole
 
 
