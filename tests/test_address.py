@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from writebehind import AsyncWriteBehind, WriteBehind
-from writebehind.address import connect, read_address
+from writebehind.address import connect, connect_async, read_address
 from writebehind_worker.config import Config
 from writebehind_worker.errors import ConfigError
 from writebehind_worker.redis_server import longest_silence_s, timeouts
@@ -60,6 +62,57 @@ def test_what_is_no_address_is_refused_and_no_password_shown(url: str) -> None:
     assert "hunter2" not in str(refused.value) + refused.value.hint
     with pytest.raises(ValueError):
         connect(url, {})
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("redis://h/0?bogus=1", "bogus"),
+        ("redis://h/0?ssl_ca_certs=f", "ssl_ca_certs"),
+        ("redis://h?retry=3", "retry"),
+        ("rediss://h?bogus=1", "bogus"),
+        ("unix:///s?socket_keepalive=1", "socket_keepalive"),
+        ("redis+sentinel://h/main?bogus=1", "bogus"),
+        ("redis+sentinel://h/main?sentinel_bogus=1&sentinel_password=hunter2", "sentinel_bogus"),
+    ],
+)
+def test_an_unknown_option_is_named_before_it_is_used(url: str, name: str) -> None:
+    for attempt in (read_address, WriteBehind.from_url, AsyncWriteBehind.from_url):
+        with pytest.raises(ValueError, match=rf": {name}$"):
+            attempt(url)
+    with pytest.raises(ConfigError, match=rf": {name}") as refused:
+        Config(redis_url=url)
+    assert "hunter2" not in str(refused.value) + refused.value.hint
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://ada:hun?ter2=x@h", "redis://ada:1?ter2=x@h", "redis://ada:ter2\u2100@h", "redis://[ter2"]
+)
+def test_a_piece_of_a_password_is_not_shown_whatever_is_wrong(url: str) -> None:
+    for attempt in (read_address, WriteBehind.from_url, AsyncWriteBehind.from_url):
+        with pytest.raises(ValueError) as caught:
+            attempt(url)
+        assert "hun" not in str(caught.value) and "ter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://h?db=1&socket_timeout=1&socket_connect_timeout=1&socket_keepalive=1&max_connections=9"
+        "&health_check_interval=3&client_name=me&protocol=3&username=u&password=p&retry_on_timeout=1",
+        "rediss://h?ssl_cert_reqs=none&ssl_ca_certs=f&ssl_check_hostname=0&ssl_keyfile=f&ssl_certfile=f",
+        "unix:///s?db=1&password=p&socket_timeout=1",
+        "redis+sentinel://h/main?socket_read_size=9&client_name=me&sentinel_username=u&sentinel_password=p",
+        "rediss+sentinel://h/main?ssl_cert_reqs=none&sentinel_ssl_cert_reqs=none&sentinel_socket_timeout=1",
+    ],
+)
+def test_a_connection_can_be_made_with_each_option_that_is_known(url: str) -> None:
+    Config(redis_url=url)
+    pools: list[Any] = [connect(url, {}).connection_pool, connect_async(url, {}).connection_pool]
+    for pool in pools:
+        given = {n: v for n, v in pool.connection_kwargs.items() if n != "connection_pool"}
+        extra = {"connection_pool": pool} if "sentinel" in url else {}
+        assert pool.connection_class(**given, **extra)
 
 
 @pytest.mark.parametrize("url", ["redis+other://:hunter2@h", "http://h", "h:6379", ""])

@@ -10,8 +10,9 @@ own: ``sentinel_username``, ``sentinel_password``.
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import unquote
@@ -19,7 +20,7 @@ from urllib.parse import unquote
 from redis import Redis
 from redis import asyncio as redis_asyncio
 from redis.asyncio.connection import BlockingConnectionPool
-from redis.connection import parse_url
+from redis.connection import Connection, SSLConnection, parse_url
 
 from .sentinel import Host, async_primary, primary
 
@@ -33,6 +34,17 @@ _SCHEME = re.compile(r"redis(s?)\+(sentinel|cluster)://")
 _OF_ONE_SERVER = ("redis://", "rediss://", "unix://")
 _SENTINEL_PORT = 26379
 _OF_SENTINELS = "sentinel_"
+_TEXTUAL = re.compile(
+    r"(ssl|socket)_(?!ocsp_context|keepalive_options|type)\w+|db|host|port|path|username|password|protocol"
+    r"|encoding|encoding_errors|decode_responses|client_name|lib_name|lib_version|retry_on_timeout"
+    r"|health_check_interval|legacy_responses"
+)
+_OF_POOLS = ("max_connections",)
+_OF_WAITING_POOLS = ("max_connections", "timeout")  # those on an event loop
+
+
+class UnknownOption(ValueError):
+    """A URL has an option that is none; redis-py would say so at the first use, and not in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +68,21 @@ class Address:
         return len(self.hosts) if self.kind == "sentinel" else 0
 
 
-def read_address(url: str) -> Address:
-    """Parses a URL; connects to nothing.
+def read_address(url: str, of_pool: Collection[str] = _OF_POOLS) -> Address:
+    """Parses a URL; connects to nothing. ``of_pool``: options of the pool of connections.
 
     Raises:
+        UnknownOption: it has one that is none.
         ValueError: it is none of these. The text quotes nothing of the URL but what is no secret.
     """
     found = _SCHEME.match(url)
     if found is None:
         if not url.startswith(_OF_ONE_SERVER):
             raise ValueError(f"a URL of Redis is {SCHEMES}")
-        return Address("single", url, _options(url))
+        options = _options(url)
+        kind = options.get("connection_class", Connection)
+        _check(options.keys() - {"connection_class"}, {*_names(kind), *of_pool}, url)
+        return Address("single", url, options)
     if found[2] == "cluster":
         raise ValueError(NO_CLUSTER)
     rest, _, query = url[found.end() :].partition("?")
@@ -78,6 +94,9 @@ def read_address(url: str) -> Address:
         name.removeprefix(_OF_SENTINELS): options.pop(name)
         for name in [name for name in options if name.startswith(_OF_SENTINELS)]
     }
+    of_connections = _names(SSLConnection if found[1] else Connection)
+    _check(options, {*of_connections, *of_pool} - {"host", "port"}, url)
+    _check(sentinel_options, _names(Redis), url, _OF_SENTINELS)
     hosts = tuple(_host(name, _SENTINEL_PORT) for name in names.split(","))
     service, _, db = path.partition("/")
     if not service:
@@ -90,8 +109,30 @@ def read_address(url: str) -> Address:
 
 
 def _options(url: str) -> dict[str, Any]:
-    found: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
+    try:
+        found: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
+    except ValueError as error:
+        text = str(error)  # urllib's own quotes what may be a piece of a password, that of redis-py a name
+        if not text.startswith("Invalid value for "):
+            text = "its host, or its port, cannot be read: percent-encode what is special in a password"
+        raise ValueError(text) from None
     return found
+
+
+def _names(kind: type) -> set[str]:
+    """Options of those connections that a text can be the value of."""
+    makers = [vars(one)["__init__"] for one in kind.__mro__ if "__init__" in vars(one)]
+    found = {name for maker in makers for name in inspect.signature(maker).parameters}
+    return {name for name in found if _TEXTUAL.fullmatch(name)}
+
+
+def _check(options: Collection[str], known: Collection[str], url: str, prefix: str = "") -> None:
+    unknown = sorted(prefix + name for name in set(options).difference(known))
+    if not unknown:
+        return
+    # With an @ in it, it may be a piece of a password that is not percent-encoded.
+    shown = f": {', '.join(unknown)}" if "@" not in url.partition("?")[2] else ""
+    raise UnknownOption(f"an option that this kind of URL of Redis does not have{shown}")
 
 
 def _host(text: str, port: int) -> Host:
@@ -116,7 +157,7 @@ def connect(url: str, options: Mapping[str, Any]) -> Redis:
 
 def connect_async(url: str, options: Mapping[str, Any]) -> redis_asyncio.Redis:
     """The same on an event loop; ``options`` are of ``redis.asyncio.BlockingConnectionPool``."""
-    address = read_address(url)
+    address = read_address(url, _OF_WAITING_POOLS)
     if address.kind == "single":
         return redis_asyncio.Redis.from_pool(BlockingConnectionPool.from_url(url, **options))
     given = {**options, **address.options}

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, timeout_from_conninfo
 
-from writebehind.address import read_address
+from writebehind.address import UnknownOption, read_address
 from writebehind.keys import DEFAULT_QUEUE
 from writebehind.shards import MAX_SHARDS
 
@@ -234,6 +234,8 @@ def _check(setting: Setting, value: Any) -> None:
 def _check_redis_url(url: str) -> None:
     try:
         read_address(url)
+    except UnknownOption as error:
+        raise SETTINGS["redis_url"].wrong(f"has {error}") from None
     except ValueError:  # its text may quote a part of the password
         shown = (
             f"is {redacted(url)!r}" if re.match(r"[\w+.-]+://", url) else "is no URL"
