@@ -336,3 +336,64 @@ def test_families_land_in_any_order_and_bad_groups_cost_only_themselves(target: 
         assert target.rows("SELECT * FROM a") == []
 
     check()
+
+
+def test_a_group_that_waits_holds_up_nothing_that_stands_before_it(target: Target) -> None:
+    more = [put("b", n, n=n) for n in range(3)]
+    rejected = target.rejected(
+        group(put("lines", 1, order_id=99, n=1), *more),
+        put("a", 1, n=1),
+        group(put("a", 1, n=2), patch("lines", 1, n=3)),
+        put("lines", 5, order_id=98, n=1),
+    )
+    assert rejected == {0: "23503", 2: "P0002", 3: "23503"}
+    assert target.rows("SELECT id, n FROM a") == [(1, 1)]
+
+
+@pytest.mark.parametrize("size", [3, 25])
+def test_of_a_group_that_waits_for_locks_the_other_rows_are_free(
+    target: Target, pg: psycopg.Connection[Any], size: int
+) -> None:
+    target.flush(*(put("a", n, n=0) for n in range(1, size + 1)))
+    together = group(*(increment("a", n, n=1) for n in range(1, size + 1)))
+    items = [json.dumps(item).encode() for item in (together, increment("a", size, n=5))]
+    batch = FrozenBatch(1 << 40, items, 1)
+    with pg.transaction():
+        pg.execute("UPDATE a SET n = 7 WHERE id IN (1, 2)")
+        with pytest.raises(HeldByLock) as caught:
+            target._flusher.flush(batch, Patience(halve=True))
+        bury = Patience(halve=True, bury=caught.value.rows)
+        assert [b.position for b in target._flusher.flush(batch, bury).buried] == [0]
+    assert target.rows(f"SELECT n FROM a WHERE id = {size}") == [(5,)]
+
+
+@pytest.mark.parametrize("members", [b'[{"t":"a"}]', b"[[1]]", b'[{"table":"a"}]', b'{"a":1}'])
+def test_groups_of_a_later_version_are_known_as_such_whatever_is_in_them(members: bytes) -> None:
+    (message,) = FrozenBatch(1, [b'{"table":"a","id":1,"v":4,"group":%b}' % members], 1).messages
+    assert message.newer_version == 4
+
+
+@sampled
+def test_what_waits_for_its_parents_keeps_its_order_by_all_of_its_rows(target: Target) -> None:
+    target.run(
+        "CREATE TABLE nodes (id int PRIMARY KEY, up int REFERENCES nodes, "
+        "friend int REFERENCES nodes DEFERRABLE INITIALLY DEFERRED)"
+    )
+    parents = st.none() | st.sampled_from([1, 2, 3, 4, 99])
+    nodes = st.builds(lambda i, u, f: put("nodes", i, up=u, friend=f), st.integers(1, 5), parents, parents)
+    others = st.builds(lambda i, n: put("a", i, n=n), st.integers(1, 2), st.integers(0, 99))
+    members = st.lists(nodes | others, min_size=1, max_size=3)
+
+    @settings(drawn(200))
+    @given(st.lists(members, min_size=2, max_size=6))
+    def check(items: list[list[Any]]) -> None:
+        target.run("TRUNCATE nodes, a", "TRUNCATE writebehind.dead_letters")
+        refused = set(target.rejected(*(group(*members) for members in items)))
+        landed = [m for position, members in enumerate(items) if position not in refused for m in members]
+        last = {(m["table"], m["id"]): m["data"] for m in landed}
+        expected = sorted((i, d["up"], d["friend"]) for (table, i), d in last.items() if table == "nodes")
+        assert target.rows("SELECT * FROM nodes ORDER BY id") == expected, json.dumps(items)
+        numbers = sorted((i, d["n"]) for (table, i), d in last.items() if table == "a")
+        assert target.rows("SELECT id, n FROM a ORDER BY id") == numbers, json.dumps(items)
+
+    check()

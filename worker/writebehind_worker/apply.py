@@ -32,7 +32,7 @@ from .received import Fault, make_fault
 from .resolve import Refusal, RowId, Write, member_name, named_row
 from .sqlstate import TIMEOUTS
 from .unreadable import find_unreadable
-from .whole import behind, halves, is_one, meeting, parts, position, wholes, without
+from .whole import behind, halves, is_one, meeting, parts, position, wait, wholes, without
 
 _NO_PARENT = "23503"  # foreign key violation
 _DUPLICATE = "23505"  # unique violation
@@ -93,7 +93,7 @@ class Application:
         self._known = deque(known)
         self._execution = Execution(conn, patience.halve)
         self._outcome = Applied()
-        self._held: set[RowId] = set()
+        self._held: dict[RowId, int] = {}  # from which position on
         self._held_back: list[Write] = []
         self._held_after = 0  # so many had been written when the first of them failed
         self._no_parent: dict[int, _NoParent] = {}  # by position
@@ -181,25 +181,27 @@ class Application:
             self._execution.rows = dict(rows)
             last = {w.row: position(w) for w in placed}  # the earlier ones of its row may do without it
             left_out = {p for row, p in last.items() if row in orphans}
-            writes = without(placed, left_out) if orphans else []
+            behind_them: dict[RowId, int] = {}
+            wait(behind_them, [w for w in placed if position(w) in left_out])
+            writes = without(placed, left_out | behind(placed, behind_them)) if orphans else []
         return set()
 
     def _place(self, writes: Sequence[Write]) -> list[Write]:
         """Those that Postgres takes as long as it does not check deferred constraints."""
         placed: list[Write] = []
-        while more := self._place_parts(writes, set()):
+        while more := self._place_parts(writes, {}):
             placed += more
             writes = without(writes, set(map(position, more)))
         return sorted(placed, key=position)
 
-    def _place_parts(self, writes: Sequence[Write], left_out: set[RowId]) -> list[Write]:
+    def _place_parts(self, writes: Sequence[Write], left_out: dict[RowId, int]) -> list[Write]:
         if left_out:
             writes = without(writes, behind(writes, left_out))
         fault = self._execution.attempt(writes, is_checked=False) if writes else None
         if fault is None:
             return list(writes)
         if is_one(writes):
-            left_out |= {w.row for w in writes}
+            wait(left_out, writes)
             if fault.sqlstate in TIMEOUTS:
                 self._wait(self._failing(writes, fault), fault)
             return []
@@ -218,9 +220,10 @@ class Application:
         waiting = Counter(w.row for w in rest)
         seen: set[RowId] = set()
         firsts: list[list[Write]] = []
-        for those in wholes(without(rest, meeting(rest, self._stuck))):
+        stuck = meeting(rest, self._stuck)
+        for those in wholes(rest):
             own = {w.row for w in those}
-            if seen.isdisjoint(own):
+            if seen.isdisjoint(own) and position(those[0]) not in stuck:
                 firsts.append(those)
             seen |= own
         blocking = [those for those in firsts if any(waiting[w.row] > 1 for w in those)] or firsts
@@ -270,17 +273,22 @@ class Application:
         if kind is None or len(those) == 1:
             return those
         found = [w for w in those if w.table is kind.table and w.op == kind.op] or those
-        if not 1 < len(found) <= _MOST_PROBED:
+        is_wait = fault.sqlstate in TIMEOUTS
+        if len(found) == 1 or (len(found) > _MOST_PROBED and not is_wait):
             return found
         execution = self._execution
         before, rows = (execution.error, execution.is_late, kind), dict(execution.rows)
         self._conn.execute("SAVEPOINT probe")
-        faults = [execution.attempt([write], is_checked=False) for write in found]
+        alike: list[Write] = []
+        for write in found:
+            failed = execution.attempt([write], is_checked=False)
+            if failed is not None and failed.sqlstate == fault.sqlstate:
+                alike.append(write)
+            if len(alike) == _MOST_WAITING:
+                break
         self._conn.execute("ROLLBACK TO SAVEPOINT probe; RELEASE SAVEPOINT probe")
         (execution.error, execution.is_late, execution.failed), execution.rows = before, rows
-        probed = zip(found, faults, strict=True)
-        alike = [w for w, failed in probed if failed is not None and failed.sqlstate == fault.sqlstate]
-        return alike if len(alike) == 1 else found
+        return alike if len(alike) == 1 or (alike and is_wait) else found
 
     def _refuse(self, those: Sequence[Write], failing: Sequence[Write], fault: Fault) -> None:
         """A write or group; ``failing`` are those of its writes that it failed for, as far as is known."""
@@ -289,7 +297,7 @@ class Application:
         if fault.sqlstate == _NO_PARENT:
             if not self._held_back:
                 self._held_after = len(self._outcome.written)
-            self._held |= {w.row for w in those}
+            wait(self._held, those)
             self._held_back += those
             self._no_parent[position(those[0])] = _NoParent(fault, self._execution.is_late, failing)
         else:

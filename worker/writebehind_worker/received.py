@@ -330,15 +330,15 @@ def _faulty(position: int, body: bytes, reason: str, clock: int) -> Message:
         return Message(position, body, fault=fault)
     if not isinstance(read, dict):
         return Message(position, body, fault=fault)
-    group = read.get("group")
-    if isinstance(group, list) and group:
+    whole, group = _legible(position, body, read, clock, fault), read.get("group")
+    if isinstance(group, list) and group and whole.newer_version is None:
         own = [{n: each.get(n) for n in ("table", "key")} for each in group if isinstance(each, dict)]
         members = tuple(
             msgspec.structs.replace(_legible(position, body, read | each, clock, fault), member=number)
             for number, each in enumerate(own or [{}], start=1)
         )
         return msgspec.structs.replace(members[0], members=members)
-    return _legible(position, body, read, clock, fault)
+    return whole
 
 
 def _legible(position: int, body: bytes, read: dict[str, Any], clock: int, fault: Fault) -> Message:

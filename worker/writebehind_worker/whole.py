@@ -45,18 +45,24 @@ def meeting(writes: Sequence[Write], rows: Collection[RowId]) -> set[int]:
     return {position(w) for w in writes if w.row in rows}
 
 
-def behind(writes: Sequence[Write], rows: set[RowId]) -> set[int]:
-    """Positions of those that must wait where these rows wait. The rows that wait then are added.
+def behind(writes: Sequence[Write], rows: dict[RowId, int]) -> set[int]:
+    """Positions of those that must wait where these rows wait, each from a position on. Their rows are added.
 
-    A group that waits for one of its rows makes the later writes to all of them wait.
+    A group that waits for one of its rows makes the later writes to all of them wait, and no earlier one.
     """
     found: set[int] = set()
     for those in wholes(writes):
-        own = {w.row for w in those}
-        if not rows.isdisjoint(own):
-            rows |= own
-            found.add(position(those[0]))
+        own = position(those[0])
+        if any(rows.get(w.row, own) < own for w in those):
+            wait(rows, those)
+            found.add(own)
     return found
+
+
+def wait(rows: dict[RowId, int], those: Sequence[Write]) -> None:
+    """The rows of a group wait from it on, unless they do so from an earlier position on."""
+    for write in those:
+        rows[write.row] = min(position(write), rows.get(write.row, position(write)))
 
 
 def without(writes: Sequence[Write], positions: Collection[int]) -> Sequence[Write]:
