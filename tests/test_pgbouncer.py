@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from signal import SIGSTOP
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -19,6 +20,7 @@ from writebehind import WriteBehind, WriteRejected
 from writebehind_worker.cli import cli
 from writebehind_worker.config import Config
 from writebehind_worker.connections import reading_postgres
+from writebehind_worker.dead import DeadLetters
 from writebehind_worker.postgres import connect as connect_postgres
 from writebehind_worker.testing.wait import wait_until
 
@@ -234,6 +236,27 @@ def test_what_reads_can_write_nothing_and_is_limited_in_each_session(options: di
         with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
             conn.execute("CREATE TABLE t ()")
         assert conn.execute(limits).fetchone() == ("1s", "on")
+
+
+def test_what_is_dropped_stays_dropped_where_commits_are_not_durable(
+    pooler: Pooler, options: dict[str, Any], load: Workload, pg: psycopg.Connection[Any]
+) -> None:
+    pg.execute(
+        f"ALTER DATABASE {pg.info.dbname} SET synchronous_commit = off; CREATE TABLE told (level text); "
+        "CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN INSERT INTO told VALUES "
+        "(current_setting('synchronous_commit')); RETURN NULL; END$$; CREATE TRIGGER tell AFTER DELETE "
+        "ON writebehind.dead_letters EXECUTE FUNCTION tell()"
+    )
+    row = pg.execute(
+        "INSERT INTO writebehind.dead_letters (queue, batch, kind, position, body, reason) "
+        "VALUES (%s, 1, 'rejected', 0, '', 'of a test') RETURNING id, batch",
+        [options["queue"]],
+    ).fetchone()
+    assert row is not None
+    letter: Any = SimpleNamespace(id=row[0], batch=row[1])
+    with connect_postgres(pooler.url) as conn:
+        assert DeadLetters(conn, options["queue"]).remove([letter]) == 1
+    assert pg.execute("SELECT level FROM told").fetchall() == [("on",)]
 
 
 def test_in_statement_mode_doctor_and_run_say_what_to_change(

@@ -15,6 +15,7 @@ import psycopg
 from psycopg.rows import class_row
 
 from .ledger import OF_WHOLE
+from .postgres import DURABLE
 from .sqlstate import condition
 
 PAGE = 1000
@@ -159,7 +160,9 @@ class DeadLetters:
     def remove(self, letters: Sequence[Letter]) -> int:
         """Drops those that still are as they were read: one that was retried since belongs to a new batch."""
         return self.connection.execute(
-            "DELETE FROM writebehind.dead_letters d USING unnest($2::bigint[], $3::bigint[]) AS l(id, batch) "
+            "DELETE FROM writebehind.dead_letters d USING "
+            "unnest($2::bigint[], $3::bigint[]) AS l(id, batch), "
+            f"(SELECT {DURABLE}) AS durable "
             f"WHERE d.queue = ANY ({OF_WHOLE}) AND d.id = l.id AND d.batch = l.batch",
             [self._queue, [letter.id for letter in letters], [letter.batch for letter in letters]],
         ).rowcount
