@@ -228,6 +228,24 @@ def test_a_retried_group_is_passed_over_where_one_of_its_rows_was_written_since(
     ]
 
 
+def test_a_corrected_group_cannot_take_a_cache_entry_to_another_row(
+    orders: psycopg.Connection[Any], rows: Rows
+) -> None:
+    with rows.wb.atomic(route=7) as tx:
+        order(tx, name="bad")
+    rows.flush()
+    row = orders.execute("SELECT body FROM writebehind.dead_letters").fetchone()
+    assert row is not None
+    body = json.loads(row[0])
+    body["group"][0]["id"] = 8  # its `key` is still that of the order 7
+    env = {f"WRITEBEHIND_{n.upper()}": str(v) for n, v in rows.options.items()}
+    command = ["dead", "retry", "1", "--wait", "0", "--body", json.dumps(body)]
+    refused = CliRunner(env=env).invoke(cli, command)
+    assert refused.exit_code == 2
+    assert "cache entry of another row" in refused.output
+    assert rows.client.llen(rows.options["queue"]) == 0
+
+
 def test_a_group_is_explained_by_each_of_its_rows(orders: psycopg.Connection[Any], rows: Rows) -> None:
     with rows.wb.atomic(route=7) as tx:
         order(tx, name="bad")

@@ -82,7 +82,8 @@ def make_correction(letter: Letter, body: bytes, corrected: str, keys: QueueKeys
         raise FatalError(f"--body: {fault.reason}", "see docs/wire-format.md; the letter is unchanged")
     was = _fields(body) or {}
     is_same_row = all(fields.get(name) == was.get(name) for name in ("table", "id"))
-    if "key" in was and not is_same_row and fields.get("key") == was["key"]:
+    before, now = _rows_by_entry(_composed(was, letter.id, force)), _rows_by_entry(message)
+    if any(now[key] != before[key] for key in before.keys() & now.keys()):
         raise FatalError(
             "--body: its `key` is the cache entry of another row, that of the letter",
             "leave `key` and `ttl` away; the letter is unchanged",
@@ -92,6 +93,13 @@ def make_correction(letter: Letter, body: bytes, corrected: str, keys: QueueKeys
         fields = {name: was[name] for name in kept} | fields
         message = _composed(fields, letter.id, force)
     return Retry(letter.id, message, _shown(message, keys))
+
+
+def _rows_by_entry(message: bytes) -> dict[str, tuple[str | None, object]]:
+    """Table and id of each write that names its cache entry."""
+    read = receive(0, message, 0)
+    writes = read.members or (read,)
+    return {one.cache_key: (one.table, one.id) for one in writes if one.cache_key is not None}
 
 
 def _fields(body: bytes) -> dict[str, bytes] | None:
