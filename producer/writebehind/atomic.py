@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Generic
 
+from .collected import Collected
 from .durability import Assurance, R
 from .errors import InvalidWrite
 from .group import MAX_GROUP
@@ -16,7 +17,7 @@ Keep = Callable[[R], None]
 """Is told the receipt as soon as the group is accepted."""
 
 
-class GroupWrites(Generic[R]):
+class GroupWrites(Collected, Generic[R]):
     """Writes that are collected, to be sent as one; and their receipt, once they have been accepted."""
 
     def __init__(self, route: Route) -> None:
@@ -31,22 +32,6 @@ class GroupWrites(Generic[R]):
     def receipt(self) -> R | None:
         """Of all the writes together, once the block has ended; ``None`` if there were none."""
         return self._receipt
-
-    def put(self, table: str, id: Id, data: Mapping[str, Any], *, route: Route | None = None) -> None:
-        """See :meth:`WriteBehind.put`."""
-        self._add("put", table, id, data, route)
-
-    def patch(self, table: str, id: Id, data: Mapping[str, Any], *, route: Route | None = None) -> None:
-        """See :meth:`WriteBehind.patch`."""
-        self._add("patch", table, id, data, route)
-
-    def increment(self, table: str, id: Id, data: Mapping[str, Any], *, route: Route | None = None) -> None:
-        """See :meth:`WriteBehind.increment`."""
-        self._add("increment", table, id, data, route)
-
-    def delete(self, table: str, id: Id, *, route: Route | None = None) -> None:
-        """See :meth:`WriteBehind.delete`."""
-        self._add("delete", table, id, None, route)
 
     def _add(self, op: Op, table: str, id: Id, data: Mapping[str, Any] | None, route: Route | None) -> None:
         if route is not None and route_text(route) != self._route:

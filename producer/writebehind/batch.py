@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Generic
 
 from .carrier import Carrier
+from .collected import Collected
 from .durability import Assurance, R
 from .errors import InvalidWrite
 from .message import Id, Op, Route, Write, make_write
@@ -22,7 +23,7 @@ Accept = Callable[[Sequence[int], Sequence[R]], None]
 """Is told which of the writes that were given have been accepted, by position, and their receipts."""
 
 
-class Writes(Generic[R]):
+class Writes(Collected, Generic[R]):
     """Writes that are collected, to be sent together; and the receipts of those that have been accepted."""
 
     def __init__(self) -> None:
@@ -38,22 +39,6 @@ class Writes(Generic[R]):
     def receipts(self) -> list[R]:
         """One of each write that has been accepted, in the order in which they were added."""
         return [self._receipts[number] for number in sorted(self._receipts)]
-
-    def put(self, table: str, id: Id, data: Mapping[str, Any], *, route: Route | None = None) -> None:
-        """See :meth:`WriteBehind.put`."""
-        self._add("put", table, id, data, route)
-
-    def patch(self, table: str, id: Id, data: Mapping[str, Any], *, route: Route | None = None) -> None:
-        """See :meth:`WriteBehind.patch`."""
-        self._add("patch", table, id, data, route)
-
-    def increment(self, table: str, id: Id, data: Mapping[str, Any], *, route: Route | None = None) -> None:
-        """See :meth:`WriteBehind.increment`."""
-        self._add("increment", table, id, data, route)
-
-    def delete(self, table: str, id: Id, *, route: Route | None = None) -> None:
-        """See :meth:`WriteBehind.delete`."""
-        self._add("delete", table, id, None, route)
 
     def _add(self, op: Op, table: str, id: Id, data: Mapping[str, Any] | None, route: Route | None) -> None:
         if len(self._writes) >= MAX_BATCH:
