@@ -101,28 +101,9 @@ class Core:
         Raises:
             ShardMoved: they were, but the shards have become others meanwhile. Nothing was written.
         """
-        settings = self.settings
         trace = None if self.traceparent is None else self.traceparent()
-        entries: list[str] = []
-        packed: list[bytes] = []
-        if as_group:
-            entries, packed = yield from self._grouped(writes, trace, sizes)
-        elif self._packing is not None:
-            writes = [self._packing.write(write) for write in writes]
-        for write in () if as_group else writes:
-            entry = yield from self._cache_key(write.table, write.key)
-            message = write.message(entry, settings.entry_ttl())
-            if len(message) > settings.max_message_bytes:
-                raise InvalidWrite(
-                    f"{write.table}: the message has {len(message)} bytes, at most "
-                    f"{settings.max_message_bytes} are allowed (max_message_bytes)"
-                )
-            if trace is not None:  # a limit that a write keeps to must not depend on tracing
-                message = with_trace(message, trace, write.says_version)
-            if sizes is not None:
-                sizes.append(len(message))
-            entries.append(entry)
-            packed.append(self._pack(write.op, message, write.cache_fields()))
+        arguments = self._grouped if as_group else self._singly
+        entries, packed = yield from arguments(writes, trace, sizes)
         if admits:
             yield from self.admit(writes)
         ops = {write.op for write in writes}
@@ -133,13 +114,34 @@ class Core:
                 break
             one = None if variant is None else variant(way.keys)
             try:
-                return (yield from way.steps(entries, ops, packed, settings.max_queue_length, one, wanted))
+                most = self.settings.max_queue_length
+                return (yield from way.steps(entries, ops, packed, most, one, wanted))
             except ShardMoved:
                 yield from self._division.look_again()
             if time.monotonic() + pause > deadline:
                 raise self._division.disagrees(way)
             yield Pause(pause)
         raise ShardMoved
+
+    def _singly(
+        self, writes: Sequence[Write], trace: str | None, sizes: list[int] | None
+    ) -> Steps[tuple[list[str], list[bytes]]]:
+        """Cache keys and arguments of writes that are a message each."""
+        entries: list[str] = []
+        packed: list[bytes] = []
+        if self._packing is not None:
+            writes = [self._packing.write(write) for write in writes]
+        for write in writes:
+            entry = yield from self._cache_key(write.table, write.key)
+            message = write.message(entry, self.settings.entry_ttl())
+            self._check_size(message, f"{write.table}: the message")
+            if trace is not None:  # a limit that a write keeps to must not depend on tracing
+                message = with_trace(message, trace, write.says_version)
+            if sizes is not None:
+                sizes.append(len(message))
+            entries.append(entry)
+            packed.append(self._pack(write.op, message, write.cache_fields()))
+        return entries, packed
 
     def _grouped(
         self, writes: Sequence[Write], trace: str | None, sizes: list[int] | None
@@ -149,11 +151,7 @@ class Core:
         for write in writes:
             entries.append((yield from self._cache_key(write.table, write.key)))
         message = group_message(writes, entries, self.settings.entry_ttl())
-        if len(message) > self.settings.max_message_bytes:
-            raise InvalidWrite(
-                f"the message of the group has {len(message)} bytes, at most "
-                f"{self.settings.max_message_bytes} are allowed (max_message_bytes)"
-            )
+        self._check_size(message, "the message of the group")
         if trace is not None:
             message = with_trace(message, trace, says_version=True)
         if sizes is not None:
@@ -161,6 +159,13 @@ class Core:
         messages = [message, *[b""] * (len(writes) - 1)]
         each = zip(writes, messages, strict=True)
         return entries, [self._pack(write.op, text, write.cache_fields()) for write, text in each]
+
+    def _check_size(self, message: bytes, what: str) -> None:
+        if len(message) > self.settings.max_message_bytes:
+            raise InvalidWrite(
+                f"{what} has {len(message)} bytes, at most "
+                f"{self.settings.max_message_bytes} are allowed (max_message_bytes)"
+            )
 
     def admit(self, writes: Sequence[Write]) -> Steps[None]:
         """Raises ``RateLimited`` where the setting ``admit`` does not let them in."""
