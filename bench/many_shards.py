@@ -45,7 +45,15 @@ class Need:
     worker_cores: int
     postgres_cores: int
     postgres_connections: int
-    stops: str
+
+    @property
+    def stops(self) -> str:
+        limits = {
+            "one Redis": self.redis_cores > 1,
+            "Postgres' connections": self.postgres_connections > MAX_CONNECTIONS,
+            "one Postgres": self.postgres_cores > POSTGRES_CORES,
+        }
+        return ", ".join(name for name, is_reached in limits.items() if is_reached) or "-"
 
 
 def measured(found: Mapping[str, Any]) -> Measured | None:
@@ -86,7 +94,7 @@ def need(one: Measured, shards: int, writes_per_s: int) -> Need:
     """All that grows with the queues that are served, and what grows with the writes."""
     queues = shards + 1  # the queue itself is served, too
     bytes_per_s = one.bytes_per_s * queues + writes_per_s * MESSAGE_BYTES * CROSSINGS
-    found = Need(
+    return Need(
         shards,
         writes_per_s,
         one.commands_per_s * queues,
@@ -96,21 +104,8 @@ def need(one: Measured, shards: int, writes_per_s: int) -> Need:
         _cores(one.idle_worker_s * queues + writes_per_s * one.worker_us / 1e6),
         _cores(writes_per_s * one.postgres_us / 1e6),
         queues,
-        "",
     )
-    return _with_stops(found)
 
 
 def _cores(seconds_per_s: float) -> int:
     return max(1, ceil(seconds_per_s / BUSY))
-
-
-def _with_stops(need: Need) -> Need:
-    limits = {
-        "one Redis": need.redis_cores > 1,
-        "Postgres' connections": need.postgres_connections > MAX_CONNECTIONS,
-        "one Postgres": need.postgres_cores > POSTGRES_CORES,
-    }
-    stops = [name for name, is_reached in limits.items() if is_reached]
-    values = {name: getattr(need, name) for name in Need.__slots__}
-    return Need(**{**values, "stops": ", ".join(stops) or "-"})

@@ -55,7 +55,6 @@ class Address:
     """
 
     kind: Literal["single", "sentinel"]
-    url: str = field(repr=False)
     options: Mapping[str, Any] = field(repr=False)
     hosts: tuple[Host, ...] = ()
     service: str = ""
@@ -82,7 +81,7 @@ def read_address(url: str, of_pool: Collection[str] = _OF_POOLS) -> Address:
         options = _options(url)
         kind = options.get("connection_class", Connection)
         _check(options.keys() - {"connection_class"}, {*_names(kind), *of_pool}, url)
-        return Address("single", url, options)
+        return Address("single", options)
     if found[2] == "cluster":
         raise ValueError(NO_CLUSTER)
     rest, _, query = url[found.end() :].partition("?")
@@ -105,7 +104,7 @@ def read_address(url: str, of_pool: Collection[str] = _OF_POOLS) -> Address:
         raise ValueError(f"{db!r} is no number of a database")
     if db:
         options["db"] = int(db)
-    return Address("sentinel", url, options, hosts, unquote(service), sentinel_options, bool(found[1]))
+    return Address("sentinel", options, hosts, unquote(service), sentinel_options, bool(found[1]))
 
 
 def _options(url: str) -> dict[str, Any]:
