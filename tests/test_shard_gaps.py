@@ -11,7 +11,7 @@ import psycopg
 import pytest
 import redis
 from tests.support.fleets import RunningFleet
-from tests.support.sharded import Run, keys, rows, run
+from tests.support.sharded import Run, keys, killed_after, rows, run
 from tests.test_shard_faults import divided, where
 
 from writebehind import WriteBehind, WriteRejected, division
@@ -19,7 +19,7 @@ from writebehind.keys import QueueKeys
 from writebehind.message import make_write
 from writebehind.route import shard_of
 from writebehind.shards import Layout
-from writebehind_worker import drain, instant, pause_cli, resharding
+from writebehind_worker import drain, instant, pause_cli
 from writebehind_worker.fleet import Fleet
 from writebehind_worker.pause import pause
 from writebehind_worker.resharding import divide, layout_of
@@ -33,7 +33,7 @@ Connect = Callable[..., WriteBehind]
 # The fleet.
 
 
-@pytest.mark.parametrize("killed_after", ["begin", "open"])
+@pytest.mark.parametrize("step", ["begin", "open"])
 def test_a_division_whose_command_was_killed_is_finished_by_the_workers(
     connect: Connect,
     redis_client: redis.Redis,
@@ -41,22 +41,12 @@ def test_a_division_whose_command_was_killed_is_finished_by_the_workers(
     options: dict[str, Any],
     rows: psycopg.Connection[Any],
     monkeypatch: pytest.MonkeyPatch,
-    killed_after: str,
+    step: str,
 ) -> None:
-    call = resharding._Steps.__call__
-
-    def until(self: Any, step: str, *args: Any, **named: Any) -> Any:
-        done = call(self, step, *args, **named)
-        if step == killed_after:
-            raise KeyboardInterrupt
-        return done
-
     wb = connect()
     wb.put("rows", 1, {"v": 1})
-    with monkeypatch.context() as patched:
-        patched.setattr(resharding._Steps, "__call__", until)
-        with pytest.raises(KeyboardInterrupt):
-            divide(redis_client, keys, 3)
+    with killed_after(step, monkeypatch):
+        divide(redis_client, keys, 3)
     with ExitStack() as stack:
         for _ in range(2):  # both try to
             stack.enter_context(RunningFleet(**options))

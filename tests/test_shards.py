@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.fleets import RunningFleet
 from tests.support.shard_history import check_history
-from tests.support.sharded import Run, all_queues, keys, rows, run, wait_until_drained
+from tests.support.sharded import Run, all_queues, keys, killed_after, rows, run, wait_until_drained
 
 from writebehind import ShardsDiffer, WriteBehind, WriteRejected
 from writebehind.keys import QueueKeys
@@ -179,7 +179,7 @@ def test_a_marker_of_before_is_known_to_be_committed_after(
         assert reader.get("rows", 1, lambda _: {"n": 1}, timeout=20) == {"n": 1}
 
 
-@pytest.mark.parametrize("killed_after", ["begin", "close", "open", "switch", "let go"])
+@pytest.mark.parametrize("step", ["begin", "close", "open", "switch", "let go"])
 def test_who_is_killed_half_way_is_followed_by_who_does_the_rest(
     connect: Connect,
     redis_client: redis.Redis,
@@ -187,27 +187,15 @@ def test_who_is_killed_half_way_is_followed_by_who_does_the_rest(
     options: dict[str, Any],
     rows: psycopg.Connection[Any],
     monkeypatch: pytest.MonkeyPatch,
-    killed_after: str,
+    step: str,
 ) -> None:
-    from writebehind_worker import resharding
-
     wb = connect()
     wb.put("rows", 1, {"v": 1})
-    call = resharding._Steps.__call__
-
-    def until(self: Any, step: str, *args: Any, **named: Any) -> Any:
-        done = call(self, step, *args, **named)
-        if step == killed_after:
-            raise KeyboardInterrupt
-        return done
-
-    with monkeypatch.context() as patched:
-        patched.setattr(resharding._Steps, "__call__", until)
-        with pytest.raises(KeyboardInterrupt):
-            layout = divide(redis_client, keys, 3)
-            with RunningFleet(**options):
-                wb.put("rows", 1, {"v": 2}).wait(2)  # by "let go" the fleet dies of it
-            still_draining(redis_client, keys, layout)
+    with killed_after(step, monkeypatch):
+        layout = divide(redis_client, keys, 3)
+        with RunningFleet(**options):
+            wb.put("rows", 1, {"v": 2}).wait(2)  # by "let go" the fleet dies of it
+        still_draining(redis_client, keys, layout)
     divide(redis_client, keys, 3)
     with RunningFleet(**options):
         wb.put("rows", 1, {"v": 3}).wait(20)

@@ -12,6 +12,7 @@ from redis import RedisError
 from tests.support.sentinels import SERVICE, Sentinels, send
 
 from writebehind_worker.embedded import EmbeddedRedis
+from writebehind_worker.testing.wait import wait_until
 
 from .schedule import LANES
 
@@ -46,8 +47,8 @@ class Topology(Protocol):
 class Single:
     """One server, killed and started again."""
 
-    lanes = frozenset(LANES) - {_FAILOVER}
-    has_links = True
+    lanes: ClassVar[frozenset[str]] = frozenset(LANES) - {_FAILOVER}
+    has_links: ClassVar[bool] = True
 
     def __init__(self, folder: Path) -> None:
         self.redis = EmbeddedRedis(folder, options=_NO_EVICTION)
@@ -74,15 +75,15 @@ class UnderSentinels(Sentinels):
     are held for the moment in which the replica gets the last ones; whoever sends one then hears nothing.
     """
 
-    lanes = frozenset(LANES) - _OF_ONE_REDIS
-    has_links = False
+    lanes: ClassVar[frozenset[str]] = frozenset(LANES) - _OF_ONE_REDIS
+    has_links: ClassVar[bool] = False
 
     def __init__(self, folder: Path) -> None:
         super().__init__(lags=False, down_after_ms=_DOWN_AFTER_MS, failover_timeout_ms=5000)
 
     def fail_over(self, fault: str) -> bool:
         """Whether ``fault`` came to be: the replica may not have caught up yet after the last one."""
-        primary = next((server for server in self.servers if self.role(server) == "master"), None)
+        primary = self._primary()
         if primary is None:
             return False
         [replica] = [server for server in self.servers if server is not primary]
@@ -108,12 +109,11 @@ class UnderSentinels(Sentinels):
             client.client_unpause()  # it may be the primary again before long
         return True
 
+    def _primary(self) -> EmbeddedRedis | None:
+        return next((server for server in self.servers if self.role(server) == "master"), None)
+
     def _wait_until_promoted(self, replica: EmbeddedRedis) -> None:
-        deadline = time.monotonic() + _PROMOTED_S
-        while self.role(replica) != "master":
-            if time.monotonic() > deadline:
-                raise AssertionError("the sentinels promoted nobody")
-            time.sleep(0.02)
+        wait_until(lambda: self.role(replica) == "master", _PROMOTED_S, message="no promotion")
 
     def _hold_writes(self, primary: EmbeddedRedis, replica: EmbeddedRedis) -> bool:
         deadline = time.monotonic() + _CAUGHT_UP_S
@@ -131,11 +131,7 @@ class UnderSentinels(Sentinels):
     def heal(self) -> None:
         for server in self.servers:
             server.start()
-        deadline = time.monotonic() + _PROMOTED_S
-        while "master" not in [self.role(server) for server in self.servers]:
-            if time.monotonic() > deadline:
-                raise AssertionError("no primary")
-            time.sleep(0.02)
+        wait_until(lambda: self._primary() is not None, _PROMOTED_S, message="no primary")
 
 
-TOPOLOGIES: dict[str, type[Single] | type[UnderSentinels]] = {"single": Single, "sentinel": UnderSentinels}
+TOPOLOGIES: dict[str, type[Topology]] = {"single": Single, "sentinel": UnderSentinels}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -12,6 +13,7 @@ from click.testing import CliRunner
 
 from writebehind.keys import QueueKeys
 from writebehind.shards import shard_queues
+from writebehind_worker import resharding
 from writebehind_worker.cli import cli
 from writebehind_worker.testing.wait import wait_until
 
@@ -44,6 +46,23 @@ def run(options: dict[str, Any]) -> Run:
         return found.output
 
     return run
+
+
+@contextmanager
+def killed_after(step: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whoever divides a queue in this block is killed once it has made this step."""
+    call = resharding._Steps.__call__
+
+    def until(self: Any, made: str, *args: Any, **named: Any) -> Any:
+        done = call(self, made, *args, **named)
+        if made == step:
+            raise KeyboardInterrupt
+        return done
+
+    with monkeypatch.context() as patched:
+        patched.setattr(resharding._Steps, "__call__", until)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def all_queues(keys: QueueKeys, shards: int) -> list[QueueKeys]:
