@@ -257,6 +257,15 @@ class Run:
     def check(self) -> Verdict:
         return check([self.history], self.snapshot)
 
+    def group(self, number: int, *texts: str, outcome: Any = "acked") -> None:
+        """A group that has put a text into each of some rows of its own, all in one transaction."""
+        rows = [f"4{number}{i}" for i in range(len(texts))]
+        writes = [Write("put", "grouped", row, {"a": text}) for row, text in zip(rows, texts, strict=True)]
+        self.history.steps.append(Call(WHO, number, "group", writes, outcome, number * 1000))
+        for row, text in zip(rows, texts, strict=True):
+            self.versions("grouped", row, shown(text))
+            self.snapshot.made_by["grouped", row] = [number]
+
 
 @pytest.fixture
 def run() -> Run:
@@ -267,6 +276,46 @@ def test_a_run_in_which_all_went_well_is_good(run: Run) -> None:
     verdict = run.check()
     assert verdict.violations == []
     assert verdict.counts["writes"] == 8
+
+
+def test_a_group_is_good_that_one_transaction_has_brought_whole(run: Run) -> None:
+    run.group(5, "x", "y")
+    run.group(6, "x", "y", outcome="unknown")
+    verdict = run.check()
+    assert verdict.violations == []
+    assert verdict.counts["groups"] == 2
+
+
+def test_a_group_that_two_transactions_brought_was_torn_apart(run: Run) -> None:
+    run.group(5, "x", "y")
+    run.snapshot.made_by["grouped", "451"] = [6]
+    assert found_in(run) == {"torn apart": 1}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "kinds"), [("acked", {"lost", "torn apart"}), ("unknown", {"torn apart"})]
+)
+def test_a_group_of_which_a_part_is_missing_was_torn_apart(run: Run, outcome: Any, kinds: set[Kind]) -> None:
+    run.group(5, "x", "y", outcome=outcome)
+    del run.snapshot.versions["grouped", "451"], run.snapshot.rows["grouped", "451"]
+    assert set(found_in(run)) == kinds
+
+
+def test_a_group_with_a_bad_write_is_one_dead_letter_and_nothing_of_it_is_there(run: Run) -> None:
+    run.group(5, "x", "bad y")
+    run.snapshot.dead_letters.append(DeadLetter(token(WHO, 5, 0), 8, 1, "rejected", 5000, "a check"))
+    assert set(found_in(run)) == {"repeated"}
+    for row in ("450", "451"):
+        del run.snapshot.versions["grouped", row], run.snapshot.rows["grouped", row]
+    assert found_in(run) == {}
+    run.snapshot.dead_letters.append(DeadLetter(token(WHO, 5, 1), 8, 1, "rejected", 5000, "a check"))
+    assert set(found_in(run)) == {"torn apart"}
+
+
+def test_a_group_without_a_bad_write_must_not_be_a_dead_letter(run: Run) -> None:
+    run.group(5, "x", "y")
+    run.snapshot.dead_letters.append(DeadLetter(token(WHO, 5, 0), 8, 1, "rejected", 5000, "a check"))
+    assert set(found_in(run)) == {"wrongly refused"}
 
 
 def found_in(run: Run) -> dict[Kind, int]:

@@ -1,5 +1,6 @@
 """Holds what the producers were told against what both servers hold. No I/O, and no code of the product.
 
+A group is refused as a whole, or one transaction has brought all of its rows to what it made of them.
 Each batch and each raw push has one write that must be refused, its mark. Its dead letter says whether the
 call was accepted, and where it came in the order of the queue: by (batch, position). So the order of all
 writes to a row is known, also of calls whose producer never heard of the outcome.
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .history import Call, History, Read
-from .model import COLUMNS, Kind, Step, Story, after, compare, is_bad, tell, violates_check
+from .model import COLUMNS, Kind, Step, Story, after, compare, is_bad, places, tell, violates_check
 from .snapshot import CacheEntry, DeadLetter, RowId, Snapshot, State, cached_row
 
 
@@ -67,6 +68,9 @@ class _Check:
         stories = {row: tell(steps, self._dead) for row, steps in self._steps.items()}
         self._check_dead_letters(stories)
         self._check_rows(stories)
+        for call in calls:
+            if call.kind == "group" and call.outcome != "refused" and call.letter(0) not in self._dead:
+                self._check_whole(call, stories)
         for history in self._histories:
             self._check_reads(history)
         for entry in self._snapshot.cache:
@@ -145,6 +149,9 @@ class _Check:
                 self._verdict.add("wrongly refused", f"{step} is a good write ({step.call}), but {why}")
             elif token in refused and len(letters) > 1 and refused[token].write.table != "marks":
                 self._verdict.add("repeated", f"{refused[token]} is a dead letter {len(letters)} times")
+            elif token in refused and refused[token].letter != token:
+                why = f"{refused[token]} is a dead letter without its group: {first}"
+                self._verdict.add("torn apart", why)
             elif step is None and token not in refused:
                 self._verdict.add("broken", f"nobody wrote this dead letter: {first}")
             elif token in refused and first.kind != "rejected":
@@ -161,7 +168,7 @@ class _Check:
         kept = {step.token for step in story.steps[last_delete + 1 :]}
         for step in story.refused:
             is_covered = not is_bad(step.write) and step.token not in kept
-            if step.token not in self._dead and step.is_certain and not is_covered:
+            if step.letter not in self._dead and step.is_certain and not is_covered:
                 self._verdict.add("lost", f"{step} had to be refused, and is no dead letter ({step.call})")
 
     def _check_rows(self, stories: Mapping[RowId, Story]) -> None:
@@ -176,6 +183,21 @@ class _Check:
             if found is not None:
                 self._verdict.add(found[0], f"{row[0]} {row[1]}: {found[1]}")
             self._verdict.counts["versions"] += len(versions)
+
+    def _check_whole(self, call: Call, stories: Mapping[RowId, Story]) -> None:
+        """One transaction has brought every row of a group to where the group made it, or beyond."""
+        brought: dict[RowId, int | None] = {}
+        for row in ((write.table, write.id) for write in call.writes):
+            story, versions = stories[row], self._snapshot.versions.get(row, [])
+            at = next(i for i, step in enumerate(story.steps, start=1) if step.call is call)
+            found = places(story, versions)
+            if len(found) < len(versions):
+                return  # that row is wrong by itself
+            first = next((i for i, place in enumerate(found) if place >= at), None)
+            brought[row] = None if first is None else self._snapshot.made_by[row][first]
+        if len(set(brought.values())) > 1:
+            self._verdict.add("torn apart", f"{call} is not one transaction: {brought}")
+        self._verdict.counts["groups"] += 1
 
     # Reads and the cache.
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-Kind = Literal["batch", "single", "raw"]
+Kind = Literal["batch", "single", "group", "raw"]
 Value = str | int
 Data = dict[str, Value]
 
@@ -60,6 +60,10 @@ class Call:
     def token(self, index: int) -> str:
         """The text that this write alone puts into its columns."""
         return token(self.who, self.number, index)
+
+    def letter(self, index: int) -> str:
+        """The token of the dead letter that a write becomes: a group is one, and begins with its first."""
+        return self.token(0 if self.kind == "group" else index)
 
     @property
     def mark(self) -> int | None:

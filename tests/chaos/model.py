@@ -12,7 +12,9 @@ from typing import Literal
 from .history import Call, Write
 from .snapshot import State
 
-Kind = Literal["lost", "repeated", "out of order", "wrongly refused", "stale", "read back", "broken"]
+Kind = Literal[
+    "lost", "repeated", "out of order", "wrongly refused", "torn apart", "stale", "read back", "broken"
+]
 COLUMNS = ("a", "b", "n", "s")
 _NEW: State = (None, None, 0, 0)
 
@@ -32,6 +34,18 @@ class Step:
     @property
     def token(self) -> str:
         return self.call.token(self.index)
+
+    @property
+    def letter(self) -> str:
+        """The token of the dead letter that it would be."""
+        return self.call.letter(self.index)
+
+    @property
+    def may_be_refused(self) -> bool:
+        """Whether Postgres refuses it, or one that stands or falls with it: it sees net effects."""
+        if self.call.kind == "group":
+            return any(map(violates_check, self.call.writes))
+        return violates_check(self.write)
 
     def __str__(self) -> str:
         seq = "" if self.call.seq is None else f", seq {self.call.seq + self.index}"
@@ -81,7 +95,7 @@ def tell(steps: Sequence[Step], dead: Container[str] = ()) -> Story:
         if (
             is_bad(write)
             or (write.op == "patch" and state is None)
-            or (violates_check(write) and step.token in dead)
+            or (step.may_be_refused and step.letter in dead)
         ):
             story.refused.append(step)
         else:
@@ -90,18 +104,27 @@ def tell(steps: Sequence[Step], dead: Container[str] = ()) -> Story:
     return story
 
 
+def places(story: Story, versions: Sequence[State | None]) -> list[int]:
+    """Which of the states each version is, as far as they are in their order."""
+    found: list[int] = []
+    for version in versions:
+        try:
+            found.append(story.states.index(version, (found[-1] if found else 0) + 1))
+        except ValueError:
+            break
+    return found
+
+
 def compare(story: Story, versions: Sequence[State | None]) -> tuple[Kind, str] | None:
     """What is wrong with a row, its versions being the states that it took, oldest first.
 
     A batch merges writes, so that a row takes some of the states only, but those in their
     order, and the last.
     """
-    at, states = 0, story.states
-    for version in versions:
-        try:
-            at = states.index(version, at + 1)
-        except ValueError:
-            return _explain(story, at, version)
+    found = places(story, versions)
+    at = found[-1] if found else 0
+    if len(found) < len(versions):
+        return _explain(story, at, versions[len(found)])
     return _unfinished(story, at)
 
 

@@ -29,7 +29,7 @@ from writebehind import (
 )
 from writebehind.address import connect
 
-from .history import Line, Write, encode, file_name
+from .history import Kind, Line, Write, encode, file_name
 from .sabotage import SABOTAGES
 from .stream import PLAIN_ROWS, Stream
 
@@ -91,7 +91,7 @@ class _Producer:
 
 
 class _LibraryProducer(_Producer):
-    """Uses the library: batches to rows of all, single writes to own rows, and reads of those."""
+    """Uses the library: batches to rows of all, single writes and groups to own rows, and reads of those."""
 
     def __init__(self, orders: Orders) -> None:
         super().__init__(orders)
@@ -130,6 +130,9 @@ class _LibraryProducer(_Producer):
 
     def _use_own_row(self) -> None:
         draw = self._stream.chance.random()
+        if draw < 0.2:
+            self._group()
+            return
         if draw < 0.5:
             self._single()
             return
@@ -137,6 +140,12 @@ class _LibraryProducer(_Producer):
         if draw < 0.6:
             self._invalidate(row)
         self._read(row)
+
+    def _group(self) -> None:
+        call = self._next_call()
+        writes = self._stream.group(call)
+        if self._send(call, "group", writes).unknown is not None:
+            self._stream.abandon_group(writes)
 
     def _next_call(self) -> int:
         self._calls += 1
@@ -153,19 +162,25 @@ class _LibraryProducer(_Producer):
         elif outcome.ok is not None and write.op in ("put", "delete"):
             self._tainted.discard(write.id)
 
-    def _send(self, call: int, kind: Any, writes: list[Write]) -> Line:
+    def _send(self, call: int, kind: Kind, writes: list[Write]) -> Line:
         self._began()
         self._note(Line(call, kind, writes))
-        outcome = self._outcome(call, writes)
+        outcome = self._outcome(call, kind, writes)
         self._ended(outcome, len(writes))
         if outcome.refused is not None:
             time.sleep(_REFUSED_PAUSE_S)
         return outcome
 
-    def _outcome(self, call: int, writes: list[Write]) -> Line:
+    def _outcome(self, call: int, kind: Kind, writes: list[Write]) -> Line:
         try:
-            if len(writes) == 1 and writes[0].table == "own":
+            if kind == "single":
                 return Line(call, ok=self._ask(self._wb, writes[0]).seq)
+            if kind == "group":
+                with self._wb.atomic(route=self._orders.who) as group:
+                    for write in writes:
+                        self._ask(group, write)
+                assert group.receipt is not None
+                return Line(call, ok=group.receipt.seq)
             with self._wb.batch() as batch:
                 for write in writes:
                     self._ask(batch, write)

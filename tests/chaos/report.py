@@ -31,7 +31,7 @@ def last_line(counts: Counter[str], violations: Counter[str]) -> str:
 
 def checked_line(verdict: Verdict) -> str:
     """What a round's check has looked at."""
-    names = ("writes", "versions", "dead letters", "reads", "cache entries")
+    names = ("writes", "versions", "groups", "dead letters", "reads", "cache entries")
     looked = ", ".join(f"{verdict.counts[name]:,} {name}" for name in names)
     ways = ", ".join(f"{verdict.counts[name]:,} {name}" for name in ("at once", "write by write"))
     unknown = f"{verdict.counts['unknown']} calls whose producer never knew the outcome"

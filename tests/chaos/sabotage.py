@@ -18,7 +18,7 @@ from typing import Any
 
 from writebehind import enqueue as producer_enqueue
 from writebehind.script import Script
-from writebehind_worker import ledger, owned_queue, takeover, worker
+from writebehind_worker import apply, ledger, owned_queue, takeover, worker
 from writebehind_worker.frozen import FrozenBatch
 from writebehind_worker.ledger import Ledger
 from writebehind_worker.owned_queue import OwnedQueue
@@ -143,6 +143,11 @@ def _take_each_call_as_new() -> None:
     _rewrite(producer_enqueue._ENQUEUE, b"if seen == counter", b"if seen == false")
 
 
+def _cut_groups() -> None:
+    _replace(apply, "is_one", lambda writes: len(writes) == 1)
+    _replace(apply, "halves", lambda writes: (writes[: len(writes) // 2], writes[len(writes) // 2 :]))
+
+
 def _replace(owner: Any, name: str, new: Any) -> None:
     setattr(owner, name, new)
 
@@ -196,5 +201,11 @@ SABOTAGES = {
         frozenset({"read back", "stale"}),
         frozenset(),
         spoil_worker=_settle_whatever_is_there,
+    ),
+    "cut-groups": Sabotage(
+        "a group that Postgres refuses is refused whole",
+        frozenset({"repeated", "torn apart"}),
+        frozenset(),
+        spoil_worker=_cut_groups,
     ),
 }

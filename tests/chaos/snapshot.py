@@ -16,7 +16,7 @@ State = tuple[str | None, str | None, int, int]
 RowId = tuple[str, str]
 """Table, id."""
 
-TABLES = ("shared", "own", "plain", "raw", "events", "marks")
+TABLES = ("shared", "own", "plain", "grouped", "raw", "events", "marks")
 _TOKEN = re.compile(rb"[0-9]+\.[0-9]+\.[0-9]+")
 
 
@@ -48,17 +48,18 @@ class CacheEntry:
 
 @dataclass(slots=True)
 class Snapshot:
-    """``versions`` of each row, oldest first; ``None``: deleted."""
+    """``versions`` of each row, oldest first; ``None``: deleted. ``made_by``: the transaction of each."""
 
     rows: dict[RowId, State] = field(default_factory=dict)
     versions: dict[RowId, list[State | None]] = field(default_factory=dict)
+    made_by: dict[RowId, list[int]] = field(default_factory=dict)
     dead_letters: list[DeadLetter] = field(default_factory=list)
     cache: list[CacheEntry] = field(default_factory=list)
 
 
 def take_snapshot(pg: psycopg.Connection[Any], redis: Redis, cache_prefix: str) -> Snapshot:
     """Reads both servers; the prefix is taken off the cache keys."""
-    return Snapshot(_rows(pg), _versions(pg), _dead_letters(pg), _cache(redis, cache_prefix))
+    return Snapshot(_rows(pg), *_versions(pg), _dead_letters(pg), _cache(redis, cache_prefix))
 
 
 def _rows(pg: psycopg.Connection[Any]) -> dict[RowId, State]:
@@ -69,12 +70,14 @@ def _rows(pg: psycopg.Connection[Any]) -> dict[RowId, State]:
     return found
 
 
-def _versions(pg: psycopg.Connection[Any]) -> dict[RowId, list[State | None]]:
+def _versions(pg: psycopg.Connection[Any]) -> tuple[dict[RowId, list[State | None]], dict[RowId, list[int]]]:
     found: dict[RowId, list[State | None]] = defaultdict(list)
-    query = "SELECT relation, id, gone, a, b, n, s FROM versions ORDER BY version"
-    for relation, id, gone, a, b, n, s in pg.execute(query):
+    made_by: dict[RowId, list[int]] = defaultdict(list)
+    query = "SELECT relation, id, gone, a, b, n, s, made_by::text::bigint FROM versions ORDER BY version"
+    for relation, id, gone, a, b, n, s, transaction in pg.execute(query):
         found[relation, id].append(None if gone else (a, b, n, s))
-    return dict(found)
+        made_by[relation, id].append(transaction)
+    return dict(found), dict(made_by)
 
 
 def _dead_letters(pg: psycopg.Connection[Any]) -> list[DeadLetter]:

@@ -11,6 +11,7 @@ SHARED_ROWS = 300
 RAW_ROWS = 60
 OWN_ROWS = 6  # at a time
 PLAIN_ROWS = 80  # at a time
+GROUPED_ROWS = 12  # at a time
 _MOST_IN_A_CALL = 400
 _DELTA_BITS = 40  # a sum that is wrong tells which write it lacks, or has twice
 
@@ -25,6 +26,7 @@ class Stream:
         self._begun: set[str] = set()  # own rows that have been put: a patch of another is refused
         self._own: list[int] = [self._new_row() for _ in range(OWN_ROWS)]
         self._plain: list[int] = [self._new_row() for _ in range(PLAIN_ROWS)]
+        self._grouped: list[int] = [self._new_row() for _ in range(GROUPED_ROWS)]
 
     def _new_row(self) -> int:
         self._fresh += 1
@@ -60,6 +62,29 @@ class Stream:
         """Good writes to own rows, at most one to each, without a mark: the worker may take all at once."""
         rows = self.chance.sample(self._plain, self.chance.randrange(1, PLAIN_ROWS))
         return [self._good(token(self._who, call, i), row) for i, row in enumerate(rows)]
+
+    def group(self, call: int) -> list[Write]:
+        """A new row, and writes to rows that groups alone write; a few groups are refused as a whole."""
+        rows = self.chance.sample(self._grouped, self.chance.randrange(1, 5))
+        writes = [Write("put", "events", token(self._who, call, 0), {"a": token(self._who, call, 0)})]
+        for i, row in enumerate(rows, start=1):
+            writes.append(self._in_group(token(self._who, call, i), str(row)))
+        if self.chance.random() < 0.05:
+            at = token(self._who, call, len(rows))
+            writes[-1] = Write("put", "grouped", writes[-1].id, {"a": f"bad {at}", "b": at})
+        return writes
+
+    def _in_group(self, at: str, row: str) -> Write:
+        delta = self.chance.getrandbits(_DELTA_BITS) + 1
+        if self.chance.random() < 0.5:
+            return Write("increment", "grouped", row, {"n": 1, "s": delta})
+        return Write("put", "grouped", row, {"a": at, "b": at, "n": 0, "s": delta})
+
+    def abandon_group(self, writes: Iterable[Write]) -> None:
+        """As :meth:`abandon`."""
+        for write in writes:
+            if write.table == "grouped":
+                self._grouped[self._grouped.index(int(write.id))] = self._new_row()
 
     def _good(self, at: str, row: int) -> Write:
         delta = self.chance.getrandbits(_DELTA_BITS) + 1
