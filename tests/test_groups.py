@@ -26,7 +26,7 @@ from writebehind.group import MAX_GROUP
 from writebehind.keys import QueueKeys
 from writebehind.route import shard_of_route
 from writebehind.shards import shard_queues
-from writebehind_worker import received
+from writebehind_worker import dead_retry, received
 from writebehind_worker.cli import cli
 from writebehind_worker.errors import NewerVersion
 from writebehind_worker.received import receive
@@ -209,6 +209,26 @@ def test_a_retried_group_lands_once_and_whole(
     rows.flush()
     assert orders.execute("SELECT n FROM stock").fetchall() == [(-2,)]
     assert orders.execute("SELECT count(*) FROM lines").fetchone() == (1,)
+    assert orders.execute("SELECT count(*) FROM writebehind.dead_letters").fetchone() == (0,)
+
+
+def test_many_retried_groups_are_sent_in_several_calls(
+    orders: psycopg.Connection[Any], rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for id in range(5):
+        with rows.wb.atomic(route=7) as tx:
+            order(tx, id=id, name="bad")
+    rows.flush()
+    orders.execute("ALTER TABLE orders DROP CONSTRAINT orders_name_check")
+    monkeypatch.setattr(dead_retry, "MAX_BATCH", 7)  # a group has three writes
+    rows.client.delete(rows.keys.producers)
+    env = {f"WRITEBEHIND_{n.upper()}": str(v) for n, v in rows.options.items()}
+    sent = CliRunner(env=env).invoke(cli, ["dead", "retry", "--all", "--wait", "0"])
+    assert sent.exit_code == 0, sent.output
+    (last,) = rows.client.hvals(rows.keys.producers)
+    assert last.split(b":")[0] == b"3", "calls"
+    rows.flush()
+    assert orders.execute("SELECT n FROM stock").fetchall() == [(-10,)]
     assert orders.execute("SELECT count(*) FROM writebehind.dead_letters").fetchone() == (0,)
 
 

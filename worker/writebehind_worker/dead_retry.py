@@ -6,13 +6,14 @@ import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any, NamedTuple
 
 import msgspec
 import psycopg
 from redis import Redis
 
+from writebehind.batch import MAX_BATCH
 from writebehind.carrier import Carrier
 from writebehind.division import CLOSED_FOR_S, Division
 from writebehind.enqueue import Enqueue, ShardMoved, pack_write_with_frames
@@ -185,7 +186,7 @@ class Sender:
         left, deadline = list(retries), time.monotonic() + CLOSED_FOR_S
         while left:
             way = self._way(left[0])
-            part = [retry for retry in left if self._way(retry) is way]
+            part = _one_call([retry for retry in left if self._way(retry) is way])
             try:
                 self._accept(way, part)
             except ShardMoved:
@@ -195,7 +196,8 @@ class Sender:
                 time.sleep(_MOVED_S)
                 continue
             yield [retry.letter for retry in part]
-            left = [retry for retry in left if self._way(retry) is not way]
+            sent = {retry.letter for retry in part}
+            left = [retry for retry in left if retry.letter not in sent]
 
     def _way(self, retry: Retry) -> Enqueue:
         first = retry.shown[0]
@@ -219,6 +221,12 @@ class Sender:
             if length + len(retries) > self._limit:
                 raise QueueFull(self._keys.queue, length, self._limit)
             self._client.lpush(self._keys.queue, *(retry.message for retry in retries))
+
+
+def _one_call(retries: Sequence[Retry]) -> Sequence[Retry]:
+    """As many of the first as one call may have writes: Redis does nothing else meanwhile."""
+    totals = accumulate(len(retry.shown) for retry in retries)
+    return retries[: max(1, sum(total <= MAX_BATCH for total in totals))]
 
 
 def _whole(client: Redis, keys: QueueKeys) -> QueueKeys:
