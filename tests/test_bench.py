@@ -29,9 +29,9 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which a quick run of two parts has left its figures and its page."""
+    """The folder in which a quick run of three parts has left its figures and its page."""
     folder = tmp_path_factory.mktemp("bench")
-    arguments = ["--quick", "--only", "counters,put", "--json", f"{folder}/latest.json"]
+    arguments = ["--quick", "--only", "counters,put,lag", "--json", f"{folder}/latest.json"]
     subprocess.run([sys.executable, "-m", "bench", *arguments, "--docs", folder], cwd=ROOT, check=True)
     return folder
 
@@ -49,7 +49,8 @@ def test_a_part_has_the_members_that_are_promised(measured: Path) -> None:
     assert figures["put"]["ratio_to_pipelined_pair"] > 0
     assert figures["put"]["ratio_to_naive_pair"] > 0
     assert figures["put"]["threads"].keys() == {"1", "8"}
-    assert set(figures["about"]["parts"]) == {"counters", "put"}
+    assert figures["lag_half_load"]["p99_ms"] >= figures["lag_half_load"]["p50_ms"] > 0
+    assert set(figures["about"]["parts"]) == {"counters", "put", "lag"}
 
 
 def test_each_rival_has_its_runs_and_the_cpu_time_of_each_process(measured: Path) -> None:
@@ -63,10 +64,10 @@ def test_each_rival_has_its_runs_and_the_cpu_time_of_each_process(measured: Path
 def test_the_page_shows_what_was_measured_and_its_plots(measured: Path) -> None:
     page, rate = (measured / "benchmarks.md").read_text(), found(measured)["counters"]["writes_per_s"]
     assert f"{rate:,}" in page
-    for plot in ("drain", "put"):
+    for plot in ("drain", "put", "lag"):
         assert f"(benchmarks-{plot}.svg)" in page
         assert (measured / f"benchmarks-{plot}.svg").read_text().startswith("<svg")
-    assert "benchmarks-lag" not in page
+    assert "durability ladder" not in page, "not measured"
 
 
 def test_shards_are_measured_beside_as_many_bare_connections_and_idle(tmp_path: Path) -> None:

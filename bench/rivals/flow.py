@@ -99,7 +99,7 @@ def _calls(
         some = rows[at : at + batch]
         own = [keys.queue, keys.clock, keys.producers, *(cache_key(id) for id, _ in some)]
         before = [b"EVALSHA", _ENQUEUE.sha.encode(), b"%d" % len(own), *(k.encode() for k in own)]
-        after = [b"%d" % bound, b"put"]
+        after = [b"%d" % bound, b"put", b""]  # the only shard
         for id, row in some:
             write = make_write("put", TABLE, id, row)
             after.append(pack_write("put", write.message(cache_key(id), _TTL_S), write.cache_fields()))
