@@ -1,4 +1,4 @@
-"""URLs of Redis: one server, sentinels."""
+"""URLs of Redis: one server, sentinels, a cluster."""
 
 from __future__ import annotations
 
@@ -27,9 +27,21 @@ def test_sentinels_are_hosts_a_service_and_a_database() -> None:
     assert not address.tls
 
 
+def test_a_cluster_is_hosts() -> None:
+    address = read_address("rediss+cluster://ada:p%40ss@a:7000,[::1]/0?socket_timeout=2&ssl_cert_reqs=none")
+    assert address.kind == "cluster"
+    assert address.hosts == (("a", 7000), ("::1", 6379))
+    assert address.options == {
+        "username": "ada", "password": "p@ss", "socket_timeout": 2.0, "ssl_cert_reqs": "none"
+    }  # fmt: skip
+    assert address.tls
+    assert address.asks_first == 0
+    assert not read_address("redis+cluster://a").tls
+
+
 @pytest.mark.parametrize("url", ["redis+cluster://:secret@a:7000,b", "rediss+cluster://a"])
 def test_a_cluster_is_refused_in_words(url: str) -> None:
-    for attempt in (read_address, WriteBehind.from_url, AsyncWriteBehind.from_url):
+    for attempt in (WriteBehind.from_url, AsyncWriteBehind.from_url):
         with pytest.raises(ValueError, match="Redis Cluster cannot be used"):
             attempt(url)
     with pytest.raises(ConfigError, match="no Redis Cluster"):
@@ -47,7 +59,10 @@ def test_a_cluster_is_refused_in_words(url: str) -> None:
         "redis+sentinel://h,,i/main",
         "redis+sentinel://h/main/two",
         "redis+sentinel://h/main?socket_timeout=soon",
-        "redis+cluster://h",
+        "redis+cluster://h/1",
+        "redis+cluster://h?db=1",
+        "redis+cluster://h/service",
+        "redis+cluster://",
         "redis+other://h",
         "http://h",
     ],
@@ -73,6 +88,8 @@ def test_what_is_no_address_is_refused_and_no_password_shown(url: str) -> None:
         ("rediss://h?bogus=1", "bogus"),
         ("unix:///s?socket_keepalive=1", "socket_keepalive"),
         ("redis+sentinel://h/main?bogus=1", "bogus"),
+        ("redis+cluster://h?bogus=1", "bogus"),
+        ("redis+cluster://h?sentinel_password=x", "sentinel_password"),
         ("redis+sentinel://h/main?sentinel_bogus=1&sentinel_password=hunter2", "sentinel_bogus"),
     ],
 )

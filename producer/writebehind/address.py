@@ -1,8 +1,9 @@
-"""Where Redis is: one server, or the primary that sentinels name; by one URL.
+"""Where Redis is: one server, the primary that sentinels name, or the nodes of a cluster; by one URL.
 
     redis://[user:password@]host[:port][/db]                            rediss:// with TLS
     unix:///path
     redis+sentinel://[user:password@]host[:port],host[:port]/service[/db]     rediss+sentinel://
+    redis+cluster://[user:password@]host[:port],host[:port][/0]               rediss+cluster://
 
 Options follow as ``?name=value``, named as redis-py has them. Of sentinels that ask for a password of their
 own: ``sentinel_username``, ``sentinel_password``.
@@ -24,7 +25,7 @@ from redis.connection import Connection, SSLConnection, parse_url
 
 from .sentinel import Host, async_primary, primary
 
-SCHEMES = "redis://, rediss://, unix:// or redis+sentinel://host,host/service"
+SCHEMES = "redis://, rediss://, unix://, redis+sentinel://host,host/service or redis+cluster://host,host"
 """What a message about a wrong URL names."""
 NO_CLUSTER = (
     "a Redis Cluster cannot be used: a queue and its cache need one server, with replicas if you like"
@@ -32,7 +33,7 @@ NO_CLUSTER = (
 
 _SCHEME = re.compile(r"redis(s?)\+(sentinel|cluster)://")
 _OF_ONE_SERVER = ("redis://", "rediss://", "unix://")
-_SENTINEL_PORT = 26379
+_PORTS = {"sentinel": 26379, "cluster": 6379}
 _OF_SENTINELS = "sentinel_"
 _TEXTUAL = re.compile(
     r"(ssl|socket)_(?!ocsp_context|keepalive_options|type)\w+|db|host|port|path|username|password|protocol"
@@ -52,9 +53,10 @@ class Address:
     """A URL, read. The ``repr`` shows no password.
 
     ``options``: of the connections, by redis-py's names. ``sentinel_options``: of those to the sentinels.
+    ``hosts``: the sentinels, or nodes of the cluster, of which one that answers is enough.
     """
 
-    kind: Literal["single", "sentinel"]
+    kind: Literal["single", "sentinel", "cluster"]
     options: Mapping[str, Any] = field(repr=False)
     hosts: tuple[Host, ...] = ()
     service: str = ""
@@ -82,21 +84,21 @@ def read_address(url: str, of_pool: Collection[str] = _OF_POOLS) -> Address:
         kind = options.get("connection_class", Connection)
         _check(options.keys() - {"connection_class"}, {*_names(kind), *of_pool}, url)
         return Address("single", options)
-    if found[2] == "cluster":
-        raise ValueError(NO_CLUSTER)
     rest, _, query = url[found.end() :].partition("?")
     authority, _, path = rest.partition("/")
     account, at, names = authority.rpartition("@")
     options = _options(f"redis://{account}{at}_/?{query}")
     del options["host"]
+    hosts = tuple(_host(name, _PORTS[found[2]]) for name in names.split(","))
+    of_connections = {*_names(SSLConnection if found[1] else Connection), *of_pool} - {"host", "port"}
+    if found[2] == "cluster":
+        return _of_cluster(url, hosts, path, options, of_connections, tls=bool(found[1]))
     sentinel_options = {
         name.removeprefix(_OF_SENTINELS): options.pop(name)
         for name in [name for name in options if name.startswith(_OF_SENTINELS)]
     }
-    of_connections = _names(SSLConnection if found[1] else Connection)
-    _check(options, {*of_connections, *of_pool} - {"host", "port"}, url)
+    _check(options, of_connections, url)
     _check(sentinel_options, _names(Redis), url, _OF_SENTINELS)
-    hosts = tuple(_host(name, _SENTINEL_PORT) for name in names.split(","))
     service, _, db = path.partition("/")
     if not service:
         raise ValueError("redis+sentinel://host,host/service: the name of the service is missing")
@@ -105,6 +107,21 @@ def read_address(url: str, of_pool: Collection[str] = _OF_POOLS) -> Address:
     if db:
         options["db"] = int(db)
     return Address("sentinel", options, hosts, unquote(service), sentinel_options, bool(found[1]))
+
+
+def _of_cluster(
+    url: str,
+    hosts: tuple[Host, ...],
+    path: str,
+    options: dict[str, Any],
+    of_connections: set[str],
+    *,
+    tls: bool,
+) -> Address:
+    _check(options, of_connections, url)
+    if path not in ("", "0") or options.pop("db", 0) != 0:
+        raise ValueError("redis+cluster://host,host: a cluster has no databases but 0")
+    return Address("cluster", options, hosts, tls=tls)
 
 
 def _options(url: str) -> dict[str, Any]:
@@ -149,6 +166,8 @@ def connect(url: str, options: Mapping[str, Any]) -> Redis:
     address = read_address(url)
     if address.kind == "single":
         return Redis.from_url(url, **options)
+    if address.kind == "cluster":
+        raise ValueError(NO_CLUSTER)
     given = {**options, **address.options}
     asking = _asking(address, given)
     return primary(list(address.hosts), address.service, asking, given, tls=address.tls)
@@ -157,6 +176,8 @@ def connect(url: str, options: Mapping[str, Any]) -> Redis:
 def connect_async(url: str, options: Mapping[str, Any]) -> redis_asyncio.Redis:
     """The same on an event loop; ``options`` are of ``redis.asyncio.BlockingConnectionPool``."""
     address = read_address(url, _OF_WAITING_POOLS)
+    if address.kind == "cluster":
+        raise ValueError(NO_CLUSTER)
     if address.kind == "single":
         return redis_asyncio.Redis.from_pool(BlockingConnectionPool.from_url(url, **options))
     given = {**options, **address.options}

@@ -233,7 +233,8 @@ def _check(setting: Setting, value: Any) -> None:
 
 def _check_redis_url(url: str) -> None:
     try:
-        read_address(url)
+        if read_address(url).kind == "cluster":
+            raise ValueError("no Redis Cluster")
     except UnknownOption as error:
         raise SETTINGS["redis_url"].wrong(f"has {error}") from None
     except ValueError:  # its text may quote a part of the password
