@@ -31,6 +31,7 @@ _TIMEOUTS_BEFORE_HALVING = 2
 _TIMEOUTS_OF_WRITES = 4  # more are not of the writes: those are found by halving
 _REFUSALS_BEFORE_RECONNECTING = 5
 _RACES = frozenset({"40001", "40P01"})  # serialization failure, deadlock: no other server would help
+_RACES_AS_USUAL = 3  # more in a row, of one batch, are told as Postgres' refusal
 _LOCK_PAUSE_S = 1.0
 
 
@@ -48,7 +49,13 @@ class _Waiting:
     backoff: Backoff
     timeouts: int = 0
     refusals: int = 0
+    races: int = 0
     held_since: dict[RowId, float] = field(default_factory=dict)
+
+    def gives_way(self) -> bool:
+        """It has lost a race with somebody else's transaction; whether that is nothing to speak of."""
+        self.races += 1
+        return self.races <= _RACES_AS_USUAL
 
     def hold(self, rows: Collection[RowId], longest_s: float) -> None:
         """These rows wait for a lock now; of others only those are kept that have waited long enough."""
@@ -160,6 +167,8 @@ class Persister:
                 waiting.timeouts += 1
                 if waiting.timeouts > _TIMEOUTS_OF_WRITES and self._state.postgres_is(False, reason):
                     self._log.warning("postgres makes us wait, and not for a row of a write", reason=reason)
+            elif error.sqlstate in _RACES and waiting.gives_way():
+                self._log.info("another transaction was in the way", sqlstate=error.sqlstate)
             elif waiting.refusals >= _REFUSALS_BEFORE_RECONNECTING:
                 raise error  # read-only, say: behind a new connection may be another server
             elif self._state.postgres_is(False, reason):
