@@ -215,7 +215,7 @@ def test_a_deadlock_with_somebody_else_is_tried_again(
             other = threading.Thread(target=rival.execute, args=["SELECT FROM users WHERE id = 1 FOR UPDATE"])
             other.start()
             wait_until(lambda: worker.metric("retries_total", reason="DeadlockDetected"))
-            assert worker.facts()["postgres_up"], "it is no outage"
+            assert worker.facts["postgres_up"], "it is no outage"
             other.join()
             rival.commit()
             load.check()
