@@ -9,11 +9,20 @@ from functools import lru_cache
 DEFAULT_QUEUE = "db:write:queue"
 
 
+_NUMBER = re.compile(r"0|[1-9][0-9]*", re.ASCII)
+
+
 @lru_cache(maxsize=100)
 def _stem(queue: str) -> str:
     # `q` and `{q}:x` share a slot; where q has a hash tag of its own, `q:of:x` does (`{a}:x` is a's).
-    has_tag = re.search(r"\{[^}]+\}", queue)
-    return f"{queue}:of:" if has_tag else f"{{{queue}}}:"
+    name = _slot_name(queue)
+    return f"{name}:of:" if name == queue else f"{name}:"
+
+
+@lru_cache(maxsize=3000)
+def _slot_name(queue: str) -> str:
+    """The queue's name with a hash tag: its own, or else all of it."""
+    return queue if re.search(r"\{[^}]+\}", queue) else f"{{{queue}}}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +37,22 @@ class QueueKeys:
     def owns(self, key: str) -> bool:
         """Whether ``key`` is one of the queue's: no cache entry may be put there."""
         return key == self.queue or key.startswith(_stem(self.queue))
+
+    def entry(self, plain: str, number: int) -> str:
+        """On a cluster, where an entry is in the slot of its shard: the cache key of a row.
+
+        ``plain`` is what it is on one server; ``number``: of the last division. After two of them a row may
+        be in a shard of the same name again, and must not find its entry of then.
+        """
+        return f"{_slot_name(self.queue)}/{number}/{plain}"
+
+    def plain_of(self, entry: str) -> tuple[int, str] | None:
+        """The number and the plain key that :meth:`entry` was made of; ``None`` for what is none of these."""
+        head = f"{_slot_name(self.queue)}/"
+        number, slash, plain = entry.removeprefix(head).partition("/")
+        if not entry.startswith(head) or not slash or not _NUMBER.fullmatch(number):
+            return None
+        return int(number), plain
 
     @property
     def inflight(self) -> str:

@@ -63,6 +63,38 @@ class Cluster:
         _wait(lambda: not _primary_of(self.clients[successor]) and bool(_primary_of(self.clients[place])))
         return successor
 
+    def slot_moves(self, key: str, target: int) -> SlotMove:
+        """The slot of this key can be moved to another primary, key by key."""
+        return SlotMove(self, key_slot(key.encode()), self.node_of(key), target)
+
+    def move_at_once(self, key: str, target: int) -> None:
+        """The slot of this key, as Valkey moves it by itself. Raises ``ResponseError`` where it cannot."""
+        slot = key_slot(key.encode())
+        source: Any = self.clients[self.node_of(key)]
+        source.execute_command(
+            "CLUSTER MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", _id(self.clients[target])
+        )
+        _wait(lambda: slot in _own_slots(self.clients[target]))
+
+    def other_primary(self, place: int) -> int:
+        """The place of a primary that is not this one."""
+        return next(n for n, c in enumerate(self.clients) if n != place and not _primary_of(c))
+
+    def kill(self, place: int) -> None:
+        """As if its machine had died."""
+        self.nodes[place].kill()
+
+    def replica_of(self, place: int) -> int:
+        """The place of its replica."""
+        mine = _id(self.clients[place])
+        return next(n for n, client in enumerate(self.clients) if _primary_of(client) == mine)
+
+    def restart(self, *places: int) -> None:
+        """They come back with what they had on disk, and the cluster is whole."""
+        for place in places:
+            self.nodes[place].start()
+        _wait(lambda: all(_is_whole(client) for client in self.clients))
+
     def _meet(self) -> None:
         first = self.clients[0]
         for n, client in enumerate(self.clients[:PRIMARIES]):
@@ -75,6 +107,39 @@ class Cluster:
         for n, client in enumerate(self.clients[PRIMARIES:]):
             client.execute_command("CLUSTER REPLICATE", _id(self.clients[n]))
         _wait(lambda: all(_is_whole(client) for client in self.clients))
+
+
+class SlotMove:
+    """A slot on its way from one primary to another, key by key, as redis-cli moves it."""
+
+    def __init__(self, cluster: Cluster, slot: int, source: int, target: int) -> None:
+        self._slot, self._nodes = slot, cluster.clients
+        clients: list[Any] = cluster.clients
+        self._source, self._target = clients[source], clients[target]
+        self._port = cluster.nodes[target].port
+
+    def begin(self) -> None:
+        """From now on what is absent here is asked for there."""
+        self._set(self._target, "IMPORTING", _id(self._source))
+        self._set(self._source, "MIGRATING", _id(self._target))
+
+    def move_keys(self, most: int = 1000) -> int:
+        """So many of its keys, if there are; how many have been moved."""
+        keys = _ask(self._source, f"CLUSTER GETKEYSINSLOT {self._slot} {most}")
+        if keys:
+            self._source.execute_command("MIGRATE", "127.0.0.1", self._port, "", 0, 5000, "KEYS", *keys)
+        return len(keys)
+
+    def end(self) -> None:
+        """All that is left, and then the slot itself."""
+        while self.move_keys():
+            pass
+        for node in (self._target, self._source, *self._nodes):
+            if not _primary_of(node):
+                self._set(node, "NODE", _id(self._target))
+
+    def _set(self, node: Any, state: str, other: str) -> None:
+        node.execute_command("CLUSTER SETSLOT", self._slot, state, other)
 
 
 class _Node(EmbeddedRedis):
