@@ -19,7 +19,7 @@ from writebehind.keys import QueueKeys
 from writebehind.message import make_write
 from writebehind.route import shard_of
 from writebehind.shards import Layout
-from writebehind_worker import drain, instant, pause_cli
+from writebehind_worker import drain, instant, whole_pause
 from writebehind_worker.fleet import Fleet
 from writebehind_worker.pause import pause
 from writebehind_worker.resharding import divide, layout_of
@@ -162,7 +162,7 @@ def test_a_pause_waits_for_the_shards_that_were_made_just_before_it(
         client.rpush(shard.inflight, 1)
         pause(client, *args)
 
-    monkeypatch.setattr(pause_cli, "pause", after_a_division)
+    monkeypatch.setattr(whole_pause, "pause", after_a_division)
     assert "1 batches taken before" in run("pause", "--wait", "0", code=1)
 
 

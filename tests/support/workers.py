@@ -17,16 +17,16 @@ from typing import Any, Self, cast
 
 import psycopg
 from redis import Redis, RedisError
-from redis.backoff import ConstantBackoff, NoBackoff
+from redis.backoff import ConstantBackoff
 from redis.exceptions import BusyLoadingError, ConnectionError, TimeoutError
 from redis.retry import Retry
 
 from writebehind import Receipt, WriteBehind
-from writebehind.address import connect
 from writebehind.keys import QueueKeys
 from writebehind_worker.config import SETTINGS, Config
 from writebehind_worker.log import get_logger
 from writebehind_worker.metrics import Metrics
+from writebehind_worker.redis_server import RedisLink
 from writebehind_worker.state import WorkerState
 from writebehind_worker.testing.wait import wait_until
 from writebehind_worker.worker import Worker
@@ -73,7 +73,7 @@ class RunningWorker:
         """Stops it as SIGTERM would; raises what it ended with."""
         self._stop.set()
         with suppress(RedisError):
-            _wake(self.config.redis_url)
+            _wake(self.config)
         self._thread.join(timeout=15)
         assert not self._thread.is_alive(), "the worker did not stop"
         if self._error is not None:
@@ -92,12 +92,12 @@ class RunningWorker:
         self.stop()
 
 
-def _wake(redis_url: str) -> None:
+def _wake(config: Config) -> None:
     """Ends the waiting of idle owners, which lasts up to a second: to them it looks like a time-out."""
-    with connect(redis_url, {"socket_timeout": 1, "retry": Retry(NoBackoff(), 0)}) as client:
-        for connection in client.client_list():
+    with RedisLink(config.redis_url, config.queue) as link:
+        for connection in link.client.client_list():
             if connection["cmd"] == "blmove":
-                client.client_unblock(int(connection["id"]))
+                link.client.client_unblock(int(connection["id"]))
 
 
 class WorkerProcess:

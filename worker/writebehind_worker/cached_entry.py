@@ -14,6 +14,7 @@ from writebehind.keys import QueueKeys
 
 from .errors import FatalError
 from .instant import at_one_instant
+from .nodes import home
 
 Standing = Literal["absent", "foreign", "filling", "pending", "stuck", "row", "gone"]
 """``pending``: it shows a write that may not be in Postgres yet. ``stuck``: that write is known to be
@@ -134,7 +135,7 @@ def _read(client: Redis, keys: QueueKeys, names: Sequence[bytes]) -> list[Cached
 
 def read_moment(client: Redis, keys: QueueKeys) -> Moment:
     """What this one queue, or shard, is now. Raises as :func:`read_entries` does."""
-    pipe: Any = client.pipeline()
+    pipe: Any = home(client, keys.clock).pipeline()
     _ask(pipe, keys)
     return _moment(keys, pipe.execute(raise_on_error=False))
 

@@ -106,7 +106,7 @@ class Config:
 
     redis_url: str = _option(
         "redis://localhost:6379/0",
-        "Redis or Valkey: redis://, rediss:// (TLS), unix:// or redis+sentinel:// URL.",
+        "Redis or Valkey: redis://, rediss:// (TLS), unix://, redis+sentinel:// or redis+cluster:// URL.",
         secret=True,
     )
     postgres_url: str = _option(
@@ -233,8 +233,7 @@ def _check(setting: Setting, value: Any) -> None:
 
 def _check_redis_url(url: str) -> None:
     try:
-        if read_address(url).kind == "cluster":
-            raise ValueError("no Redis Cluster")
+        read_address(url)
     except UnknownOption as error:
         raise SETTINGS["redis_url"].wrong(f"has {error}") from None
     except ValueError:  # its text may quote a part of the password
@@ -243,7 +242,7 @@ def _check_redis_url(url: str) -> None:
         )  # where would one be?
         raise SETTINGS["redis_url"].wrong(
             f"{shown}; allowed: redis://[user:password@]host[:port]/db, rediss://…, unix://path, "
-            "redis+sentinel://host,host/service; no Redis Cluster "
+            "redis+sentinel://host,host/service, redis+cluster://host,host "
             "(percent-encode what is special in a password)"
         ) from None
 

@@ -10,6 +10,7 @@ import redis
 
 from .config import Config, one_line, redacted
 from .errors import FatalError
+from .nodes import REDIS_ERRORS
 from .postgres import Connection, connect
 from .redis_server import RedisLink
 
@@ -23,7 +24,7 @@ def reading_redis(config: Config, hint: str = _REDIS_HINT) -> Iterator[redis.Red
     try:
         with RedisLink(config.redis_url) as link:
             yield link.client
-    except (redis.RedisError, OSError) as error:
+    except (*REDIS_ERRORS, OSError) as error:
         raise FatalError(redis_error(config, error), hint) from error
 
 

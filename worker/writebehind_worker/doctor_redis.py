@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
-import redis
 from redis import Redis
 from redis.exceptions import NoPermissionError, ResponseError
 
@@ -16,7 +15,9 @@ from writebehind.keys import QueueKeys
 
 from .config import Config, one_line, redacted
 from .doctor import ClockReading, Finding, duration, names, size
+from .doctor_cluster import ClusterFacts, cluster_finding, read_cluster
 from .errors import FatalError
+from .nodes import REDIS_ERRORS
 from .redis_rights import may_publish, missing
 from .redis_server import (
     RedisLink,
@@ -51,6 +52,7 @@ class RedisFacts:
     socket_timeout_s: float
     clock: ClockReading | None = None
     may_publish: bool | None = None
+    cluster: ClusterFacts | None = None
 
 
 def examine_redis(
@@ -59,12 +61,15 @@ def examine_redis(
     """Asks the server, some seconds at most. Raises nothing if it does not answer."""
     where = redacted(config.redis_url)
     try:
-        with RedisLink(config.redis_url) as link:
+        with RedisLink(config.redis_url, config.queue) as link:
             facts = _read(link.client, QueueKeys(config.queue), clock)
+            if link.is_clustered:
+                with RedisLink(config.redis_url) as whole:
+                    facts = replace(facts, cluster=read_cluster(whole.client))
     except NoPermissionError as error:
         what = f"the user of {where} may not ask for INFO, and the worker must: {one_line(error)}"
         return [Finding("redis.rights", "fatal", what, _RIGHTS_REMEDY)], None
-    except (redis.RedisError, OSError) as error:
+    except (*REDIS_ERRORS, OSError) as error:
         remedy = "check --redis-url, its user and password, and that the server runs"
         return [Finding("redis.connection", "fatal", f"{where}: {one_line(error)}", remedy)], None
     answered = Finding("redis.connection", "ok", f"{where} answers")
@@ -77,9 +82,12 @@ def redis_findings(facts: RedisFacts, config: Config) -> Iterator[Finding]:
     yield _refusal("redis.version", version_error(info, where)) or Finding(
         "redis.version", "ok", _version(info)
     )
-    yield _refusal("redis.cluster", cluster_error(info, where)) or Finding(
-        "redis.cluster", "ok", "no Redis Cluster"
-    )
+    if facts.cluster is not None:
+        yield cluster_finding(facts.cluster, config)
+    else:
+        yield _refusal("redis.cluster", cluster_error(info, where)) or Finding(
+            "redis.cluster", "ok", "no Redis Cluster"
+        )
     yield _role(info)
     yield _rights(facts.missing)
     yield _changes(facts.may_publish, config)

@@ -8,7 +8,7 @@ WorkerError
  │   ├─ NewerVersion    a message, the ledger or the keys in Redis are of a later version
  │   ├─ UnsafeRedis     Redis may evict the queue
  │   ├─ UnsupportedRedis  it is too old
- │   ├─ ClusteredRedis  it is a node of a cluster
+ │   ├─ ClusteredRedis  it is a node of a cluster, and the URL does not say so
  │   └─ UnsupportedPostgres  it is too old
  ├─ OwnershipLost       Redis or Postgres says that the queue is not ours (any more): begin again
  ├─ LedgerRefused       Postgres refuses the ledger itself: wait, and say what to grant or fix
@@ -92,14 +92,12 @@ class UnsupportedRedis(FatalError):
 
 
 class ClusteredRedis(FatalError):
-    """Redis Cluster: a cache entry and the queue live in different slots, and no script may change both."""
+    """A node of a cluster has some of the slots, and does not say for how long."""
 
     def __init__(self, where: str) -> None:
         super().__init__(
-            f"Redis at {where} is a node of a Redis Cluster: cache entries live in other slots than the "
-            "queue, "
-            "and no atomic step can change both",
-            "give writebehind a server with cluster-enabled no, with a replica if you like",
+            f"Redis at {where} is a node of a Redis Cluster, and the URL is that of one server",
+            "name some of its nodes: redis+cluster://host:port,host:port (rediss+cluster:// with TLS)",
         )
 
 

@@ -8,7 +8,6 @@ from functools import partial
 
 import msgspec
 import psycopg
-import redis
 from psycopg import errors as pg
 from redis import Redis
 
@@ -24,6 +23,7 @@ from .errors import FatalError, LedgerMissing
 from .history import committed
 from .key_reader import KeyReader
 from .known_tables import KnownTables, read_published
+from .nodes import REDIS_ERRORS, is_clustered
 from .obstacles import obstacles, pause_of
 from .other_queues import OtherQueues
 from .packed_rows import unpacked_columns
@@ -34,7 +34,7 @@ from .resolve import Key
 from .row_comparison import CachedRow, RowComparison
 from .row_ledger import LedgerView, LetterView, read_ledgers, read_letters
 from .row_search import Found, RowMatcher
-from .shard_search import Searched, search_shards
+from .shard_search import Searched, entries_of, search_shards
 from .status import read_status
 from .table import Table
 from .verify import Difference, difference_of
@@ -134,7 +134,7 @@ class Explainer:
         with link:
             try:
                 made = self._steady(conn, link.client)
-            except (redis.RedisError, OSError) as error:
+            except (*REDIS_ERRORS, OSError) as error:
                 made = self._without_redis(conn, redis_error(self._config, error))
         made.postgres_error = postgres_error
         if made.waiting or made.redis_error or made.postgres_error:
@@ -168,10 +168,14 @@ class Explainer:
     def _look(self, conn: Connection | None, client: Redis, tables: KnownTables) -> Explanation:
         row = self._row(conn, tables)
         identity, table, matcher = row
-        name = identity.cache_key.encode(errors="surrogateescape")
         seconds, micros = client.time()
-        (entry,) = read_entries(client, self._keys, [name])
+        names = [identity.cache_key]
         layout = layout_of(client, self._keys)
+        if is_clustered(client) and self._cache_key is None:
+            names = entries_of(self._keys, layout, identity.table, identity.key, identity.cache_key)
+        read = read_entries(client, self._keys, [n.encode(errors="surrogateescape") for n in names])
+        entry = next((one for one in read if one.standing != "absent"), read[0])
+        identity = msgspec.structs.replace(identity, cache_key=entry.name.decode(errors="surrogateescape"))
         searched = search_shards(client, self._keys, layout, matcher, self._limit, self._progress)
         made = Explanation(identity, searched.shard(identity.table, identity.key), entry)
         made.now_ms = seconds * 1000 + micros // 1000

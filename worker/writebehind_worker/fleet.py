@@ -27,8 +27,9 @@ from .config import Config, one_line
 from .errors import FatalError
 from .lease import read_lease
 from .metrics import Metrics
+from .nodes import REDIS_ERRORS
 from .redis_server import RedisLink
-from .resharding import divide, is_unused, layout_of, served, still_draining
+from .resharding import divide, is_unused, layout_of, mend, served, still_draining
 from .share import fair_share, is_last, to_begin
 from .spare import Spare
 from .state import WorkerState
@@ -119,22 +120,25 @@ class Fleet:
         try:
             with RedisLink(self._config.redis_url) as link:
                 while not stop.is_set():
-                    self._look_after(link.client, hurry)
+                    self._look_after(link, hurry)
                     stop.wait(period_s)
-                self._leave(link.client)
+                self._leave(link)
         except BaseException as error:
             self._fatal = error
             stop.set()
 
-    def _look_after(self, client: Redis, hurry: threading.Event) -> None:
+    def _look_after(self, link: RedisLink, hurry: threading.Event) -> None:
         self._raise_what_ended_one()
         try:
+            client = link.client
             view = self._look(client, self._checked_layout(client))
             if view.layout.draining is not None:
                 still_draining(client, self._keys, view.layout)
             is_alone = view.layout.is_undivided
+            if not is_alone:
+                mend(client, self._keys, view.layout)
             free = [] if is_alone else self._free(client, served(self._keys, view.layout), view.now_ms)
-        except redis.RedisError as error:
+        except REDIS_ERRORS as error:
             self._redis_is(False, one_line(error))
             if isinstance(error, redis.ResponseError) and one_line(error) not in self._refused:
                 self._refused.add(one_line(error))
@@ -273,12 +277,12 @@ class Fleet:
         while not all(one.has_ended for one in those):
             time.sleep(_JOIN_S)
 
-    def _leave(self, client: Redis) -> None:
+    def _leave(self, link: RedisLink) -> None:
         """The others need not wait until our word has run out."""
         try:
             if self._mode == "shared":
-                _FLEET(client, [self._keys.fleet], [self._name, 0])
-        except redis.RedisError as error:
+                _FLEET(link.client, [self._keys.fleet], [self._name, 0])
+        except REDIS_ERRORS as error:
             self._log.debug("could not say that we leave", error=one_line(error))
 
     def _raise_what_ended_one(self) -> None:

@@ -16,6 +16,7 @@ from writebehind.keys import QueueKeys
 
 from .cached_entry import CachedEntry, read_moment
 from .errors import FatalError
+from .nodes import is_clustered
 from .resharding import layout_of, served
 
 _SCANNED_AT_ONCE = 1000
@@ -36,6 +37,8 @@ class OtherQueues:
 
     def exclude(self, entries: Sequence[CachedEntry]) -> list[CachedEntry]:
         """The entries, marked where no other queue has their write pending; they were read before this."""
+        if is_clustered(self._client):  # there an entry is named by its queue, and is no other's
+            return [msgspec.structs.replace(entry, is_no_others=True) for entry in entries]
         if not entries or not self._are_readable:
             return list(entries)
         try:

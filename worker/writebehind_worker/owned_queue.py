@@ -25,6 +25,7 @@ from writebehind.script import Argument, Script
 from .errors import NewerVersion, OwnershipLost
 from .frozen import FrozenBatch
 from .history import Holdings
+from .nodes import slot_of
 from .pause import Pause, read_pause
 from .redis_server import RedisLink
 from .settle import Settlement
@@ -156,7 +157,8 @@ class OwnedQueue:
         if self._raw_since is not None and time.monotonic() - self._raw_since >= write_delay_s:
             write_delay_s = 0.0
         keys = [k.queue, k.inflight, k.lease, k.epoch, k.acked, k.clock, k.processing(batch), k.paused]
-        keys += [self._whole.paused] if self._whole is not k else []
+        if self._whole is not k and not self._link.is_clustered:  # another slot; there each shard is paused
+            keys.append(self._whole.paused)
         arguments: list[Argument] = [
             self._token, self._epoch, ",".join(map(str, self._inflight)), self._acked, batch,
             most_items, most_bytes, int(write_delay_s * 1e6),
@@ -215,6 +217,9 @@ class OwnedQueue:
 
     def settle(self, entries: Sequence[Settlement]) -> None:
         """Gives durable cache entries their time to live."""
+        if self._link.is_clustered:  # a raw message may name any key: no script may touch one of another slot
+            slot = slot_of(self._keys.queue)
+            entries = [entry for entry in entries if slot_of(entry.cache_key) == slot]
         parts = [entries[i : i + _SETTLED_AT_ONCE] for i in range(0, len(entries), _SETTLED_AT_ONCE)]
         # One by one each would wait for what comes between: together Redis is busy all the time.
         replies = self._at_once(*(_SETTLE.command(*_settlement(part)) for part in parts)) if parts else []

@@ -12,8 +12,8 @@ from writebehind.keys import QueueKeys
 from .config import Config
 from .connections import reading_redis
 from .options import config_options
-from .pause import pause, resume, wait_until_settled
-from .resharding import layout_of, served
+from .pause import wait_until_settled
+from .whole_pause import pause_all, resume_all
 
 _HINT = "check --redis-url and the user's rights; a pause that was begun goes on until `writebehind resume`"
 
@@ -39,8 +39,7 @@ def pause_command(config: Config, reason: str, timeout_s: float) -> None:
     """
     keys = QueueKeys(config.queue)
     with reading_redis(config, _HINT) as client:
-        pause(client, keys, " ".join(reason.split()))  # each shard looks at it as it claims
-        shards = served(keys, layout_of(client, keys))  # those made from now on have nothing frozen
+        shards = pause_all(client, keys, " ".join(reason.split()))
         deadline = time.monotonic() + timeout_s
         frozen = sum(wait_until_settled(client, s, max(0.0, deadline - time.monotonic())) for s in shards)
     if frozen:
@@ -62,5 +61,5 @@ def pause_command(config: Config, reason: str, timeout_s: float) -> None:
 def resume_command(config: Config) -> None:
     """End `writebehind pause`. Harmless where there is none."""
     with reading_redis(config, _HINT) as client:
-        was_paused = resume(client, QueueKeys(config.queue))
+        was_paused = resume_all(client, QueueKeys(config.queue))
     click.echo(f"Resumed: {config.queue}." if was_paused else f"{config.queue} was not paused.")

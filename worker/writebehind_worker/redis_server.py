@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from redis import Redis
 from redis.backoff import NoBackoff
@@ -12,6 +12,7 @@ from redis.retry import Retry
 
 from writebehind.address import connect, read_address
 
+from . import nodes
 from .config import Config, redacted
 from .errors import ClusteredRedis, FatalError, UnsafeRedis, UnsupportedRedis
 from .metrics import RedisRisk
@@ -26,24 +27,43 @@ _MEMORY_SHARE = 0.9  # of maxmemory
 class RedisLink:
     """A client that never re-sends a command: after a lost reply the owner reads again instead.
 
+    On a cluster: of the node that has ``queue``, as one is named now; or, without it, of all nodes, made when
+    it is first asked for. That one follows a slot that moves, and sends again: for what may be done twice.
+
     ``connections`` counts those made: redis-py replaces an idle one that was closed without a word, and
     behind the new one may be another server, or the same with older data.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, queue: str | None = None) -> None:
         self.connections = 0
-        self.client = connect(
-            url,
-            {
-                **dict.fromkeys(_TIMEOUTS, _TIMEOUT_S),
-                "retry": Retry(NoBackoff(), 0),
-                "redis_connect_func": self._connected,
-            },
-        )
+        self._url, self._address = url, read_address(url)
+        self.is_clustered = self._address.kind == "cluster"
+        self._asking = {**timeouts(url), "retry": Retry(NoBackoff(), 0)}
+        options = {**self._asking, "redis_connect_func": self._connected}
+        self._client: Redis | None = None
+        if not self.is_clustered:
+            self._client = connect(url, options)
+            self._bound(self._client.connection_pool.connection_kwargs)
+        elif queue is not None:
+            self._client = nodes.node_of(self._address, queue, self._asking, options)
+
+    @property
+    def client(self) -> Redis:
+        """Raises ``redis.RedisError`` where it has to ask the nodes of a cluster, and none answers."""
+        if self._client is None:
+            self._client = cast(Redis, nodes.all_nodes(self._address, timeouts(self._url)))
+        return self._client
+
+    def _bound(self, given: dict[str, Any]) -> None:
         # redis-py keeps each of them twice, the second time as what to go back to ("orig_...").
-        given = self.client.connection_pool.connection_kwargs
-        bounded = timeouts(url)
+        bounded = timeouts(self._url)
         given.update({name: bounded[n] for n in _TIMEOUTS for name in (n, f"orig_{n}") if name in given})
+
+    def has_moved(self, clock: str, former: str, since_us: int) -> bool:
+        """Whether the slot of ``clock`` has come from the node ``former``, and all that it held."""
+        if not self.is_clustered:
+            return False
+        return nodes.has_moved(self._address, clock, self.client, self._asking, former, since_us)
 
     def open(self, connections: int) -> None:
         """Has so many at hand: one more later would count as renewed."""
@@ -72,7 +92,8 @@ class RedisLink:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.client.close()
+        if self._client is not None:
+            self._client.close()
 
 
 def timeouts(url: str) -> dict[str, float]:
@@ -137,9 +158,9 @@ def eviction_error(info: Mapping[str, Any], where: str) -> FatalError | None:
     return UnsafeRedis(str(info["maxmemory_policy"]), where) if "eviction" in redis_risks(info) else None
 
 
-def cluster_error(info: Mapping[str, Any], where: str) -> FatalError | None:
-    """What is wrong with it where it is a node of a cluster."""
-    return ClusteredRedis(where) if info.get("cluster_enabled") == 1 else None
+def cluster_error(info: Mapping[str, Any], where: str, *, is_told: bool = False) -> FatalError | None:
+    """What is wrong with it where it is a node of a cluster, and the URL, ``is_told``, does not say so."""
+    return ClusteredRedis(where) if info.get("cluster_enabled") == 1 and not is_told else None
 
 
 def is_replica(info: Mapping[str, Any]) -> bool:
@@ -150,6 +171,8 @@ def is_replica(info: Mapping[str, Any]) -> bool:
 def check(client: Redis, config: Config) -> str | None:
     """Refuses a server that cannot serve, or that may evict the queue; returns its run id, if it tells.
 
+    Of a node of a cluster that is `nodes.identity`.
+
     Raises:
         ReadOnlyError: it is a replica; once promoted it will do.
         UnsupportedRedis, ClusteredRedis, UnsafeRedis: the operator must act.
@@ -158,10 +181,14 @@ def check(client: Redis, config: Config) -> str | None:
     info: dict[str, Any] = client.info()
     where = redacted(config.redis_url)
     eviction = None if config.allow_eviction else eviction_error(info, where)
-    for error in (version_error(info, where), cluster_error(info, where), eviction):
+    is_clustered = read_address(config.redis_url).kind == "cluster"
+    clustered = cluster_error(info, where, is_told=is_clustered)
+    for error in (version_error(info, where), clustered, eviction):
         if error is not None:
             raise error
     if is_replica(info):
         raise ReadOnlyError(f"{where} is a replica; waiting until it is promoted, or the address moves")
+    if is_clustered:
+        return nodes.identity(info)
     run_id = info.get("run_id")
     return None if run_id is None else str(run_id)

@@ -23,8 +23,11 @@ from writebehind.keys import QueueKeys
 from writebehind.script import Argument, Script
 from writebehind.shards import LAYOUT_FIELDS, Layout, read_layout, shard_keys, stamp
 
+from .cache_names import CacheNames
 from .errors import FatalError
+from .nodes import is_clustered
 from .owned_queue import KEYS_VERSION
+from .pause import pause, read_pause, resume
 
 _LAYOUT = Script("writebehind_worker", "layout")
 _MARK = Script("writebehind_worker", "mark")
@@ -98,14 +101,40 @@ def still_draining(client: Redis, keys: QueueKeys, layout: Layout) -> int:
     """Writes of former shards that are not in Postgres. When there are none the present ones are let go."""
     if layout.draining is None:
         return 0
+    step = _Steps(client, keys, layout.draining, layout.shards, layout.number)
+    # Again: a primary that failed over may have lost it, and who has written there since is waited for.
+    closed = [step("close", one.clock) for one in _former(keys, layout)]
     waiting = sum(_waiting(client, one, layout.number) for one in _former(keys, layout))
-    if waiting == 0:
-        step = _Steps(client, keys, layout.draining, layout.shards, layout.number)
-        since = int(cast(bytes | None, client.hget(keys.layout, "since")) or 0)
+    if waiting == 0 and all(closed):
+        since = max(_since(client, keys), *(int(answer[1]) for answer in closed))
+        _keep_pause(client, keys, layout)
         for one in shard_keys(keys.queue, layout.shards):
             step("let go", one.clock, one.applied, since=since)
         step("end")
     return waiting
+
+
+def mend(client: Redis, keys: QueueKeys, layout: Layout) -> None:
+    """Opens the present shards that do not know of it: on a cluster one may go back alone, by a failover.
+
+    Until then producers are refused there.
+    """
+    shards = shard_keys(keys.queue, layout.shards)
+    if layout.closing is not None or not layout.number:
+        return
+    with client.pipeline(transaction=False) as pipe:
+        for one in shards:
+            pipe.hmget(one.clock, "division", "hold")
+        told = pipe.execute()
+    step = _Steps(client, keys, layout.draining or 0, layout.shards, layout.number)
+    for number, (one, (division, hold)) in enumerate(zip(shards, told, strict=True)):
+        is_behind = int(division or 0) < layout.number
+        if is_behind:
+            name, since = stamp(number, layout.shards), _since(client, keys)
+            step("open", one.clock, *_own_pause(keys, one), since=since, name=name)
+        if layout.draining is None and (is_behind or hold):
+            _keep_pause(client, keys, layout)
+            step("let go", one.clock, one.applied, since=_since(client, keys))
 
 
 def served(keys: QueueKeys, layout: Layout) -> list[QueueKeys]:
@@ -116,9 +145,36 @@ def served(keys: QueueKeys, layout: Layout) -> list[QueueKeys]:
     return list(found.values())
 
 
+def names_in(client: Redis, keys: QueueKeys, names: CacheNames) -> CacheNames:
+    """The names as the cache entries have them there: on a cluster those of the present division."""
+    if not is_clustered(client):
+        return names
+    layout = layout_of(client, keys)
+    return names.on_cluster(shard_keys(keys.queue, layout.shards), layout.number)
+
+
 def _former(keys: QueueKeys, layout: Layout) -> Iterator[QueueKeys]:
     if layout.draining is not None:
         yield from shard_keys(keys.queue, layout.draining)
+
+
+def _since(client: Redis, keys: QueueKeys) -> int:
+    """Highest seq that the former shards had given out."""
+    return int(cast(bytes | None, client.hget(keys.layout, "since")) or 0)
+
+
+def _keep_pause(client: Redis, keys: QueueKeys, layout: Layout) -> None:
+    """A pause of the queue is one of its new shards: on a cluster each has to know, as their slots do not."""
+    if not is_clustered(client):
+        return
+    paused = cast(bytes | None, client.get(keys.paused))
+    if paused is None or layout.shards == 1:
+        return
+    for one in shard_keys(keys.queue, layout.shards):
+        pause(client, one, read_pause(paused).reason)
+    if client.get(keys.paused) is None:  # ended meanwhile
+        for one in shard_keys(keys.queue, layout.shards):
+            resume(client, one)
 
 
 def _own_pause(keys: QueueKeys, shard: QueueKeys) -> list[str]:

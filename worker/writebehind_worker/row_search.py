@@ -14,6 +14,7 @@ from writebehind.keys import QueueKeys
 
 from .cached_entry import as_number
 from .frozen import stamped_seq
+from .nodes import home
 from .received import Message, receive
 from .resolve import Key
 
@@ -270,7 +271,7 @@ def _search_batch(
 
 
 def _read_part(client: Redis, keys: QueueKeys, start: int, size: int) -> _Part:
-    pipe: Any = client.pipeline()
+    pipe: Any = home(client, keys.clock).pipeline()
     pipe.llen(keys.queue).lrange(keys.inflight, 0, -1).get(keys.acked).hmget(keys.clock, "seq").time()
     if size:
         pipe.lrange(keys.queue, start, start + size - 1)

@@ -9,7 +9,7 @@ from redis import Redis
 
 from writebehind.keys import QueueKeys
 from writebehind.route import shard_of
-from writebehind.shards import Layout, shard_queues
+from writebehind.shards import Layout, shard_keys, shard_queues
 
 from .resharding import served
 from .row_search import Found, RowMatcher, search
@@ -46,6 +46,13 @@ class Searched:
     @property
     def _present(self) -> list[str]:
         return shard_queues(self.keys.queue, self.layout.shards)
+
+
+def entries_of(keys: QueueKeys, layout: Layout, table: str, key: Mapping[str, str], plain: str) -> list[str]:
+    """Where a row's cache entry may be on a cluster: in the shard of its hash, or by a route in another."""
+    shards = [one.entry(plain, layout.number) for one in shard_keys(keys.queue, layout.shards)]
+    texts = next(iter(key.values())) if len(key) == 1 else key
+    return [shards.pop(shard_of(table, texts, layout.shards)), *shards]
 
 
 def search_shards(

@@ -16,6 +16,7 @@ from . import connections
 from .config import Config
 from .frozen import stamped_seq
 from .lease import read_lease
+from .nodes import REDIS_ERRORS
 from .pause import read_pause
 from .pending import read_frozen
 from .postgres import connect
@@ -124,14 +125,14 @@ def shards_of_queue(config: Config) -> list[Config]:
     try:
         with RedisLink(config.redis_url) as link:
             those = served(keys, layout_of(link.client, keys))
-    except (redis.RedisError, OSError):
+    except (*REDIS_ERRORS, OSError):
         return []
     return [replace(config, queue=one.queue) for one in those if one.queue != config.queue]
 
 
 def _read_redis(config: Config) -> QueueStatus:
     keys = QueueKeys(config.queue)
-    with RedisLink(config.redis_url) as link:
+    with RedisLink(config.redis_url, config.queue) as link:
         client = link.client
         pipe: Any = client.pipeline()
         pipe.llen(keys.queue).lindex(keys.queue, -1).lrange(keys.inflight, 0, -1).get(keys.lease)

@@ -31,15 +31,23 @@ class Takeover:
 
 
 def take_over(
-    queue: OwnedQueue, ledger: Ledger, owner: str, run_id: str | None, progress: Callable[[], None]
+    queue: OwnedQueue,
+    ledger: Ledger,
+    owner: str,
+    run_id: str | None,
+    progress: Callable[[], None],
+    has_moved: Callable[[str, int], bool] = lambda former, since_us: False,
 ) -> Takeover:
     """Takes the queue over, holding the lease; ``run_id`` names the Redis process that answers.
 
-    ``progress`` is called now and then, where it takes long.
+    ``progress`` is called now and then, where it takes long. ``has_moved`` tells whether the former process
+    has handed all that it held to this one, so that nothing of it was lost since a time in µs.
     """
     row = ledger.take(owner, queue.epoch_floor())
     holdings = queue.own(row.epoch, row.applied_seq)
-    history = compare(row, holdings, run_id)
+    former = row.redis_run_id
+    moved = former not in (None, run_id) and has_moved(str(former), row.applied_seq)
+    history = compare(replace(row, redis_run_id=run_id) if moved else row, holdings, run_id)
     done = committed(row.recent_batches, holdings.inflight)
     frozen = []
     for batch in holdings.inflight:

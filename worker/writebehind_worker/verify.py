@@ -22,6 +22,7 @@ from writebehind.script import Argument, Script
 from .cache_names import CacheNames, key_texts
 from .cached_entry import NO_TTL, CachedEntry, read_entries
 from .known_tables import KnownTables
+from .nodes import primaries
 from .other_queues import OtherQueues
 from .packed_rows import unpacked_columns
 from .row_comparison import CachedRow, Compared, RowComparison
@@ -100,9 +101,13 @@ class Verification:
 
     def all_names(self) -> Iterator[list[bytes]]:
         """The cache keys that can be told to be of a table, as SCAN finds them: one may come twice."""
+        for node in primaries(self._client):
+            yield from self._names_of(node)
+
+    def _names_of(self, node: Redis) -> Iterator[list[bytes]]:
         cursor = 0
         while True:
-            answer: Any = self._client.scan(cursor, match=self._names.pattern, count=_SCANNED_AT_ONCE)
+            answer: Any = node.scan(cursor, match=self._names.pattern, count=_SCANNED_AT_ONCE)
             cursor, found = answer
             yield [name for name in found if self._is_ours(name)]
             if cursor == 0:

@@ -18,7 +18,9 @@ from .connections import reading_postgres, reading_redis, refuse_standby
 from .errors import FatalError
 from .known_tables import KnownTables, read_published
 from .meter import Meter
+from .nodes import primaries
 from .options import config_options
+from .resharding import names_in
 from .row_comparison import RowComparison
 from .row_options import cache_name_options
 from .table import Table
@@ -56,13 +58,14 @@ def verify_command(
     names, keys = CacheNames(prefix, version), QueueKeys(config.queue)
     with reading_redis(config) as client, reading_postgres(config) as conn:
         refuse_standby(conn)
+        names = names_in(client, keys, names)
         known = KnownTables(load_catalog(conn), read_published(client, keys))
         only = _chosen(known, tables)
         verification = Verification(client, keys, names, known, RowComparison(conn), only)
         pages = verification.all_names() if everything else verification.sample(sample or 1000)
         shown: list[tuple[Difference, bool]] = []
         with Meter("verify") as meter:
-            total, tally = int(client.dbsize()), verification.tally
+            total, tally = sum(int(node.dbsize()) for node in primaries(client)), verification.tally
             for page in pages:
                 for difference in verification.check(page):
                     done = repair and verification.repair(difference)

@@ -6,6 +6,7 @@ import contextlib
 import secrets
 import threading
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ import psycopg
 import redis
 from structlog.typing import FilteringBoundLogger
 
+from writebehind.identity import TableKey
 from writebehind.keys import QueueKeys
 
 from . import postgres, redis_server
@@ -26,6 +28,7 @@ from .heartbeat import BacklogSampler, Heartbeat
 from .lease import Holder, Lease, own_name
 from .ledger import Ledger
 from .metrics import Metrics
+from .nodes import SLOT_MOVES
 from .owned_queue import CONNECTIONS, OwnedQueue, publish_tables
 from .publisher import Publisher
 from .redis_server import RedisLink
@@ -114,6 +117,8 @@ class Worker:
                     self._serve_once(stop)
                 except OwnershipLost as error:
                     self._log.warning("ownership lost", reason=str(error))
+                except SLOT_MOVES as error:
+                    self._log.warning("the queue's slot has moved, or moves", reason=one_line(error))
                 except redis.RedisError as error:
                     self._redis_is(False, f"Redis: {one_line(error)}")
                 except psycopg.Error as error:
@@ -131,7 +136,8 @@ class Worker:
 
     def _serve_once(self, stop: threading.Event) -> None:
         """One tenure, from connecting to its end."""
-        with RedisLink(self._config.redis_url) as link, RedisLink(self._config.redis_url) as side:
+        url, name = self._config.redis_url, self._config.queue
+        with RedisLink(url, name) as link, RedisLink(url, name) as side:
             redis_server.check(link.client, self._config)
             self._redis_is(True)
             if self._state.facts()["postgres_up"] is False:
@@ -219,7 +225,8 @@ class Worker:
         link.open(CONNECTIONS)
         before = link.connections
         run_id = redis_server.check(link.client, self._config)
-        taken = take_over(queue, ledger, self._owner, run_id, self._state.progress)
+        has_moved = partial(link.has_moved, self._keys.clock)
+        taken = take_over(queue, ledger, self._owner, run_id, self._state.progress, has_moved)
         if link.connections != before:
             raise OwnershipLost("the connection to Redis was renewed: another server may answer now")
         return taken
@@ -237,7 +244,7 @@ class Worker:
             lock_timeout_s=c.lock_timeout_s,
             statement_timeout_s=c.statement_timeout_s,
             breaker=self._breaker,
-            publish=partial(publish_tables, side.client, self._whole),
+            publish=partial(self._publish_tables, side),
             refuse_newer=c.refuse_newer,
         )
         if unwritable := flusher.catalog.unwritable(c.tables):
@@ -246,6 +253,14 @@ class Worker:
                 "--table names tables that cannot be written to; see `writebehind doctor`", tables=unwritable
             )
         return flusher
+
+    def _publish_tables(self, side: RedisLink, tables: Mapping[str, TableKey]) -> None:
+        """They are the whole queue's: on a cluster another node may have its slot."""
+        if not side.is_clustered or self._whole is self._keys:
+            publish_tables(side.client, self._whole, tables)
+            return
+        with RedisLink(self._config.redis_url, self._whole.queue) as link:
+            publish_tables(link.client, self._whole, tables)
 
     def _tell(self, taken: Takeover) -> None:
         """Says what the new owner has found."""

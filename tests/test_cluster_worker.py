@@ -1,0 +1,247 @@
+"""A worker on a Redis Cluster: what it does where a slot's node dies, or the slot goes elsewhere."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import psycopg
+import pytest
+import redis
+from redis.cluster import RedisCluster
+from tests.support.cluster import Cluster
+from tests.support.fleets import RunningFleet
+from tests.support.sharded import Run, killed_after, run
+from tests.support.workers import RunningWorker, WorkerProcess
+
+from writebehind.keys import QueueKeys
+from writebehind.shards import Layout, shard_keys
+from writebehind_worker.config import Config
+from writebehind_worker.doctor_redis import examine_redis
+from writebehind_worker.resharding import divide, layout_of, still_draining
+from writebehind_worker.testing.wait import wait_until
+
+__all__ = ["run"]
+Applied = Callable[[], int]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def options(cluster: Cluster, postgres_url: str, queue: str) -> dict[str, Any]:
+    return {"redis_url": cluster.url, "postgres_url": postgres_url, "queue": queue}
+
+
+@pytest.fixture
+def keys(queue: str) -> QueueKeys:
+    return QueueKeys(queue)
+
+
+def generation_of(cluster: Cluster, keys: QueueKeys) -> object:
+    """The generation of the queue's history."""
+    return cluster.clients[cluster.node_of(keys.clock)].hget(keys.clock, "generation")
+
+
+class Sender:
+    """Raw writes, each an increment by one: what Postgres shows at the end is how many took effect."""
+
+    def __init__(self, cluster: Cluster, queue: str) -> None:
+        self._client, self._queue, self.sent = cluster.connect(), queue, 0
+
+    def send(self, writes: int, queue: str = "") -> None:
+        for _ in range(writes):
+            message = {"table": "counts", "id": self.sent % 7, "op": "increment", "data": {"n": 1}}
+            self._client.lpush(queue or self._queue, json.dumps(message))
+            self.sent += 1
+
+    def send_stamped(self) -> None:
+        """As the library sends it: the worker knows when it was accepted."""
+        keys, seq = QueueKeys(self._queue), time.time_ns() // 1000
+        self._client.hset(keys.clock, "seq", seq)
+        shown = f'"data":{{"n":1}},"key":"{{{self._queue}}}/0/counts:1","ttl":9'
+        body = f'{{"seq":{seq},"table":"counts","id":1,"op":"increment",{shown}}}'
+        self._client.lpush(self._queue, body)
+        self.sent += 1
+
+    def close(self) -> None:
+        self._client.close()
+
+
+@pytest.fixture
+def sender(cluster: Cluster, queue: str) -> Iterator[Sender]:
+    sender = Sender(cluster, queue)
+    yield sender
+    sender.close()
+
+
+@pytest.fixture
+def applied(pg: psycopg.Connection[Any]) -> Applied:
+    pg.execute("CREATE TABLE counts (id int PRIMARY KEY, n int NOT NULL DEFAULT 0)")
+
+    def applied() -> int:
+        (found,) = pg.execute("SELECT coalesce(sum(n), 0) FROM counts").fetchone() or (0,)
+        return int(found)
+
+    return applied
+
+
+@pytest.mark.parametrize("way", ["at once", "key by key"])
+def test_a_worker_follows_the_slot_and_knows_that_nothing_is_lost(
+    way: str,
+    cluster: Cluster,
+    options: dict[str, Any],
+    keys: QueueKeys,
+    sender: Sender,
+    applied: Applied,
+) -> None:
+    with RunningWorker(**options) as worker:
+        sender.send_stamped()
+        sender.send(49)
+        wait_until(lambda: applied() == 50)
+        before, generation = cluster.node_of(keys.clock), generation_of(cluster, keys)
+        if way == "at once":
+            cluster.move(keys.clock)
+            sender.send(50)
+        else:
+            with cluster.moving(keys.clock):
+                sender.send(25)
+            sender.send(25)
+        wait_until(lambda: applied() == 100)
+        assert cluster.node_of(keys.clock) != before
+        assert worker.facts["role"] == "owner"
+    assert generation_of(cluster, keys) == generation
+
+
+def test_a_worker_goes_on_with_the_successor_of_its_node(
+    cluster: Cluster, options: dict[str, Any], keys: QueueKeys, sender: Sender, applied: Applied
+) -> None:
+    with RunningWorker(**options) as worker:
+        sender.send(50)
+        wait_until(lambda: applied() == 50)
+        cluster.fail_over(cluster.node_of(keys.clock))
+        sender.send(50)
+        wait_until(lambda: applied() == 100)
+        assert worker.facts["role"] == "owner"
+
+
+def test_a_worker_goes_on_where_its_node_has_died(
+    cluster: Cluster, options: dict[str, Any], keys: QueueKeys, sender: Sender, applied: Applied
+) -> None:
+    with RunningWorker(**options):
+        sender.send(50)
+        wait_until(lambda: applied() == 50)
+        sender.send(50)
+        cluster.kill(cluster.node_of(keys.clock))
+        sender.send(50)
+        wait_until(lambda: applied() == 150)
+    cluster.heal()
+
+
+def test_a_worker_that_was_paused_on_the_former_node_is_fenced(
+    cluster: Cluster, options: dict[str, Any], keys: QueueKeys, sender: Sender, applied: Applied
+) -> None:
+    with WorkerProcess(**options, lease_ttl_s=0.5, metrics_port=0) as paused:
+        sender.send(50)
+        wait_until(lambda: applied() == 50)
+        paused.pause()
+        cluster.move(keys.clock)
+        with RunningWorker(**options) as worker:
+            sender.send(50)
+            wait_until(lambda: applied() == 100)
+            paused.resume()
+            sender.send(50)
+            wait_until(lambda: applied() == 150)
+            assert worker.facts["role"] == "owner"
+        sender.send(50)
+        wait_until(lambda: applied() == 200)
+
+
+@pytest.fixture
+def client(cluster: Cluster) -> Iterator[redis.Redis]:
+    client: RedisCluster = cluster.connect()
+    yield cast(redis.Redis, client)
+    client.close()
+
+
+def test_workers_finish_what_a_killed_reshard_has_begun(
+    client: redis.Redis,
+    options: dict[str, Any],
+    keys: QueueKeys,
+    sender: Sender,
+    applied: Applied,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sender.send(50)
+    with killed_after("close", monkeypatch):
+        divide(client, keys, 4)
+    with RunningFleet(**options), RunningFleet(**options):
+        wait_until(lambda: layout_of(client, keys) == Layout(4, number=1))
+        assert applied() == 50
+        for one in shard_keys(keys.queue, 4):
+            sender.send(10, one.queue)
+        wait_until(lambda: applied() == 90)
+
+
+def test_a_shard_whose_slot_alone_went_back_is_closed_or_opened_again(
+    client: redis.Redis, options: dict[str, Any], keys: QueueKeys, sender: Sender, applied: Applied
+) -> None:
+    divide(client, keys, 2)
+    assert still_draining(client, keys, layout_of(client, keys)) == 0
+    former, _ = shard_keys(keys.queue, 2)
+    before = client.hgetall(former.clock)
+    divide(client, keys, 3)
+    client.delete(former.clock)
+    client.hset(former.clock, mapping=dict(before.items()))
+    sender.send(10, former.queue)
+    lost, *_ = shard_keys(keys.queue, 3)
+    client.delete(lost.clock)
+    with RunningFleet(**options):
+        wait_until(lambda: layout_of(client, keys).draining is None)
+        assert applied() == 10, (
+            "what a former shard has accepted is in Postgres before anything of the new ones"
+        )
+        assert client.hget(former.clock, "shard") == b"closed"
+        wait_until(lambda: client.hmget(lost.clock, "shard", "hold") == [b"1of3", None])
+        client.delete(lost.clock)
+        wait_until(lambda: client.hmget(lost.clock, "shard", "hold") == [b"1of3", None])
+
+
+def test_commands_about_a_queue_with_shards(
+    client: redis.Redis, options: dict[str, Any], keys: QueueKeys, sender: Sender, applied: Applied, run: Run
+) -> None:
+    with RunningFleet(**options):
+        sender.send(10)
+        assert "Empty" in run("drain")
+        assert "3 shards" in run("reshard", "3")
+        assert "Paused" in run("pause", "--reason", "a migration")
+        shard = shard_keys(keys.queue, 3)[1]
+        sender.send(10, shard.queue)
+        assert "the queue is paused" in run("status")
+        assert "a migration" in run("drain", code=1)
+        assert "5 shards" in run("reshard", "5", "--timeout", "0", code=1)
+        assert "Resumed" in run("resume")
+        assert "Empty" in run("drain")
+        wait_until(lambda: layout_of(client, keys).draining is None)
+        assert "2 shards" in run("reshard", "2")
+    assert applied() == 20
+
+
+def cluster_severity(options: dict[str, Any]) -> str:
+    found = examine_redis(Config(**options))[0]
+    return next(one.severity for one in found if one.check == "redis.cluster")
+
+
+def test_doctor_looks_at_all_nodes(cluster: Cluster, options: dict[str, Any]) -> None:
+    assert cluster_severity(options) in ("ok", "note")
+    place = cluster.another(options["queue"])
+    cluster.clients[place].config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        assert cluster_severity(options) == "fatal"
+    finally:
+        cluster.clients[place].config_set("maxmemory-policy", "noeviction")

@@ -1,0 +1,170 @@
+"""The nodes of a Redis Cluster: which of them has a queue, a client of all, whether a slot has moved."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from typing import Any, cast
+
+from redis import Redis, RedisError
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.cluster import ClusterNode, RedisCluster
+from redis.crc import key_slot
+from redis.exceptions import (
+    AskError,
+    ClusterDownError,
+    ConnectionError,
+    MovedError,
+    RedisClusterException,
+    TryAgainError,
+)
+from redis.retry import Retry
+
+from writebehind.address import Address
+
+REDIS_ERRORS = (RedisError, RedisClusterException)
+"""What a client of all nodes raises; the second is none of the first."""
+
+SLOT_MOVES = (AskError, TryAgainError)
+"""Answers of a node that does not have a key's slot, or not for long. MOVED is an ASK, too."""
+
+_ATTEMPTS, _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 8, 0.05, 0.5
+
+Options = Mapping[str, Any]
+
+
+def slot_of(key: str) -> int:
+    """The slot that a key is in."""
+    return int(key_slot(key.encode(errors="surrogateescape")))
+
+
+def node_of(address: Address, key: str, asking: Options, options: Options) -> Redis:
+    """A client of the primary that has this key's slot; ``asking``: options of who finds it.
+
+    The nodes of the URL are asked in an order of chance: one that was cut off may name a former primary.
+
+    Raises:
+        ClusterDownError: none of those that answer knows of one.
+        redis.RedisError: what the last one said.
+    """
+    failed: Exception = ClusterDownError("no node is named")
+    for host, port in random.sample(address.hosts, len(address.hosts)):
+        try:
+            with _connect(address, host, port, asking) as asked:
+                primary = _primary_of(slot_of(key), asked, host)
+        except RedisError as error:
+            failed = error
+        else:
+            if primary is not None:
+                return _connect(address, *primary, options)
+            failed = ClusterDownError(f"no node has slot {slot_of(key)}, that of {key}")
+    raise failed
+
+
+def all_nodes(address: Address, options: Options) -> RedisCluster:
+    """A client that asks for each key the node that has it. What is sent twice for it must do no harm.
+
+    Raises ``ConnectionError`` where no node answers.
+    """
+    seeds = [cast(Any, ClusterNode)(host, port) for host, port in address.hosts]
+    pauses = ExponentialWithJitterBackoff(cap=_LONGEST_PAUSE_S, base=_FIRST_PAUSE_S)
+    given = {**address.options, **options, "retry": Retry(pauses, _ATTEMPTS)}
+    try:
+        return RedisCluster(startup_nodes=seeds, require_full_coverage=False, **given, **_tls(address))
+    except RedisClusterException as error:
+        raise ConnectionError(str(error)) from error
+
+
+def primaries(client: Redis) -> Iterator[Redis]:
+    """Of a client of all nodes, one of each primary; of another, itself."""
+    found: Any = client
+    if not isinstance(found, RedisCluster):
+        yield client
+        return
+    for node in found.get_primaries():  # type: ignore[no-untyped-call]
+        yield found.get_redis_connection(node)
+
+
+def home(client: Redis, clock: str) -> Redis:
+    """A client of the node that has a queue, for questions in one transaction; ``clock``: its key."""
+    found: Any = client
+    if not is_clustered(client):
+        return client
+    client.hmget(clock, "seq")  # where the slot has moved, it is found
+    node: Redis = found.get_redis_connection(found.get_node_from_key(clock))
+    return node
+
+
+def is_clustered(client: Redis) -> bool:
+    """Whether it is a client of all nodes."""
+    return isinstance(cast(Any, client), RedisCluster)
+
+
+def identity(info: Mapping[str, Any]) -> str | None:
+    """Of a node's history, by its ``INFO``: unlike a run id, another one after stepping down for a while."""
+    run, history = info.get("run_id"), info.get("master_replid")
+    return None if run is None or history is None else f"{run} {history}"
+
+
+def has_moved(
+    address: Address, clock: str, client: Redis, options: Options, former: str, since_us: int
+) -> bool:
+    """Whether the slot has come to this node from the one that is called ``former``, with all that it held.
+
+    It has where that one is still the primary that it was, and says that the slot is another's; and where no
+    primary has been promoted, or started, since ``since_us``: then none can have lost what it had of it.
+    Where anything is unknown, it has not.
+    """
+    with suppress(RedisError, ValueError, KeyError), ExitStack() as stack:
+        found = False
+        for host, port in _known_primaries(client, address):
+            node = stack.enter_context(_connect(address, host, port, options))
+            info: dict[str, Any] = node.info()
+            started_us = (node.time()[0] - int(info["uptime_in_seconds"]) + 1) * 1_000_000
+            if info["role"] != "master" or started_us >= since_us:
+                return False
+            if str(info["master_replid2"]).strip("0"):  # it has another one's history before its own
+                return False
+            found = found or (identity(info) == former and _is_elsewhere(node, clock))
+        return found
+    return False
+
+
+def _is_elsewhere(node: Redis, clock: str) -> bool:
+    try:
+        node.hmget(clock, "seq")
+    except MovedError:
+        return True
+    return False
+
+
+def _known_primaries(client: Redis, address: Address) -> list[tuple[str, int]]:
+    """All that this node knows of, without slots, too. Raises ``ValueError`` where one is not there."""
+    text = client.execute_command("CLUSTER NODES")  # type: ignore[no-untyped-call]
+    found = []
+    for name, node in text.items():
+        if "master" not in node["flags"]:
+            continue
+        if not {"fail", "fail?", "noaddr", "handshake"}.isdisjoint(node["flags"].split(",")):
+            raise ValueError(f"{name} is not there")
+        host, _, port = name.rpartition(":")
+        found.append((node.get("hostname") or host, int(port)))
+    return found
+
+
+def _primary_of(slot: int, asked: Redis, host: str) -> tuple[str, int] | None:
+    answer: Sequence[Any] = asked.execute_command("CLUSTER SLOTS")  # type: ignore[no-untyped-call]
+    for start, end, (named, port, *_), *_ in answer:
+        if start <= slot <= end:
+            # Nodes that know no name of their own mean the address that they were asked at.
+            return (named.decode() if named else "") or host, int(port)
+    return None
+
+
+def _connect(address: Address, host: str, port: int, options: Options) -> Redis:
+    return Redis(host=host, port=port, **{**address.options, **options}, **_tls(address))
+
+
+def _tls(address: Address) -> dict[str, Any]:
+    return {"ssl": True} if address.tls else {}

@@ -1,0 +1,43 @@
+"""An operator's pause of a queue with all of its shards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from redis import Redis
+
+from writebehind.keys import QueueKeys
+
+from .nodes import is_clustered
+from .pause import pause, resume
+from .resharding import layout_of, served
+
+
+def pause_all(client: Redis, keys: QueueKeys, reason: str) -> Sequence[QueueKeys]:
+    """Begins it; returns the shards that may have something frozen: those made from now on do not.
+
+    Each shard looks at the key of the whole queue as it claims. On a cluster that is in another slot: there
+    each has to be paused, and new ones are by whoever lets them go, who looks at that of the queue.
+    """
+    pause(client, keys, reason)
+    while True:
+        layout = layout_of(client, keys)
+        shards = served(keys, layout)
+        if not is_clustered(client):
+            return shards
+        for one in shards:
+            pause(client, one, reason)
+        if layout_of(client, keys) == layout:
+            return shards
+
+
+def resume_all(client: Redis, keys: QueueKeys) -> bool:
+    """Ends it; whether there was one."""
+    was_paused = resume(client, keys)
+    while is_clustered(client):
+        layout = layout_of(client, keys)
+        for one in served(keys, layout):
+            was_paused |= resume(client, one)
+        if layout_of(client, keys) == layout:
+            break
+    return was_paused
