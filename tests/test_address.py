@@ -39,15 +39,6 @@ def test_a_cluster_is_hosts() -> None:
     assert not read_address("redis+cluster://a").tls
 
 
-@pytest.mark.parametrize("url", ["redis+cluster://:secret@a:7000,b", "rediss+cluster://a"])
-def test_a_cluster_is_refused_in_words(url: str) -> None:
-    for attempt in (WriteBehind.from_url, AsyncWriteBehind.from_url):
-        with pytest.raises(ValueError, match="Redis Cluster cannot be used"):
-            attempt(url)
-    with pytest.raises(ConfigError, match="no Redis Cluster"):
-        Config(redis_url=url)
-
-
 @pytest.mark.parametrize(
     "url",
     [

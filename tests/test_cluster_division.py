@@ -7,11 +7,9 @@ from typing import Any, cast
 
 import pytest
 import redis
-import redis.asyncio
 from redis.cluster import RedisCluster
 from tests.support.cluster import Cluster
 
-from writebehind import AsyncWriteBehind, WriteBehind
 from writebehind.keys import QueueKeys
 from writebehind.shards import shard_keys, stamp
 from writebehind_worker import resharding
@@ -89,11 +87,3 @@ def test_nodes_that_change_places_within_a_division_are_found(
     assert moved
     assert shards_say(client, keys, 3) == [[stamp(n, 3).encode(), None] for n in range(3)]
     assert shards_say(client, keys, 2) == [[b"closed", None]] * 2
-
-
-def test_a_client_of_a_cluster_is_refused_in_words(client: redis.Redis, cluster: Cluster) -> None:
-    given: Any = redis.asyncio.RedisCluster("127.0.0.1", cluster.nodes[0].port)
-    with pytest.raises(ValueError, match="Redis Cluster cannot be used"):
-        WriteBehind(client)
-    with pytest.raises(ValueError, match="Redis Cluster cannot be used"):
-        AsyncWriteBehind(given)

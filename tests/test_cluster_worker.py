@@ -106,11 +106,13 @@ def test_a_worker_follows_the_slot_and_knows_that_nothing_is_lost(
         wait_until(lambda: applied() == 50)
         before, generation = cluster.node_of(keys.clock), generation_of(cluster, keys)
         if way == "at once":
-            cluster.move(keys.clock)
+            cluster.move_at_once(keys.clock, cluster.other_primary(before))
             sender.send(50)
         else:
-            with cluster.moving(keys.clock):
-                sender.send(25)
+            move = cluster.slot_moves(keys.clock, cluster.other_primary(before))
+            move.begin()
+            sender.send(25)
+            move.end()
             sender.send(25)
         wait_until(lambda: applied() == 100)
         assert cluster.node_of(keys.clock) != before
@@ -137,10 +139,11 @@ def test_a_worker_goes_on_where_its_node_has_died(
         sender.send(50)
         wait_until(lambda: applied() == 50)
         sender.send(50)
-        cluster.kill(cluster.node_of(keys.clock))
+        place = cluster.node_of(keys.clock)
+        cluster.lose(place)
         sender.send(50)
         wait_until(lambda: applied() == 150)
-    cluster.heal()
+    cluster.restart(place)
 
 
 def test_a_worker_that_was_paused_on_the_former_node_is_fenced(
@@ -150,7 +153,7 @@ def test_a_worker_that_was_paused_on_the_former_node_is_fenced(
         sender.send(50)
         wait_until(lambda: applied() == 50)
         paused.pause()
-        cluster.move(keys.clock)
+        cluster.move_at_once(keys.clock, cluster.other_primary(cluster.node_of(keys.clock)))
         with RunningWorker(**options) as worker:
             sender.send(50)
             wait_until(lambda: applied() == 100)
@@ -239,7 +242,7 @@ def cluster_severity(options: dict[str, Any]) -> str:
 
 def test_doctor_looks_at_all_nodes(cluster: Cluster, options: dict[str, Any]) -> None:
     assert cluster_severity(options) in ("ok", "note")
-    place = cluster.another(options["queue"])
+    place = cluster.other_primary(cluster.node_of(options["queue"]))
     cluster.clients[place].config_set("maxmemory-policy", "allkeys-lru")
     try:
         assert cluster_severity(options) == "fatal"

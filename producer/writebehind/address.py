@@ -23,13 +23,11 @@ from redis import asyncio as redis_asyncio
 from redis.asyncio.connection import BlockingConnectionPool
 from redis.connection import Connection, SSLConnection, parse_url
 
+from .cluster_client import async_cluster, cluster
 from .sentinel import Host, async_primary, primary
 
 SCHEMES = "redis://, rediss://, unix://, redis+sentinel://host,host/service or redis+cluster://host,host"
 """What a message about a wrong URL names."""
-NO_CLUSTER = (
-    "a Redis Cluster cannot be used: a queue and its cache need one server, with replicas if you like"
-)
 
 _SCHEME = re.compile(r"redis(s?)\+(sentinel|cluster)://")
 _OF_ONE_SERVER = ("redis://", "rediss://", "unix://")
@@ -166,9 +164,9 @@ def connect(url: str, options: Mapping[str, Any]) -> Redis:
     address = read_address(url)
     if address.kind == "single":
         return Redis.from_url(url, **options)
-    if address.kind == "cluster":
-        raise ValueError(NO_CLUSTER)
     given = {**options, **address.options}
+    if address.kind == "cluster":
+        return cluster(address.hosts, given, tls=address.tls)
     asking = _asking(address, given)
     return primary(list(address.hosts), address.service, asking, given, tls=address.tls)
 
@@ -176,11 +174,11 @@ def connect(url: str, options: Mapping[str, Any]) -> Redis:
 def connect_async(url: str, options: Mapping[str, Any]) -> redis_asyncio.Redis:
     """The same on an event loop; ``options`` are of ``redis.asyncio.BlockingConnectionPool``."""
     address = read_address(url, _OF_WAITING_POOLS)
-    if address.kind == "cluster":
-        raise ValueError(NO_CLUSTER)
     if address.kind == "single":
         return redis_asyncio.Redis.from_pool(BlockingConnectionPool.from_url(url, **options))
     given = {**options, **address.options}
+    if address.kind == "cluster":
+        return async_cluster(address.hosts, given, tls=address.tls)
     asking = _asking(address, given)
     return async_primary(list(address.hosts), address.service, asking, given, tls=address.tls)
 

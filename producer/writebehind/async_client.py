@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 from redis.asyncio import Redis
 
@@ -19,7 +19,7 @@ from .async_table import AsyncTable
 from .atomic import Keep
 from .batch import Accept
 from .cache import BulkLoader, Loader, Row
-from .client import CONNECTIONS, refuse_decoding, socket_timeout
+from .client import CONNECTIONS, is_cluster, refuse_changes, refuse_decoding, refuse_near, socket_timeout
 from .core import make_core, send_all
 from .durability import Accepted, Assurance, Durability, assured
 from .lock_steps import LockSteps
@@ -46,8 +46,11 @@ class AsyncWriteBehind:
     def __init__(self, client: Redis, **options: Unpack[Options]) -> None:
         settings = Settings(**options)
         refuse_decoding(client)
+        is_clustered = is_cluster(client)
+        if is_clustered:
+            refuse_near(settings)
         self.redis = client
-        self._core = make_core(settings, SessionPool(), socket_timeout(client))
+        self._core = make_core(settings, SessionPool(), socket_timeout(client), is_clustered=is_clustered)
         self._carrier = _carrier(client, settings)
         self.keys, self.settings = self._core.keys, settings
 
@@ -228,6 +231,7 @@ class AsyncWriteBehind:
 
     def changes(self, tables: Iterable[str] | None = None) -> AsyncChanges:
         """See :meth:`WriteBehind.changes`."""
+        refuse_changes(self.redis)
         return AsyncChanges(self.redis, self.keys.changes, tables)
 
     def lock(
@@ -257,6 +261,10 @@ class AsyncWriteBehind:
 
 
 def _carrier(client: Redis, settings: Settings) -> AsyncCarrier:
+    if is_cluster(client):
+        from .async_cluster_carrier import AsyncClusterCarrier  # noqa: PLC0415 - few need it
+
+        return AsyncClusterCarrier(cast(Any, client))
     if not settings.near_cache:
         return AsyncCarrier(client)
     from .async_near import AsyncNearCache  # noqa: PLC0415 - few need them

@@ -6,12 +6,13 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
 from .entry import Entry, read_entry, read_look, row_decoder
 from .errors import FlushTimeout, InvalidLoad, InvalidWrite, RowMismatch
+from .home import Wanted, held, home_commands, homes, look_home
 from .keys import QueueKeys
 from .loaded import by_id
 from .message import MAX_COLUMNS, Id, cache_fields, encode_row
@@ -34,14 +35,8 @@ _END_FILL = Script("writebehind", "end_fill")
 _INVALIDATE = Script("writebehind", "invalidate")
 
 _FOREIGN = Entry("foreign", {})
-
-
-class Wanted(NamedTuple):
-    """A row that is asked for: its cache key, its id as the caller has it, and the keys of its shard."""
-
-    where: str
-    id: Id
-    keys: QueueKeys
+_FORMER = Entry("filling", {})
+"""Absent, but a write may be pending in the shard where the row was before: waited for, as a fill is."""
 
 
 class RowForm(Protocol):
@@ -69,11 +64,11 @@ class RowCache:
 
     def get(self, wanted: Wanted, table: str, load: Loader | None, timeout: float) -> Steps[Row | None]:
         """See :meth:`WriteBehind.get`."""
-        where, id, keys = wanted
+        where, id, keys, _ = wanted
         deadline = time.monotonic() + timeout
         due: Sequence[Wanted] = ()
         if self._refresh is None or load is None:
-            entry = yield from self._look(where)
+            entry = yield from self._look(wanted)
         else:
             (entry,), due = yield from self._look_ahead(self._refresh, [wanted])
         observer, waits_since = self._observer, 0.0
@@ -97,9 +92,10 @@ class RowCache:
                 return None
             if entry.state != "filling":
                 break
+            _check_former([entry], table, time.monotonic() + pause, deadline)
             waits_since = waits_since or time.monotonic()
             yield Pause(pause)
-            entry = yield from self._look(where)
+            entry = yield from self._look(wanted)
             if observer is not None and entry.state != "filling":
                 observer.waited_for_load(table, time.monotonic() - waits_since)
                 waits_since = 0.0
@@ -118,7 +114,7 @@ class RowCache:
         found: dict[str, Row | None] = {}
         due: Sequence[Wanted] = ()
         if self._refresh is None or load is None:
-            looked = yield from self._look_at_all(list(open_))
+            looked = yield from self._look_at_all(list(open_.values()))
         else:
             looked, due = yield from self._look_ahead(self._refresh, list(open_.values()))
         if observer is not None:
@@ -147,9 +143,11 @@ class RowCache:
                 observer.waited_for_load(table, time.monotonic() - waits_since)
             if load is None or not waiting:
                 break
+            _check_former(entries.values(), table, time.monotonic() + pause, deadline)
             waits_since = waits_since or time.monotonic()
             yield Pause(pause)
-            entries.update(zip(waiting, (yield from self._look_at_all(waiting)), strict=True))
+            again = yield from self._look_at_all([open_[where] for where in waiting])
+            entries.update(zip(waiting, again, strict=True))
         if load is not None and entries:
             pending = [(open_[where], entry.seq) for where, entry in entries.items()]
             for keys, seq in _latest(pending).items():
@@ -160,12 +158,13 @@ class RowCache:
                 found[w.where] = self._loaded(table, row)[0]
         return [found.get(w.where) for w in wanted]
 
-    def invalidate(self, where: str, table: str, wait: float | None) -> Steps[bool]:
+    def invalidate(self, wanted: Wanted, table: str, wait: float | None) -> Steps[bool]:
         """Removes the entry unless a write to it is pending; whether nothing is cached any more."""
         deadline = time.monotonic() + (wait or 0)
         for pause in pauses():
             with redis_errors_as_ours("invalidate"):
-                removed = bool((yield from run_script(_INVALIDATE, [where], [])))
+                removed = bool((yield from run_script(_INVALIDATE, [wanted.where], [])))
+            removed = removed and wanted.keys not in (yield from look_home([wanted]))
             if removed or wait is None:
                 return removed
             if time.monotonic() + pause > deadline:
@@ -175,14 +174,15 @@ class RowCache:
             yield Pause(pause)
         raise AssertionError
 
-    def invalidate_many(self, names: Sequence[str]) -> Steps[list[bool]]:
+    def invalidate_many(self, wanted: Sequence[Wanted]) -> Steps[list[bool]]:
         """As :meth:`invalidate`, of many and without waiting."""
         with redis_errors_as_ours("invalidate"):
-            replies = yield from run_scripts(_INVALIDATE, [([where], []) for where in names])
+            replies = yield from run_scripts(_INVALIDATE, [([w.where], []) for w in wanted])
             for reply in replies:
                 if isinstance(reply, Exception):
                     raise reply
-            return [bool(reply) for reply in replies]
+        pending = yield from look_home(wanted)
+        return [bool(reply) and w.keys not in pending for reply, w in zip(replies, wanted, strict=True)]
 
     def remove_misfits(self, wanted: Sequence[Wanted], table: str, deadline: float) -> Steps[None]:
         """Removes the rows that do not fit their class; first, the writes that they show are waited for.
@@ -190,13 +190,13 @@ class RowCache:
         Raises :class:`FlushTimeout`.
         """
         for pause in pauses():
-            entries = yield from self._look_at_all([w.where for w in wanted])
+            entries = yield from self._look_at_all(wanted)
             misfits = [(w, e.seq) for w, e in zip(wanted, entries, strict=True) if not self._fits(e)]
             if not misfits:
                 return
             for keys, seq in _latest(misfits).items():
                 yield from self._await_applied(table, keys, seq, deadline)
-            if all((yield from self.invalidate_many([w.where for w, _ in misfits]))):
+            if all((yield from self.invalidate_many([w for w, _ in misfits]))):
                 return
             if time.monotonic() + pause > deadline:
                 raise FlushTimeout(f"{table}: the cached row does not fit, and a write to it is pending")
@@ -210,16 +210,19 @@ class RowCache:
             return False
         return True
 
-    def _look(self, where: str) -> Steps[Entry]:
+    def _look(self, wanted: Wanted) -> Steps[Entry]:
+        if wanted.shard is not None:
+            return (yield from self._look_at_all([wanted]))[0]
         with redis_errors_as_ours("get"):
             try:
-                return read_entry((yield Command(("HGETALL", where))))
+                return read_entry((yield Command(("HGETALL", wanted.where))))
             except ResponseError as error:
                 return read_look(error)
 
-    def _look_at_all(self, names: Sequence[str]) -> Steps[list[Entry]]:
+    def _look_at_all(self, wanted: Sequence[Wanted]) -> Steps[list[Entry]]:
+        """Raises :class:`ShardMoved` where a row is at home elsewhere by now."""
         with redis_errors_as_ours("get_many"):
-            replies = yield Pipeline([("HGETALL", where) for where in names], keeps_errors=True)
+            replies = yield from _with_homes([("HGETALL", w.where) for w in wanted], wanted)
             return [read_look(reply) for reply in replies]
 
     def _look_ahead(
@@ -227,9 +230,8 @@ class RowCache:
     ) -> Steps[tuple[list[Entry], list[Wanted]]]:
         """The entries, and which of the rows are to be refreshed."""
         with redis_errors_as_ours("get"):
-            replies = yield Pipeline(
-                [(command, w.where) for w in wanted for command in ("HGETALL", "PTTL")], keeps_errors=True
-            )
+            looks = [(command, w.where) for w in wanted for command in ("HGETALL", "PTTL")]
+            replies = yield from _with_homes(looks, wanted)
             entries, due = [], []
             for w, reply, left_ms in zip(wanted, replies[::2], replies[1::2], strict=True):
                 if isinstance(left_ms, Exception):
@@ -335,6 +337,29 @@ class RowCache:
         if self._observer is None or seq == 0:
             return waiting
         return timed(waiting, self._observer.waited_for_write, table)
+
+
+def _with_homes(looks: Sequence[Sequence[Argument]], wanted: Sequence[Wanted]) -> Steps[list[Any]]:
+    """The replies; an absent row is `_FORMER` where its shard waits for others. Their clocks come after."""
+    shards = homes(wanted)
+    replies: list[Any] = yield Pipeline([*looks, *home_commands(shards)], keeps_errors=True)
+    if not shards:
+        return replies
+    of_looks, of_clocks = replies[: len(looks)], replies[len(looks) :]
+    pending = held(shards, of_clocks)
+    if pending:
+        where = {w.where for w in wanted if w.keys in pending}
+        each = zip(looks, of_looks, strict=True)
+        return [_FORMER if reply == {} and look[1] in where else reply for look, reply in each]
+    return of_looks
+
+
+def _check_former(entries: Iterable[Entry], table: str, then: float, deadline: float) -> None:
+    if then > deadline and any(entry is _FORMER for entry in entries):
+        raise FlushTimeout(
+            f"{table}: the queue has been divided anew, and a write to this row that was accepted before "
+            "may not be committed yet"
+        )
 
 
 def _latest(pending: Iterable[tuple[Wanted, int]]) -> dict[QueueKeys, int]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 from redis import Redis
 
-from .address import NO_CLUSTER, connect
+from .address import connect
 from .atomic import Atomic, Keep
 from .batch import Accept, Batch
 from .cache import BulkLoader, Loader, Row
@@ -23,7 +23,7 @@ from .rate import RateLimit
 from .rate_limiter import RateLimiter
 from .rate_steps import RateSteps
 from .receipt import Receipt
-from .session import ConnectedSessionPool
+from .session import ConnectedSessionPool, SessionPool
 from .settings import Options, Settings
 from .table import Table
 from .typed_rows import TypedRows
@@ -43,8 +43,12 @@ class WriteBehind:
     def __init__(self, client: Redis, **options: Unpack[Options]) -> None:
         settings = Settings(**options)
         refuse_decoding(client)
+        is_clustered = is_cluster(client)
+        if is_clustered:
+            refuse_near(settings)
         self.redis = client
-        self._core = make_core(settings, ConnectedSessionPool(client), socket_timeout(client))
+        sessions = SessionPool() if is_clustered else ConnectedSessionPool(client)
+        self._core = make_core(settings, sessions, socket_timeout(client), is_clustered=is_clustered)
         self._carrier = _carrier(client, settings)
         self.keys, self.settings = self._core.keys, settings
 
@@ -292,6 +296,7 @@ class WriteBehind:
         Args:
             tables: only changes of these, named as the writes name them; all unless given.
         """
+        refuse_changes(self.redis)
         return Changes(self.redis, self.keys.changes, tables)
 
     # Coordinating.
@@ -335,20 +340,51 @@ class WriteBehind:
 
 
 def refuse_decoding(client: Any) -> None:
-    """Raises ``ValueError`` for a client whose replies are no bytes, and for that of a cluster."""
-    if not hasattr(client, "connection_pool"):
-        raise ValueError(NO_CLUSTER)
+    """Raises ``ValueError`` for a client whose replies are no bytes."""
     if client.get_encoder().decode_responses:
         raise ValueError("the Redis client must be made with decode_responses=False")
 
 
 def socket_timeout(client: Any) -> float | None:
     """How long its connections wait for a reply, in seconds; ``None``: for ever."""
-    found: float | None = client.connection_pool.connection_kwargs.get("socket_timeout")
+    found: float | None = connection_options(client).get("socket_timeout")
+    return found
+
+
+def is_cluster(client: Any) -> bool:
+    """Whether it is a client of all nodes of a cluster."""
+    return hasattr(client, "nodes_manager")
+
+
+def refuse_near(settings: Settings) -> None:
+    """Raises ``ValueError`` for what cannot be had on a cluster."""
+    if settings.near_cache:
+        raise ValueError("near_cache is not for a Redis Cluster: each node would have to tell of changes")
+
+
+def refuse_changes(client: Any) -> None:
+    """Raises ``ValueError`` where nobody could say that changes were missed."""
+    if is_cluster(client):
+        raise ValueError(
+            "changes() is not for a Redis Cluster: nobody hears there that a message between nodes was lost"
+        )
+
+
+def connection_options(client: Any) -> Mapping[str, Any]:
+    """Of its connections, by redis-py's names."""
+    if not is_cluster(client):
+        client = client.connection_pool
+    elif not hasattr(client, "connection_kwargs"):  # that of threads
+        client = client.nodes_manager
+    found: Mapping[str, Any] = client.connection_kwargs
     return found
 
 
 def _carrier(client: Redis, settings: Settings) -> Carrier:
+    if is_cluster(client):
+        from .cluster_carrier import ClusterCarrier  # noqa: PLC0415 - few need it
+
+        return ClusterCarrier(cast(Any, client))
     if not settings.near_cache:
         return Carrier(client)
     from .near import NearCache  # noqa: PLC0415 - few need them

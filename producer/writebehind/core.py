@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-from .cache import BulkLoader, Loader, Row, RowCache, Wanted
+from .cache import BulkLoader, Loader, Row, RowCache
 from .directory import TableDirectory
 from .division import CLOSED_FOR_S, Division
 from .durability import Accepted, Assurance, Durability, assurance, assure
 from .enqueue import Enqueue, EntryChanged, ShardMoved, Variant, pack_write, pack_write_with_frames
 from .errors import FlushTimeout, InvalidWrite
 from .group import group_message
+from .home import Wanted
 from .identity import TableKey, cache_key
 from .keys import QueueKeys
 from .message import Id, Op, Route, Write, make_write, route_text, row_key, with_trace
@@ -32,6 +33,7 @@ class Core:
 
     def __init__(self, settings: Settings, division: Division) -> None:
         self.settings = settings
+        self._is_clustered = division.is_clustered
         self.keys = QueueKeys(settings.queue)
         self._division = division
         self._prefix = settings.cache_prefix
@@ -103,7 +105,8 @@ class Core:
         """
         trace = None if self.traceparent is None else self.traceparent()
         arguments = self._grouped if as_group else self._singly
-        entries, packed = yield from arguments(writes, trace, sizes)
+        made_for = self._way_of(writes) if self._is_clustered else None
+        entries, packed = yield from arguments(writes, made_for, trace, sizes)
         if admits:
             yield from self.admit(writes)
         ops = {write.op for write in writes}
@@ -112,6 +115,9 @@ class Core:
             way = self._way_of(writes)
             if way is None:
                 break
+            if self._is_clustered and way is not made_for:
+                made_for = way
+                entries, packed = yield from arguments(writes, way, trace, None)
             one = None if variant is None else variant(way.keys)
             try:
                 most = self.settings.max_queue_length
@@ -124,7 +130,7 @@ class Core:
         raise ShardMoved
 
     def _singly(
-        self, writes: Sequence[Write], trace: str | None, sizes: list[int] | None
+        self, writes: Sequence[Write], way: Enqueue | None, trace: str | None, sizes: list[int] | None
     ) -> Steps[tuple[list[str], list[bytes]]]:
         """Cache keys and arguments of writes that are a message each."""
         entries: list[str] = []
@@ -133,6 +139,8 @@ class Core:
             writes = [self._packing.write(write) for write in writes]
         for write in writes:
             entry = yield from self._cache_key(write.table, write.key)
+            if self._is_clustered and way is not None:
+                entry = way.entry(entry)
             message = write.message(entry, self.settings.entry_ttl())
             self._check_size(message, f"{write.table}: the message")
             if trace is not None:  # a limit that a write keeps to must not depend on tracing
@@ -144,12 +152,13 @@ class Core:
         return entries, packed
 
     def _grouped(
-        self, writes: Sequence[Write], trace: str | None, sizes: list[int] | None
+        self, writes: Sequence[Write], way: Enqueue | None, trace: str | None, sizes: list[int] | None
     ) -> Steps[tuple[list[str], list[bytes]]]:
         """Cache keys and arguments of writes that are one message: it comes with the first of them."""
         entries: list[str] = []
         for write in writes:
-            entries.append((yield from self._cache_key(write.table, write.key)))
+            entry = yield from self._cache_key(write.table, write.key)
+            entries.append(way.entry(entry) if self._is_clustered and way is not None else entry)
         message = group_message(writes, entries, self.settings.entry_ttl())
         self._check_size(message, "the message of the group")
         if trace is not None:
@@ -232,21 +241,45 @@ class Core:
     def by_shards_of_now(self, begin: Callable[[float], Steps[T]], timeout: float) -> Steps[T]:
         """The steps with that timeout; again, without waiting, if the shards have become others."""
         try:
-            return (yield from begin(timeout))
+            return (yield from self.at_home(lambda: begin(timeout)))
         except FlushTimeout:
             if not (yield from self._division.have_changed()):
                 raise
-            return (yield from begin(0.0))
+            return (yield from self.at_home(lambda: begin(0.0)))
+
+    def at_home(self, begin: Callable[[], Steps[T]]) -> Steps[T]:
+        """The steps; on a cluster from their beginning where rows turn out to be at home in other shards.
+
+        Raises ``RedisRefused`` where that does not end.
+        """
+        deadline = time.monotonic() + CLOSED_FOR_S
+        for pause in pauses():
+            try:
+                return (yield from begin())
+            except ShardMoved:
+                yield from self._division.look_again()
+            if time.monotonic() + pause > deadline:
+                raise self._division.disagrees(self._division.ways[0])
+            yield Pause(pause)
+        raise AssertionError
 
     def invalidate(self, table: str, id: Id, wait: float | None, route: Route | None = None) -> Steps[bool]:
         """Whether nothing is cached any more."""
-        wanted = yield from self.wanted_row(table, id, route=route)
-        return (yield from self._cache.invalidate(wanted.where, table, wait))
+
+        def invalidate() -> Steps[bool]:
+            wanted = yield from self.wanted_row(table, id, route=route)
+            return (yield from self._cache.invalidate(wanted, table, wait))
+
+        return self.at_home(invalidate)
 
     def invalidate_many(self, table: str, ids: Sequence[Id], route: Route | None = None) -> Steps[list[bool]]:
         """For each id, whether nothing is cached any more."""
-        wanted = yield from self.wanted_rows(table, ids, route)
-        return (yield from self._cache.invalidate_many([w.where for w in wanted]))
+
+        def invalidate_many() -> Steps[list[bool]]:
+            wanted = yield from self.wanted_rows(table, ids, route)
+            return (yield from self._cache.invalidate_many(wanted))
+
+        return self.at_home(invalidate_many)
 
     def _cache_key(self, table: str, key: str | Mapping[str, str]) -> Steps[str]:
         found = self._directory.known(table)
@@ -262,18 +295,23 @@ class Core:
         key = row_key(table, id)
         where = yield from self._cache_key(table, key)
         way = self._division.way(table, key, None if route is None else route_text(route))
-        return Wanted(where, id if given is None else given, way.keys)
+        named = id if given is None else given
+        if self._is_clustered:
+            return Wanted(way.entry(where), named, way.keys, way.shard)
+        return Wanted(where, named, way.keys)
 
     def wanted_rows(self, table: str, ids: Sequence[Id], route: Route | None = None) -> Steps[list[Wanted]]:
         """The same for each of them."""
         keys = [row_key(table, id) for id in ids]
         text = None if route is None else route_text(route)
         found = (yield from self._directory.find(table)) if keys else TableKey(table)
-        way = self._division.way
-        return [
-            Wanted(self._name(table, found, key), id, way(table, key, text).keys)
+        each = [
+            (self._name(table, found, key), id, self._division.way(table, key, text))
             for key, id in zip(keys, ids, strict=True)
         ]
+        if self._is_clustered:
+            return [Wanted(way.entry(where), id, way.keys, way.shard) for where, id, way in each]
+        return [Wanted(where, id, way.keys) for where, id, way in each]
 
     def _name(self, table: str, found: TableKey, key: str | Mapping[str, str]) -> str:
         made = cache_key(self._prefix, found, key)
@@ -343,13 +381,15 @@ def send_all(
         yield from assure(receipts, unreached, wanted)
 
 
-def make_core(settings: Settings, sessions: SessionPool, socket_timeout: float | None) -> Core:
+def make_core(
+    settings: Settings, sessions: SessionPool, socket_timeout: float | None, *, is_clustered: bool = False
+) -> Core:
     """A core that is observed and traced as the settings say; ``socket_timeout``: of its connections, s."""
 
     def way(keys: QueueKeys, shard: str) -> Enqueue:
         return Enqueue(keys, sessions, socket_timeout, shard)
 
-    division = Division(QueueKeys(settings.queue), settings.shards, way)
+    division = Division(QueueKeys(settings.queue), settings.shards, way, is_clustered=is_clustered)
     observer = guarded(settings.observer)
     core = Core(settings, division) if observer is None else ObservedCore(settings, division, observer)
     if settings.tracer is None:

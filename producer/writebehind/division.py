@@ -29,17 +29,22 @@ class Division:
         keys: of the queue.
         shards: how many there have to be; ``None``: as many as Redis says.
         make: the way into one shard, of its keys and of what its clock says that it is.
+        is_clustered: whether it also has to be of the last division, as on a cluster.
     """
 
-    def __init__(self, keys: QueueKeys, shards: int | None, make: MakeEnqueue) -> None:
+    def __init__(
+        self, keys: QueueKeys, shards: int | None, make: MakeEnqueue, *, is_clustered: bool = False
+    ) -> None:
         self._keys, self._told, self._make = keys, shards, make
+        self.is_clustered = is_clustered
         self.are(Layout(shards or 1))
 
     def are(self, layout: Layout) -> None:
         """So many shards there are from now on."""
         self.layout, count = layout, layout.shards
         each = shard_keys(self._keys.queue, count)
-        self._ways = [self._make(keys, stamp(number, count)) for number, keys in enumerate(each)]
+        mark = f"@{layout.number}" if self.is_clustered else ""
+        self._ways = [self._make(keys, stamp(number, count) + mark) for number, keys in enumerate(each)]
 
     @property
     def ways(self) -> Sequence[Enqueue]:

@@ -62,13 +62,15 @@ class EntryChanged(Exception):
 class Enqueue:
     """The producers' way into a queue. ``socket_timeout``: of the connections, in seconds.
 
-    ``shard``: which one the queue has to be, as its clock says; nothing for the only one.
+    ``shard``: which one the queue has to be, as its clock says; nothing for the only one. On a cluster
+    ``@`` and the number of the division follow: it is part of the cache keys.
     """
 
     def __init__(
         self, keys: QueueKeys, sessions: SessionPool, socket_timeout: float | None = None, shard: str = ""
     ) -> None:
-        self.keys, self._shard = keys, shard
+        self.keys, self.shard = keys, shard
+        self._number = int(shard.partition("@")[2] or 0)
         self._queue, self._producers = keys.queue, keys.producers
         self._names = (keys.queue, keys.clock, keys.producers)
         self._sessions, self._socket_timeout = sessions, socket_timeout
@@ -90,7 +92,7 @@ class Enqueue:
         session = None
         try:
             session = self._sessions.borrow()
-            head: list[Argument] = [session.id, session.counter, max_queue_length, " ".join(ops), self._shard]
+            head: list[Argument] = [session.id, session.counter, max_queue_length, " ".join(ops), self.shard]
             unreached = None
             names, given = (*self._names, *cache_keys, *keys), [*head, *writes, *args]
             try:
@@ -120,6 +122,10 @@ class Enqueue:
         if first == b"moved":
             raise ShardMoved
         return Accepted(int(first), int(second), self.keys, unreached)
+
+    def entry(self, plain: str) -> str:
+        """On a cluster, the cache key of a row of this shard."""
+        return self.keys.entry(plain, self._number)
 
     def close(self) -> None:
         """Lets go of the connections that idle sessions keep."""

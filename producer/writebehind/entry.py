@@ -87,7 +87,12 @@ def read_entry(fields: Mapping[bytes, bytes], *, unpacks: bool = True) -> Entry:
 
 
 def read_look(reply: Any) -> Entry:
-    """What the reply to HGETALL says, be it an error. Raises one that says nothing of the entry."""
+    """What the reply to HGETALL says, be it an error. Raises one that says nothing of the entry.
+
+    An entry is what it is already.
+    """
+    if isinstance(reply, Entry):
+        return reply
     if not isinstance(reply, Exception):
         return read_entry(reply)
     if isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE"):

@@ -28,6 +28,7 @@ from .errors import (
     SessionEnded,
     WriteRejected,
 )
+from .home import held, home_commands, homes
 from .identity import canonical
 from .keys import QueueKeys
 from .login_session import (
@@ -253,14 +254,20 @@ class SessionCore(Generic[R]):
         return ids
 
     def _find(self, token: Any) -> Steps[Found | None]:
+        return self._core.at_home(lambda: self._look(token))
+
+    def _look(self, token: Any) -> Steps[Found | None]:
         id = session_id(token)
         if id is None:
             return None
         wanted = yield from self._core.wanted_row(self._table, id)
         with redis_errors_as_ours("session"):
-            fields, clock = yield Pipeline([("HGETALL", wanted.where), ("TIME",)], keeps_errors=True)
+            shards = homes([wanted])
+            looks = [("HGETALL", wanted.where), ("TIME",), *home_commands(shards)]
+            fields, clock, *of_shard = yield Pipeline(looks, keeps_errors=True)
             if isinstance(clock, Exception):
                 raise clock
+            held(shards, of_shard)
             entry = read_look(fields)
         if entry.state == "gone":
             return None

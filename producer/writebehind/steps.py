@@ -73,8 +73,8 @@ def run_scripts(
         except ResponseError as error:
             return [error]
     replies: list[Any] = yield Pipeline([script.command(*call) for call in calls], keeps_errors=True)
-    again = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-    if again:
+    while again := [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]:
+        # On a cluster each node has to see it once.
         whole = [script.whole_command(*calls[i]) for i in again[:1]]
         rest = [script.command(*calls[i]) for i in again[1:]]
         second = yield Pipeline([*whole, *rest], keeps_errors=True)

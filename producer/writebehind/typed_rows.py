@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, cast
 
-from .cache import BulkLoader, Loader, RowCache, Wanted
+from .cache import BulkLoader, Loader, RowCache
 from .core import Core
 from .errors import RowMismatch
+from .home import Wanted
 from .message import Id, Route
 from .object_shape import R
 from .shape import RowShape
@@ -90,9 +91,10 @@ class TypedRows(Generic[R]):
 
         def invalidate_many() -> Steps[list[bool]]:
             wanted = yield from self._all_wanted(ids, route)
-            return (yield from self._cache.invalidate_many([one.where for one in wanted]))
+            return (yield from self._cache.invalidate_many(wanted))
 
-        return self._core.call("invalidate_many", self.name, len(ids), invalidate_many)
+        begin = self._core.at_home
+        return self._core.call("invalidate_many", self.name, len(ids), lambda: begin(invalidate_many))
 
     def id(self, id: Any) -> Id:
         """The id as the untyped calls have it."""

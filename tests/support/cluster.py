@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, Self
 
 import redis
@@ -62,79 +62,52 @@ class Cluster:
 
     def fail_over(self, place: int) -> int:
         """The replica of this primary takes over in order, as for maintenance; its place."""
-        successor = self.replica_of(place)
+        mine = _id(self.clients[place])
+        successor = next(n for n, client in enumerate(self.clients) if _primary_of(client) == mine)
         self.clients[successor].execute_command("CLUSTER FAILOVER")
         _wait(lambda: not _primary_of(self.clients[successor]) and bool(_primary_of(self.clients[place])))
         return successor
 
-    def kill(self, place: int) -> int:
-        """The primary dies once its replica has all that it had; the place of who is promoted."""
-        successor = self.replica_of(place)
-        assert self.clients[place].execute_command("WAIT", 1, _START_S * 1000) == 1
-        self.nodes[place].kill()
-        self.wait_for_promotion(successor)
-        return successor
+    def slot_moves(self, key: str, target: int) -> SlotMove:
+        """The slot of this key can be moved to another primary, key by key."""
+        return SlotMove(self, key_slot(key.encode()), self.node_of(key), target)
 
-    def wait_for_promotion(self, place: int) -> None:
-        """It is a primary, and whom it knows agree."""
-        _wait(
-            lambda: (
-                not _primary_of(self.clients[place]) and _info(self.clients[place])["cluster_state"] == "ok"
-            )
-        )
-
-    def heal(self) -> None:
-        """All nodes run, and each slot has a primary and a replica."""
-        for node in self.nodes:
-            node.start()
-        _wait(lambda: all(_is_whole(client) for client in self.clients))
-
-    def replica_of(self, place: int) -> int:
-        """The place of a primary's replica."""
-        mine = _id(self.clients[place])
-        return next(
-            n for n, client in enumerate(self.clients) if self._runs(n) and _primary_of(client) == mine
-        )
-
-    def _runs(self, place: int) -> bool:
-        return self.nodes[place].pid is not None
-
-    def another(self, key: str) -> int:
-        """The place of a primary that does not have this key's slot."""
-        return next(
-            place
-            for place, client in enumerate(self.clients)
-            if self._runs(place) and not _primary_of(client) and place != self.node_of(key)
-        )
-
-    def move(self, key: str) -> None:
-        """A key's slot goes to another primary at once, as Valkey 9 can do it."""
-        source, target, slot = self.node_of(key), self.another(key), key_slot(key.encode())
-        self.clients[source].execute_command(
+    def move_at_once(self, key: str, target: int) -> None:
+        """The slot of this key, as Valkey moves it by itself. Raises ``ResponseError`` where it cannot."""
+        slot = key_slot(key.encode())
+        source: Any = self.clients[self.node_of(key)]
+        source.execute_command(
             "CLUSTER MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", _id(self.clients[target])
         )
-        _wait(lambda: self.node_of(key) == target)
-        self._wait_until_all_know(slot, target)
+        _wait(lambda: slot in _own_slots(self.clients[target]))
 
-    @contextmanager
-    def moving(self, key: str) -> Iterator[None]:
-        """Within this block the slot is on its way to another primary; at its end the keys go, one by one."""
-        source, target, slot = self.node_of(key), self.another(key), key_slot(key.encode())
-        here, there = self.clients[source], self.clients[target]
-        there.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", _id(here))
-        here.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", _id(there))
-        yield
-        while names := here.execute_command("CLUSTER GETKEYSINSLOT", slot, 100):
-            for name in names:
-                here.migrate("127.0.0.1", self.nodes[target].port, [name], 0, 5000)
-        for client in (there, here):
-            client.execute_command("CLUSTER SETSLOT", slot, "NODE", _id(there))
-        self._wait_until_all_know(slot, target)
+    def other_primary(self, place: int) -> int:
+        """The place of a primary that is not this one."""
+        return next(n for n, c in enumerate(self.clients) if n != place and not _primary_of(c))
 
-    def _wait_until_all_know(self, slot: int, place: int) -> None:
-        port = self.nodes[place].port
-        running = [client for n, client in enumerate(self.clients) if self._runs(n)]
-        _wait(lambda: all(_port_of(client, slot) == port for client in running))
+    def kill(self, place: int) -> None:
+        """As if its machine had died."""
+        self.nodes[place].kill()
+
+    def lose(self, place: int) -> int:
+        """A primary dies once its replica has all that it had; the place of that one, when it is promoted."""
+        successor = self.replica_of(place)
+        wait: Any = self.clients[place]
+        assert wait.execute_command("WAIT", 1, _START_S * 1000) == 1
+        self.kill(place)
+        _wait(lambda: not _primary_of(self.clients[successor]))
+        return successor
+
+    def replica_of(self, place: int) -> int:
+        """The place of its replica."""
+        mine = _id(self.clients[place])
+        return next(n for n, client in enumerate(self.clients) if _primary_of(client) == mine)
+
+    def restart(self, *places: int) -> None:
+        """They come back with what they had on disk, and the cluster is whole."""
+        for place in places:
+            self.nodes[place].start()
+        _wait(lambda: all(_is_whole(client) for client in self.clients))
 
     def _meet(self) -> None:
         first = self.clients[0]
@@ -148,6 +121,39 @@ class Cluster:
         for n, client in enumerate(self.clients[PRIMARIES:]):
             client.execute_command("CLUSTER REPLICATE", _id(self.clients[n]))
         _wait(lambda: all(_is_whole(client) for client in self.clients))
+
+
+class SlotMove:
+    """A slot on its way from one primary to another, key by key, as redis-cli moves it."""
+
+    def __init__(self, cluster: Cluster, slot: int, source: int, target: int) -> None:
+        self._slot, self._nodes = slot, cluster.clients
+        clients: list[Any] = cluster.clients
+        self._source, self._target = clients[source], clients[target]
+        self._port = cluster.nodes[target].port
+
+    def begin(self) -> None:
+        """From now on what is absent here is asked for there."""
+        self._set(self._target, "IMPORTING", _id(self._source))
+        self._set(self._source, "MIGRATING", _id(self._target))
+
+    def move_keys(self, most: int = 1000) -> int:
+        """So many of its keys, if there are; how many have been moved."""
+        keys = _ask(self._source, f"CLUSTER GETKEYSINSLOT {self._slot} {most}")
+        if keys:
+            self._source.execute_command("MIGRATE", "127.0.0.1", self._port, "", 0, 5000, "KEYS", *keys)
+        return len(keys)
+
+    def end(self) -> None:
+        """All that is left, and then the slot itself."""
+        while self.move_keys():
+            pass
+        for node in (self._target, self._source, *self._nodes):
+            if not _primary_of(node):
+                self._set(node, "NODE", _id(self._target))
+
+    def _set(self, node: Any, state: str, other: str) -> None:
+        node.execute_command("CLUSTER SETSLOT", self._slot, state, other)
 
 
 class _Node(EmbeddedRedis):
@@ -222,13 +228,6 @@ def _id(client: redis.Redis) -> str:
 
 def _own_slots(client: redis.Redis) -> set[int]:
     return {n for part in _me(client)["slots"] for n in range(int(part[0]), int(part[-1]) + 1)}
-
-
-def _port_of(client: redis.Redis, slot: int) -> int | None:
-    """Who has the slot, in this node's view."""
-    return next(
-        (p for first, last, (_, p, *_), *_ in _ask(client, "CLUSTER SLOTS") if first <= slot <= last), None
-    )
 
 
 def _ask(client: Any, question: str) -> Any:

@@ -3,7 +3,7 @@
 --
 -- KEYS  1 queue   2 {q}:clock   3 {q}:producers   4.. the cache key of each write
 -- ARGV  1 session   2 counter   3 longest the queue may be   4 the ops that occur, as words
---       5 which shard the queue is, or '' for the only one   6.. each write as MessagePack strings, one after the other:
+--       5 which shard the queue is, or '' for the only one; on a cluster, then '@' and the number of its division   6.. each write as MessagePack strings, one after the other:
 --           op, message (a JSON object without seq) but for its brace, column, JSON text, column, ...
 --           An empty message: the write is one of a group, whose message came with its first write; it has its seq.
 -- Returns {seq of the first write, generation}; {'full', length}; {'stale'};
@@ -28,8 +28,9 @@ if last then
   if seen > counter then return {'stale'} end
 end
 
-local state = redis.call('HMGET', clock, 'seq', 'generation', 'shard')
-if (state[3] or '') ~= shard then return {'moved'} end
+local state = redis.call('HMGET', clock, 'seq', 'generation', 'shard', 'division')
+local is = state[3] or ''
+if is ~= shard and is .. '@' .. (state[4] or '0') ~= shard then return {'moved'} end
 
 local length = redis.call('LLEN', queue)
 if length + n > limit then return {'full', length} end

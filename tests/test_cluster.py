@@ -1,0 +1,383 @@
+"""The library on six real nodes: every call, and nodes, slots and shards that change under it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import pytest
+import redis
+import redis.asyncio
+from redis.cluster import RedisCluster
+from tests.support.cluster import Cluster
+
+from writebehind import (
+    AsyncWriteBehind,
+    FlushTimeout,
+    RateLimit,
+    RateLimited,
+    RedisRefused,
+    RedisUnavailable,
+    SessionStore,
+    WriteBehind,
+)
+from writebehind import cluster as routing
+from writebehind.keys import QueueKeys
+from writebehind.shards import shard_keys
+from writebehind_worker.resharding import divide, layout_of, still_draining
+from writebehind_worker.testing.wait import wait_until
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def client(cluster: Cluster) -> Iterator[redis.Redis]:
+    """Of all nodes: to look at what is there."""
+    client: RedisCluster = cluster.connect()
+    yield cast(redis.Redis, client)
+    client.close()
+
+
+@pytest.fixture
+def url(cluster: Cluster) -> str:
+    return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in cluster.nodes[:2])
+
+
+@pytest.fixture
+def wb(url: str, queue: str) -> Iterator[WriteBehind]:
+    with WriteBehind.from_url(url, queue=queue) as wb:
+        yield wb
+
+
+@pytest.fixture
+def keys(queue: str) -> QueueKeys:
+    return QueueKeys(queue)
+
+
+def load_none(_: Any) -> None:
+    return None
+
+
+def never(_: Any) -> Any:
+    raise AssertionError("it is cached")
+
+
+def messages(client: redis.Redis, keys: QueueKeys) -> list[dict[str, Any]]:
+    """Oldest first."""
+    return [json.loads(item) for item in reversed(cast(list[bytes], client.lrange(keys.queue, 0, -1)))]
+
+
+@contextmanager
+def writers(
+    wb: WriteBehind, client: redis.Redis, keys: QueueKeys, **how: Any
+) -> Iterator[Callable[[], None]]:
+    """Three threads write to a row each; in the end all that was accepted is there once, in order.
+
+    What is yielded returns when each of them has written again.
+    """
+    written, stop = [0, 0, 0], threading.Event()
+    failed: list[BaseException] = []
+
+    def write(number: int) -> None:
+        try:
+            while not stop.is_set():
+                wb.put("rows", number, {"n": written[number] + 1})
+                written[number] += 1
+        except BaseException as error:
+            failed.append(error)
+
+    def have_written_again() -> None:
+        before = list(written)
+        wait_until(
+            lambda: bool(failed) or all(now > was + 1 for now, was in zip(written, before, strict=True))
+        )
+
+    threads = [threading.Thread(target=write, args=[number]) for number in range(len(written))]
+    for thread in threads:
+        thread.start()
+    try:
+        have_written_again()
+        yield have_written_again
+        have_written_again()
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not failed
+    found: list[list[int]] = [[] for _ in written]
+    for message in messages(client, keys):
+        found[message["id"]].append(message["data"]["n"])
+    assert found == [list(range(1, count + 1)) for count in written]
+    for number, count in enumerate(written):
+        assert wb.get("rows", number) == {"n": count}
+
+
+def test_all_calls_work_over_the_nodes(wb: WriteBehind, client: redis.Redis, keys: QueueKeys) -> None:
+    receipt = wb.put("users", 42, {"name": "Ada", "visits": 1})
+    wb.patch("users", 42, {"name": "Ada L."})
+    wb.increment("users", 42, {"visits": 2})
+    assert wb.get("users", 42, never) == {"name": "Ada L.", "visits": 3}
+    wb.delete("users", 42)
+    assert wb.get("users", 42, never) is None
+    assert not receipt.is_durable()
+    with wb.batch() as batch:
+        for id in range(20):
+            batch.put("users", id, {"n": id})
+    with wb.atomic(route="r") as tx:
+        tx.put("orders", 1, {"n": 1})
+        tx.increment("lines", 1, {"n": 2})
+    rows = wb.get_many("users", [*range(20), 99], lambda ids: [{"n": id} for id in ids])
+    assert rows == [{"n": id} for id in [*range(20), 99]]
+    assert wb.get("users", 99, never) == {"n": 99}
+    assert wb.invalidate_many("users", [99, 1]) == [True, False]
+    assert not wb.invalidate("users", 1)
+    assert wb.get("users", 7777, load_none) is None
+    with wb.lock("reports", timeout=10) as lock:
+        assert lock.fence and lock.owned() and lock.locked()
+        lock.extend(5)
+    limit = wb.rate_limit("mails", 1, per=60)
+    assert limit.acquire().allowed and not limit.acquire().allowed
+    assert {key.split(b"}")[0] for key in client.scan_iter(f"*{keys.queue}*")} == {
+        f"{{{keys.queue}".encode(), keys.queue.encode()
+    }  # fmt: skip
+    assert messages(client, keys)[0]["key"] == keys.entry("users:42", 0)
+
+
+def test_rows_are_refreshed_and_writes_limited(url: str, queue: str) -> None:
+    limit = RateLimit("w", 1, 60)
+    with WriteBehind.from_url(
+        url, queue=queue, ttl=100, ttl_jitter=0, refresh_ahead=99.9, admit=lambda *_: limit
+    ) as wb:
+        assert wb.get("users", 1, lambda _: {"n": 1}) == {"n": 1}
+        wait_until(lambda: wb.get("users", 1, lambda _: {"n": 2}) == {"n": 2})
+        wb.put("users", 2, {"n": 1})
+        with pytest.raises(RateLimited):
+            wb.put("users", 2, {"n": 1})
+
+
+def test_sessions_work_over_the_nodes(wb: WriteBehind) -> None:
+    store = SessionStore(wb, load=load_none, load_ids_of_user=lambda _: [])
+    token = store.create(7, {"theme": "dark"})
+    assert store.get(token) is not None
+    store.set(token, "theme", "light")
+    new = store.rotate(token)
+    assert store.get(token) is None
+    found = store.get(new)
+    assert found is not None and found.fields["theme"] == "light"
+    assert store.revoke_all(7)
+    assert store.get(new) is None
+
+
+def test_writes_wait_for_a_replica_of_their_own_node(
+    wb: WriteBehind, client: redis.Redis, keys: QueueKeys
+) -> None:
+    wb.put("users", 1, {"n": 1}, durability="replicated")
+    wb.put("users", 1, {"n": 2}, durability="fsynced")
+    assert [message["data"]["n"] for message in messages(client, keys)] == [1, 2]
+
+
+def test_the_client_of_an_event_loop_does_the_same(
+    url: str, cluster: Cluster, queue: str, client: redis.Redis, keys: QueueKeys
+) -> None:
+    async def calls(wb: AsyncWriteBehind) -> None:
+        async with wb:
+            receipt = await wb.put("users", 1, {"n": 1}, durability="replicated")
+            assert not await receipt.is_durable()
+            await wb.increment("users", 1, {"n": 1})
+            assert await wb.get("users", 1, never) == {"n": 2}
+            rows = await wb.get_many("users", [1, 5], lambda ids: [{"n": id} for id in ids])
+            assert rows == [{"n": 2}, {"n": 5}]
+            assert await wb.invalidate("users", 5)
+            async with wb.lock("reports", timeout=10) as lock:
+                assert await lock.owned()
+            slot = cluster.slot_moves(queue, cluster.other_primary(cluster.node_of(queue)))
+            slot.begin()
+            slow = asyncio.create_task(wb.put("users", 1, {"n": 3}))
+            await asyncio.to_thread(slot.end)
+            await slow
+            await asyncio.gather(*[wb.increment("users", 1, {"n": 1}) for _ in range(20)])
+            assert await wb.get("users", 1, never) == {"n": 23}
+
+    asyncio.run(calls(AsyncWriteBehind.from_url(url, queue=queue)))
+    assert len(messages(client, keys)) == 23
+
+    async def own_client() -> None:
+        given: Any = redis.asyncio.RedisCluster("127.0.0.1", cluster.nodes[0].port)
+        async with AsyncWriteBehind(given, queue=queue) as wb:
+            assert await wb.get("users", 1, never) == {"n": 23}
+
+    asyncio.run(own_client())
+
+
+def test_a_client_that_the_application_made_will_do(cluster: Cluster, queue: str) -> None:
+    own: Any = cluster.connect(socket_timeout=3)
+    with WriteBehind(own, queue=queue) as wb:
+        wb.put("users", 1, {"n": 1})
+        assert wb.get("users", 1) == {"n": 1}
+    with pytest.raises(ValueError, match="decode_responses"):
+        WriteBehind(cast(Any, cluster.connect(decode_responses=True)))
+
+
+def test_what_cannot_be_had_is_refused_in_words(cluster: Cluster, url: str, wb: WriteBehind) -> None:
+    with pytest.raises(ValueError, match="near_cache is not for a Redis Cluster"):
+        WriteBehind.from_url(url, near_cache=10)
+    with pytest.raises(ValueError, match="near_cache is not for a Redis Cluster"):
+        AsyncWriteBehind.from_url(url, near_cache=10)
+    with pytest.raises(ValueError, match=r"changes\(\) is not for a Redis Cluster"):
+        wb.changes()
+    with pytest.raises(RedisUnavailable, match="no node of the cluster answers"):
+        WriteBehind.from_url("redis+cluster://127.0.0.1:1")
+    with (
+        WriteBehind.from_url(cluster.nodes[0].url) as plain,
+        pytest.raises(RedisRefused, match=r"URL is redis\+cluster://"),
+    ):
+        plain.put("users", 1, {"n": 1})
+
+
+def test_nothing_is_half_written_in_a_slot_that_moves(
+    cluster: Cluster, wb: WriteBehind, client: redis.Redis, keys: QueueKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The script deletes the entry before it writes it anew: where the slot moves, that fails half-way."""
+    wb.put("users", 1, {"n": 1})
+    place = cluster.node_of(keys.queue)
+    known = cluster.clients[place].hgetall(keys.producers)
+    slot = cluster.slot_moves(keys.queue, cluster.other_primary(place))
+    slot.begin()
+    monkeypatch.setattr(routing, "TRIED_FOR_S", 0.3)
+    for part in (0, 2):
+        slot.move_keys(part)
+        for id in (1, 2):
+            with pytest.raises(RedisUnavailable, match="no node of the cluster has taken it"):
+                wb.put("users", id, {"n": 2})
+        assert wb.get("users", 1) == {"n": 1}, "what only reads finds it in either place"
+    monkeypatch.undo()
+    slot.end()
+    assert cluster.node_of(keys.queue) != place
+    assert client.hgetall(keys.producers) == known
+    wb.put("users", 1, {"n": 3})
+    assert [message["data"]["n"] for message in messages(client, keys)] == [1, 3]
+    assert wb.get("users", 1) == {"n": 3}
+
+
+def test_a_slot_moves_there_and_back_key_by_key_under_load(
+    cluster: Cluster, wb: WriteBehind, client: redis.Redis, keys: QueueKeys
+) -> None:
+    home = cluster.node_of(keys.queue)
+    with writers(wb, client, keys) as have_written_again:
+        for target in (cluster.other_primary(home), home):
+            slot = cluster.slot_moves(keys.queue, target)
+            slot.begin()
+            slot.move_keys(2)
+            slot.end()
+            have_written_again()
+
+
+def test_a_slot_moves_there_and_back_at_once_under_load(
+    cluster: Cluster, wb: WriteBehind, client: redis.Redis, keys: QueueKeys
+) -> None:
+    home = cluster.node_of(keys.queue)
+    with writers(wb, client, keys) as have_written_again:
+        for target in (cluster.other_primary(home), home):
+            try:
+                cluster.move_at_once(keys.queue, target)
+            except redis.ResponseError as error:
+                assert "nknown subcommand" in str(error)  # before Valkey 9
+            have_written_again()
+
+
+def test_primaries_change_under_load(
+    cluster: Cluster, wb: WriteBehind, client: redis.Redis, keys: QueueKeys
+) -> None:
+    with writers(wb, client, keys) as have_written_again:
+        for _ in range(2):
+            cluster.fail_over(cluster.node_of(keys.queue))
+            have_written_again()
+
+
+def test_a_primary_dies_under_load_and_what_was_replicated_is_kept(
+    cluster: Cluster, url: str, queue: str, client: redis.Redis, keys: QueueKeys
+) -> None:
+    place = cluster.node_of(keys.queue)
+    with (
+        WriteBehind.from_url(url, queue=queue, durability="replicated", durability_timeout=60) as wb,
+        writers(wb, client, keys) as have_written_again,
+    ):
+        cluster.kill(place)
+        wait_until(lambda: can_be_asked(cluster, keys))
+        cluster.restart(place)
+        have_written_again()
+
+
+def can_be_asked(cluster: Cluster, keys: QueueKeys) -> bool:
+    try:
+        return cluster.node_of(keys.queue) >= 0
+    except AssertionError:
+        return False
+
+
+def test_who_finds_nobody_is_told_so_in_time(
+    cluster: Cluster, wb: WriteBehind, keys: QueueKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wb.put("users", 1, {"n": 1})
+    monkeypatch.setattr(routing, "TRIED_FOR_S", 0.5)
+    place = cluster.node_of(keys.queue)
+    replica = cluster.replica_of(place)
+    cluster.kill(replica)
+    cluster.kill(place)
+    calls: list[Callable[[], object]] = [lambda: wb.put("users", 1, {"n": 2}), lambda: wb.get("users", 1)]
+    for call in calls:
+        with pytest.raises(RedisUnavailable, match="no node of the cluster has taken it"):
+            call()
+    cluster.restart(place, replica)
+    assert wb.get("users", 1) == {"n": 1}
+
+
+def test_a_reader_that_slept_through_divisions_sees_what_was_written_since(
+    url: str, queue: str, wb: WriteBehind, client: redis.Redis, keys: QueueKeys
+) -> None:
+    ids = range(12)
+    for id in ids:
+        wb.put("users", id, {"n": 0})
+    with WriteBehind.from_url(url, queue=queue) as sleeper:
+        for round, shards in enumerate((4, 1, 4), 1):
+            assert sleeper.get("users", 1, never) == {"n": round - 1}
+            divide(client, keys, shards)
+            for one in shard_keys(queue, 5 - shards):
+                client.delete(one.queue)
+            with wb.batch() as batch:
+                for id in ids:
+                    batch.put("users", id, {"n": round})
+            assert still_draining(client, keys, layout_of(client, keys)) == 0
+            assert sleeper.get("users", 1, never) == {"n": round}
+            divide_seen = sleeper.get_many("users", list(ids), never)
+            assert divide_seen == [{"n": round}] * len(ids)
+        assert not any(sleeper.invalidate_many("users", list(ids)))
+    assert wb.keys.plain_of(keys.entry("users:1", 3)) == (3, "users:1")
+
+
+def test_a_row_is_not_loaded_while_former_shards_may_hold_a_write_to_it(
+    wb: WriteBehind, client: redis.Redis, keys: QueueKeys
+) -> None:
+    wb.put("users", 1, {"n": 1})
+    divide(client, keys, 3)
+    with pytest.raises(FlushTimeout, match="divided anew"):
+        wb.get("users", 1, never, timeout=0.05)
+    with pytest.raises(FlushTimeout, match="divided anew"):
+        wb.get_many("users", [1, 2], never, timeout=0.05)
+    assert wb.get("users", 1) is None
+    assert not wb.invalidate("users", 1)
+    assert wb.invalidate_many("users", [1, 2]) == [False, False]
+    wb.put("users", 2, {"n": 2})
+    assert wb.get("users", 2, never) == {"n": 2}
+    client.delete(keys.queue)  # as if a worker had brought it to Postgres
+    assert still_draining(client, keys, layout_of(client, keys)) == 0
+    assert wb.get("users", 1, lambda _: {"n": 1}) == {"n": 1}
+    assert wb.get("users", 1, never) == {"n": 1}
