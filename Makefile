@@ -30,8 +30,11 @@ help: ## List the targets
 demo: $(VENV)/.demo-installed ## Show it at work: own servers, a worker killed half-way, every row compared
 	@$(BIN)/writebehind demo $(ARGS)
 
+# Hundreds of processes import the same modules: compiled once, even where the environment says never to keep that.
+test exhaustive containers: export PYTHONDONTWRITEBYTECODE :=
+
 test: $(VENV)/.dev-installed ## Run the tests; ARGS="-k cache -x" goes to pytest
-	@$(BIN)/python -m pytest -n 3 --dist worksteal -m "not container" $(ARGS)
+	@$(BIN)/python -m pytest -n 4 --dist worksteal -m "not container" $(ARGS)
 
 exhaustive: $(VENV)/.dev-installed ## Run the tests of which `make test` does a part: the whole
 	@WRITEBEHIND_TEST_WHOLE=1 $(BIN)/python -m pytest -n 3 --dist worksteal -m sampled $(ARGS)

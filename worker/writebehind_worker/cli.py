@@ -16,46 +16,21 @@ import msgspec
 import psycopg
 from click.core import ParameterSource
 
+from .commands import Commands
 from .config import SETTINGS, Config, one_line, redacted
-from .dead_cli import dead
-from .doctor_cli import doctor_command
-from .drain_cli import drain_command
 from .errors import ConfigError, FatalError
-from .explain_cli import explain_command
-from .healthcheck import healthcheck
 from .ledger_schema import apply_schema
 from .log import configure_logging
 from .notify import ServiceManager
 from .options import OWN_SERVERS, config_options, config_reader
-from .pause_cli import pause_command, resume_command
-from .reshard_cli import reshard_command
 from .signals import Signals
-from .status import read_status, render, shards_of_queue
-from .top_cli import top
-from .verdict import verdict
-from .verify_cli import verify_command
 
 _CONNECT_TIMEOUT_S = 10
 # Each answer of Postgres waits for the other thread to let go: at Python's 5 ms, seven times a batch.
 _SWITCH_INTERVAL_S = 0.0005
 
 
-class _OperatorError(click.ClickException):
-    exit_code = 2
-
-    def __init__(self, error: FatalError) -> None:
-        super().__init__(redacted(f"{error}\nHint: {error.hint}"))
-
-
-class _Group(click.Group):
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except FatalError as error:
-            raise _OperatorError(error) from error
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="writebehind")
 def cli() -> None:
     """Brings the writes of a Redis queue to Postgres: exactly once, in order.
@@ -100,6 +75,9 @@ def status(config: Config, as_json: bool) -> None:
 
     Exit code 1 if a server is down.
     """
+    from .status import read_status, render, shards_of_queue  # noqa: PLC0415 - no other command needs them
+    from .verdict import verdict  # noqa: PLC0415
+
     found = read_status(config)
     opening = verdict(found)
     shards = {s.queue: s for s in (read_status(shard) for shard in shards_of_queue(config))}
@@ -125,21 +103,6 @@ def demo(writes: int, rows: int) -> None:
     from .demo import run_demo  # noqa: PLC0415 - needs the extra `embedded`
 
     sys.exit(run_demo(writes, rows))
-
-
-for command in (
-    dead,
-    doctor_command,
-    drain_command,
-    explain_command,
-    healthcheck,
-    pause_command,
-    resume_command,
-    reshard_command,
-    top,
-    verify_command,
-):
-    cli.add_command(command)
 
 
 def _serve(

@@ -48,7 +48,7 @@ class EmbeddedPostgres(Server):
         if self._folder.exists():
             self._require_same_version()
         else:
-            self._initialise()
+            self.initialise()
         self._forget_foreign_pid()
 
     def _require_same_version(self) -> None:
@@ -63,7 +63,9 @@ class EmbeddedPostgres(Server):
                 "with pg_dump or pg_upgrade), or choose another data folder"
             )
 
-    def _initialise(self) -> None:
+    def initialise(self) -> None:
+        """initdb, which ``start`` does where there is no data folder yet."""
+        initdb = self.program.with_name("initdb")  # finding it tells the account, too
         # In a folder of another name first: an interrupted initdb leaves half a cluster.
         new = self._new_folder
         shutil.rmtree(new, ignore_errors=True)
@@ -72,7 +74,7 @@ class EmbeddedPostgres(Server):
             os.chown(new, *self._account)
         arguments = ["--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync", "-U", "postgres"]
         with self._log.open("ab") as log:
-            command = [str(self.program.with_name("initdb")), "-D", str(new), *arguments]
+            command = [str(initdb), "-D", str(new), *arguments]
             process = self._process = spawn(command, log, self._account)
         ended = wait_until(lambda: process.poll() is not None, START_TIMEOUT_S)
         if not ended or process.returncode != 0:
