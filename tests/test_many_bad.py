@@ -23,7 +23,7 @@ OF_PYTHON = re.compile(r"Traceback|<class|psycopg|msgspec|\bb'|\['|\{'")
 
 def read_peak_mib(worker: WorkerProcess) -> int:
     """The greatest resident size that it has had: Linux keeps count."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{worker.process.pid}/status").read_text())
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{worker.pid}/status").read_text())
     assert found is not None
     return int(found[1]) // 1024
 
@@ -58,7 +58,7 @@ def push(client: redis.Redis, queue: str, sent: Sequence[Sample], at_once: int =
 
 def wait_until_drained(client: redis.Redis, queue: str, worker: WorkerProcess, timeout: float) -> None:
     def drained() -> bool:
-        assert worker.process.poll() is None, worker.log
+        assert worker.is_alive(), worker.log
         return not client.llen(queue) and not client.exists(f"{{{queue}}}:inflight")
 
     wait_until(drained, timeout, interval=0.05, message="the queue was not drained")

@@ -58,7 +58,7 @@ def fill(client: redis.Redis, queue: str, length: int) -> None:
 
 def resident_mib(worker: WorkerProcess) -> float:
     shown = subprocess.run(
-        ["ps", "-o", "rss=", "-p", str(worker.process.pid)], capture_output=True, text=True, check=True
+        ["ps", "-o", "rss=", "-p", str(worker.pid)], capture_output=True, text=True, check=True
     )
     return int(shown.stdout) / 1024
 

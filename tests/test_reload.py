@@ -270,7 +270,7 @@ def test_another_queue_is_taken_up_with_figures_of_its_own(
         worker.terminate(signal.SIGHUP)
         worker.wait_for_event("owner", count=3 if is_served else 4)
         assert counted(port) == 10, "what the first one had counted is still there"
-        assert worker.process.poll() is None
+        assert worker.is_alive()
 
 
 def test_a_url_that_could_not_be_used_is_refused_too(
@@ -348,7 +348,7 @@ def test_what_is_frozen_is_finished_first_and_a_stop_does_not_wait_for_it(
 
 
 def configure_port(worker: WorkerProcess) -> str:
-    file = Path(worker.process.args[-1])  # type: ignore[index,arg-type]
+    file = Path(worker.arguments[-1])
     return str(re.findall(r"metrics_port = (\d+)", file.read_text())[0])
 
 

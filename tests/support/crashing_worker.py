@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import multiprocessing
 import os
 import signal
 import tempfile
@@ -26,6 +25,8 @@ from writebehind_worker.lease import Lease
 from writebehind_worker.ledger import Ledger
 from writebehind_worker.owned_queue import OwnedQueue
 from writebehind_worker.testing.wait import wait_until
+
+from .workers import forking
 
 POINTS: dict[str, tuple[type[Any], str]] = {
     "lease": (Lease, "take"),
@@ -47,8 +48,6 @@ POINTS: dict[str, tuple[type[Any], str]] = {
 }
 
 _ARRIVED = "at the named point"
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["__main__", __name__])
 
 
 class CrashingWorker:
@@ -65,7 +64,7 @@ class CrashingWorker:
     ) -> None:
         self._log = tempfile.NamedTemporaryFile()  # noqa: SIM115 - closed in __exit__
         given = (point, int(number), list(arguments), self._log.name)
-        self._process = _context.Process(target=_run, args=given)
+        self._process = forking.Process(target=_run, args=given)
 
     def terminate(self) -> None:
         """SIGTERM."""

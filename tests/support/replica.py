@@ -19,7 +19,7 @@ import redis
 from writebehind_worker.embedded import EmbeddedPostgres, EmbeddedRedis, ServerNotFound, temporary_data_dir
 from writebehind_worker.embedded.process import spawn
 from writebehind_worker.testing.proxy import Proxy, proxied_url
-from writebehind_worker.testing.servers import FAST_POSTGRES, missing
+from writebehind_worker.testing.servers import FAST_POSTGRES, copy_cluster, missing
 from writebehind_worker.testing.wait import wait_until
 
 _BACKUP_TIMEOUT_S = 60
@@ -85,6 +85,7 @@ class PostgresPair:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             folder = temporary_folder(stack)
+            copy_cluster(folder / "primary")
             self.primary = EmbeddedPostgres(folder / "primary", options=FAST_POSTGRES)
             started_in(stack, self.primary)
             self.link = stack.enter_context(Proxy.to(self.primary.url))
@@ -144,7 +145,7 @@ class _Standby(EmbeddedPostgres):
 
     source = ""
 
-    def _initialise(self) -> None:
+    def initialise(self) -> None:
         backup = self.program.with_name("pg_basebackup")
         if not backup.exists():
             missing(f"{backup} is missing; install PostgreSQL with its client programs")

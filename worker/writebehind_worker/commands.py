@@ -1,4 +1,4 @@
-"""The group of all commands. Most have modules of their own, imported when called: a worker starts without them."""
+"""All commands. Most have a module of their own, which is imported when it is called: starting is faster."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _OperatorError(click.ClickException):
 
 
 class Commands(click.Group):
-    """Those that are added to it, and those of other modules; a `FatalError` of one is shown with its hint."""
+    """Those added to it, and those of other modules; a `FatalError` of one is shown with its hint."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*self.commands, *_ELSEWHERE})

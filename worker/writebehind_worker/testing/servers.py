@@ -26,6 +26,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from writebehind_worker.embedded import EmbeddedPostgres, EmbeddedServers, ServerNotFound, temporary_data_dir
+from writebehind_worker.embedded.folder import create_root
 
 from .wait import wait_until
 
@@ -72,7 +73,7 @@ def private_servers(redis_options: dict[str, str] | None = None) -> Iterator[Emb
     """A started pair in a folder of its own, which is removed afterwards."""
     folder = temporary_data_dir(*_in_memory())
     try:
-        _copy_cluster(folder)
+        copy_cluster(folder)
         with EmbeddedServers(
             folder, redis_options=redis_options or {}, postgres_options=FAST_POSTGRES
         ) as servers:
@@ -83,8 +84,9 @@ def private_servers(redis_options: dict[str, str] | None = None) -> Iterator[Emb
         shutil.rmtree(folder)
 
 
-def _copy_cluster(folder: Path) -> None:
-    """What initdb makes, for Postgres in this folder."""
+def copy_cluster(folder: Path) -> None:
+    """Puts what initdb makes into this folder, for an `EmbeddedPostgres` there. Raises `ServerNotFound`."""
+    create_root(folder)
     # With owners and modes, as root too; both BSD's and GNU's know -R and -p.
     subprocess.run(["cp", "-Rp", str(_new_cluster() / "postgres"), str(folder)], check=True)  # noqa: S607
 
