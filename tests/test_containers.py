@@ -170,9 +170,12 @@ def test_the_whole_of_it_is_valid_and_every_file_that_it_names_is_there() -> Non
             if volume["type"] == "bind":
                 assert volume["read_only"]
                 assert Path(volume["source"]).exists(), volume["source"]
-    for file in ("rules.yaml", "alerts.yaml"):
-        assert f"/etc/prometheus/writebehind/{file}" in (COMPOSE.parent / "prometheus.yaml").read_text()
-        assert (ROOT / "deploy/prometheus" / file).exists()
+    (config,) = (part for part in services["prometheus"]["command"] if part.startswith("--config.file="))
+    mounts = {volume["target"]: volume["source"] for volume in services["prometheus"]["volumes"]}
+    folder, _, name = config.removeprefix("--config.file=").rpartition("/")
+    assert (Path(mounts[folder]) / name).read_text() == (
+        ROOT / "deploy/prometheus/prometheus.yaml"
+    ).read_text()
 
 
 @pytest.fixture

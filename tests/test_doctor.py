@@ -482,6 +482,11 @@ def changed(owner: psycopg.Connection[Any], statement: str, back: str) -> Iterat
             "postgres.writable", "fatal", "default_transaction_read_only = off",
         ),
         (
+            "ALTER ROLE writebehind_worker SET search_path = writebehind, public",
+            "ALTER ROLE writebehind_worker RESET search_path",
+            "postgres.search_path", "warning", "SET search_path = public",
+        ),
+        (
             "REVOKE TEMPORARY ON DATABASE postgres FROM PUBLIC",
             "GRANT TEMPORARY ON DATABASE postgres TO PUBLIC",
             "postgres.temporary", "note", "GRANT TEMPORARY",
@@ -543,6 +548,13 @@ def test_what_is_changed_for_the_worker_s_role(
     assert told in found[check][0].remedy
     assert bad(found) <= {(check, severity)}
     assert bad(doctor(**worker)) == set()
+
+
+def test_a_role_named_as_our_schema(sound: EmbeddedServers, owner: psycopg.Connection[Any]) -> None:
+    with changed(owner, "CREATE ROLE writebehind LOGIN SUPERUSER", "DROP ROLE writebehind"):
+        url = make_conninfo(sound.postgres_url, user="writebehind")
+        (finding,) = doctor(redis_url=redis_as(sound, "worker"), postgres_url=url)["postgres.search_path"]
+    assert (finding.severity, "ALTER ROLE" in finding.remedy) == ("warning", True)
 
 
 def test_the_right_to_insert_is_not_needed_once_the_queue_is_in_the_ledger(

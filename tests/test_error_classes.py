@@ -154,10 +154,12 @@ def test_a_right_on_our_own_tables_that_is_lost_is_asked_for_by_the_statement_th
         load.redis.lpush(load.keys.queue, b"not a message")
         load.add(10)
         reason = wait_until_unready(worker, "permission denied", table, "GRANT")
+        wait_until(lambda: worker.metric("postgres_up") == 0)
         assert any(e["event"] == "ledger refused" and "GRANT" in e["reason"] for e in logged)
         assert not load.dead_letters()
         load.pg.execute(reason[reason.index("GRANT") :].encode())
         load.check(dead_letters=1)
+        wait_until(lambda: worker.metric("postgres_up") == 1)
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_the_provisioning_files_fit_the_composition() -> None:
     assert PurePosixPath(home).parent == PurePosixPath(provider["options"]["path"])
     assert json.loads(read[home]) == DASHBOARD
 
-    asked = yaml.safe_load((docker / "prometheus.yaml").read_text())
+    asked = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yaml").read_text())
     (job,) = asked["scrape_configs"]
     (target,) = job["static_configs"][0]["targets"]
     name, _, port = target.partition(":")

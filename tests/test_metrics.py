@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import generate_latest
 from redis import Redis
 
-from writebehind_worker.metrics import LAG_BUCKETS_S, MESSAGE_BUCKETS, Metrics
+from writebehind_worker.metrics import LAG_BUCKETS_S, MESSAGE_BUCKETS, MOST_SHOWN, Metrics
 
 
 @pytest.fixture
@@ -80,6 +80,21 @@ def test_gauges_show_the_last_value(metrics: Metrics) -> None:
     assert value(metrics, "dead_letters_open", table="pages", sqlstate="23514") is None
     metrics.queue_is(0, 0, 0, None)
     assert value(metrics, "oldest_age_seconds") == 0
+
+
+def test_of_many_tables_with_dead_letters_those_with_most_are_shown_and_the_rest_as_one(
+    metrics: Metrics,
+) -> None:
+    flood: dict[tuple[str | None, str | None], int] = {(f"made_up_{n}", "42P01"): 1 for n in range(1000)}
+    metrics.dead_letters_are(flood)
+    metrics.dead_letters_are(flood | {("users", "23505"): 7})
+    assert value(metrics, "dead_letters_open", table="users", sqlstate="23505") == 7
+    (family,) = (m for m in metrics.registry.collect() if m.name == "writebehind_dead_letters_open")
+    assert len(family.samples) == MOST_SHOWN + 1
+    assert value(metrics, "dead_letters_open", table="other", sqlstate="other") == 1000 - (MOST_SHOWN - 1)
+    assert sum(sample.value for sample in family.samples) == 1007
+    metrics.flushed("users", "applied", 1)
+    assert value(metrics, "writes_total", table="users", outcome="applied") == 1
 
 
 def test_a_batch_is_observed_by_size_and_time(metrics: Metrics) -> None:

@@ -40,6 +40,8 @@ class Server(msgspec.Struct):
     role: str
     is_standby: bool
     encoding: str
+    finds_ours: bool
+    """The schema of the ledger is on the search path, as it is for a role of its name."""
     may_temporary: bool
     backends: int
     role_backends: int
@@ -76,6 +78,7 @@ def examine_postgres(
 
 def server_findings(server: Server, config: Config) -> Iterator[Finding]:
     """The rules on what the server tells of itself."""
+    yield _search_path(server)
     yield _temporary(server)
     yield _connections(server)
     yield _durability(server)
@@ -219,6 +222,21 @@ def _owner_role(conn: psycopg.Connection[Any], config: Config, server: Server) -
         "worker "
         "stalls inside a transaction, none of this role can take over",
         "let all workers of a queue use one role",
+    )
+
+
+def _search_path(server: Server) -> Finding:
+    if not server.finds_ours:
+        return Finding(
+            "postgres.search_path", "ok", "the schema writebehind is not searched for tables without a schema"
+        )
+    return Finding(
+        "postgres.search_path",
+        "warning",
+        "the search path has the schema writebehind, as that of a role of this name does: a table that this "
+        "role makes without naming a schema may come into it, where no write reaches it, and one of yours "
+        "that is called as one of the ledger's is not found",
+        f"ALTER ROLE {quoted(server.role)} SET search_path = public; or a role of another name",
     )
 
 

@@ -35,6 +35,8 @@ LAG_BUCKETS_S = (
 FLUSH_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 MESSAGE_BUCKETS = tuple(1 << power for power in range(7, 21))
 """Bytes: 128 B to 1 MiB."""
+MOST_SHOWN = 100
+"""So many pairs of table and SQLSTATE are told of the open dead letters."""
 BATCH_BUCKETS = (1, 10, 100, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000, 100_000)
 
 
@@ -110,7 +112,7 @@ class Metrics:
         self._oldest = gauge("oldest_age_seconds", "Age of the oldest pending write; 0 if none.")
         self._lease = gauge("lease_held", "1 while this worker owns the queue.")
         self._redis = gauge("redis_up", "1 while Redis answers.")
-        self._postgres = gauge("postgres_up", "1 while Postgres answers.")
+        self._postgres = gauge("postgres_up", "1 while Postgres answers, and takes what this worker brings.")
         self._dead_open = Gauge(
             "writebehind_dead_letters_open",
             "Dead letters that no later write has superseded.",
@@ -274,11 +276,15 @@ class Metrics:
         self._tell(backlog=None, dead_letters=None)
 
     def dead_letters_are(self, counts: Mapping[tuple[str | None, str | None], int]) -> None:
-        """All open ones, by (table, SQLSTATE); for one thread."""
-        shown: dict[tuple[str, str], int] = {}
-        for (table, sqlstate), count in counts.items():
-            labels = (self._table(table or "unknown"), self._code(sqlstate or "none"))
-            shown[labels] = shown.get(labels, 0) + count
+        """All open ones, by (table, SQLSTATE); for one thread. Shown: those with most, and the others' sum.
+
+        A message can name any table: one that floods the queue with names must not hide what matters.
+        """
+        named = {(table or "unknown", code or "none"): count for (table, code), count in counts.items()}
+        kept = heapq.nlargest(MOST_SHOWN, named, key=lambda labels: (named[labels], labels))
+        shown = {labels: named[labels] for labels in kept}
+        if others := sum(named.values()) - sum(shown.values()):
+            shown["other", "other"] = others
         for labels, count in shown.items():
             self._dead_open.labels(*labels).set(count)
         for labels in self._dead_shown - shown.keys():

@@ -165,13 +165,13 @@ class Persister:
             if verdict is Verdict.TIMEOUT:
                 waiting.refusals = 0
                 waiting.timeouts += 1
-                if waiting.timeouts > _TIMEOUTS_OF_WRITES and self._state.postgres_is(False, reason):
+                if waiting.timeouts > _TIMEOUTS_OF_WRITES and self._is_refused(reason):
                     self._log.warning("postgres makes us wait, and not for a row of a write", reason=reason)
             elif error.sqlstate in _RACES and waiting.gives_way():
                 self._log.info("another transaction was in the way", sqlstate=error.sqlstate)
             elif waiting.refusals >= _REFUSALS_BEFORE_RECONNECTING:
                 raise error  # read-only, say: behind a new connection may be another server
-            elif self._state.postgres_is(False, reason):
+            elif self._is_refused(reason):
                 self._log.warning("postgres refuses", reason=reason, sqlstate=error.sqlstate)
         elif isinstance(error, HeldByLock):
             waiting.hold(error.rows, self._config.hold_timeout_s)
@@ -184,7 +184,7 @@ class Persister:
                 self._metrics.held_is("breaker", True)
                 self._log.error("queue paused", reason=reason)
                 self._flusher.say_waiting(reason)
-        elif self._state.postgres_is(False, reason):
+        elif self._is_refused(reason):
             self._log.error("ledger refused", reason=reason)
         self._metrics.retried(type(error).__name__)
         self._state.progress()
@@ -193,6 +193,11 @@ class Persister:
         pause_s = waiting.backoff.next_s()
         if stop.wait(min(pause_s, _LOCK_PAUSE_S) if isinstance(error, HeldByLock) else pause_s):
             raise OwnershipLost("stopping; the batch stays frozen for the next owner") from error
+
+    def _is_refused(self, reason: str) -> bool:
+        """Tells that Postgres takes no batch; whether that is news."""
+        self._metrics.postgres_is(False)
+        return self._state.postgres_is(False, reason)
 
     def _went_through(self, unit: Unit, flushed: Flushed, seconds: float) -> None:
         if self._state.postgres_is(True):
