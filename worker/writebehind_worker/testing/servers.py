@@ -85,10 +85,15 @@ def private_servers(redis_options: dict[str, str] | None = None) -> Iterator[Emb
 
 
 def copy_cluster(folder: Path) -> None:
-    """Puts what initdb makes into this folder, for an `EmbeddedPostgres` there. Raises `ServerNotFound`."""
+    """Puts what initdb makes into this folder, for an `EmbeddedPostgres` there; skips where there is none."""
+    try:
+        made = _new_cluster()
+    except ServerNotFound as error:
+        missing(str(error))
+        return
     create_root(folder)
     # With owners and modes, as root too; both BSD's and GNU's know -R and -p.
-    subprocess.run(["cp", "-Rp", str(_new_cluster() / "postgres"), str(folder)], check=True)  # noqa: S607
+    subprocess.run(["cp", "-Rp", str(made / "postgres"), str(folder)], check=True)  # noqa: S607
 
 
 @functools.cache
