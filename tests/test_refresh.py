@@ -84,17 +84,24 @@ def test_tasks_share_a_refresh_as_well(
 ) -> None:
     loads = []
 
-    async def load(id: int) -> dict[str, str]:
-        loads.append(id)
-        await asyncio.sleep(0.02)
-        return NEW
-
     async def job() -> None:
+        another_has_read = asyncio.Event()
+
+        async def load(id: int) -> dict[str, str]:
+            loads.append(id)
+            await another_has_read.wait()
+            return NEW
+
+        async def read(wb: AsyncWriteBehind) -> dict[str, str] | None:
+            row = await wb.get("t", 1, load)
+            another_has_read.set()
+            return row
+
         options: Any = {"queue": queue, "prefix": f"{queue}:", "refresh_ahead": 30, "ttl": 60}
         async with AsyncWriteBehind.from_url(redis_url, **options) as wb:
             await wb.get("t", 1, lambda _: OLD)
             redis_client.expire(key, 20)
-            rows = await asyncio.gather(*(wb.get("t", 1, load) for _ in range(50)))
+            rows = await asyncio.gather(*(read(wb) for _ in range(50)))
             assert NEW in rows  # of who loads, and of who comes after
             assert OLD in rows
             redis_client.expire(key, 20)
