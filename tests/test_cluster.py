@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -240,6 +242,28 @@ def test_what_cannot_be_had_is_refused_in_words(cluster: Cluster, url: str, wb: 
         pytest.raises(RedisRefused, match=r"URL is redis\+cluster://"),
     ):
         plain.put("users", 1, {"n": 1})
+
+
+def test_the_rights_that_a_producer_is_given_suffice(cluster: Cluster, queue: str) -> None:
+    text = (Path(__file__).parents[1] / "deploy" / "redis-acl.conf").read_text()
+    (line,) = re.findall(r"^user writebehind-producer (.*)$", text, re.MULTILINE)
+    (more,) = re.findall(r"^#   cluster  (.*)$", text, re.MULTILINE)
+    rules = f"{line} {more} +cluster|slots +command +asking +wait".replace("cache:*", "{db:write:queue}/*")
+    rules = rules.replace("db:write:queue", queue)
+    admins: list[Any] = cluster.clients
+    for node in admins:
+        node.execute_command("ACL", "SETUSER", queue, "reset", *re.findall(r"\([^)]*\)|\S+", rules))
+    own = f"redis+cluster://{queue.replace(':', '%3A')}:change-me-producer@127.0.0.1:{cluster.nodes[0].port}"
+    with WriteBehind.from_url(own, queue=queue) as wb:
+        slot = cluster.slot_moves(queue, cluster.other_primary(cluster.node_of(queue)))
+        slot.begin()
+        assert wb.get("users", 1) is None, "asked of the other node"
+        slot.end()
+        receipt = wb.put("users", 1, {"n": 1}, durability="replicated")
+        wb.increment("users", 1, {"n": 1})
+        assert wb.get_many("users", [1, 2], lambda ids: [None] * len(ids)) == [{"n": 2}, None]
+        assert not receipt.is_durable()
+        assert not wb.invalidate("users", 1)
 
 
 def test_nothing_is_half_written_in_a_slot_that_moves(

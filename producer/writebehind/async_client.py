@@ -39,7 +39,7 @@ class AsyncWriteBehind:
     its effect: as with a lost reply, Redis may have accepted the write.
 
     Args:
-        client: a client of ``redis.asyncio`` that does not decode responses.
+        client: a client of ``redis.asyncio`` that does not decode responses, also a ``RedisCluster``.
         options: see :class:`writebehind.Settings`: ``ttl``, ``queue``, ``prefix`` and others.
     """
 

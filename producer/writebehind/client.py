@@ -36,7 +36,7 @@ class WriteBehind:
     """Writes rows to Redis; a worker brings them to Postgres. Thread-safe, and safe to fork.
 
     Args:
-        client: a redis-py client that does not decode responses.
+        client: a redis-py client that does not decode responses, also a ``RedisCluster``.
         options: see :class:`writebehind.Settings`: ``ttl``, ``queue``, ``prefix`` and others.
     """
 
@@ -56,12 +56,12 @@ class WriteBehind:
     def from_url(
         cls, url: str, *, redis_options: Mapping[str, Any] | None = None, **options: Unpack[Options]
     ) -> WriteBehind:
-        """Connects to one server, or to the primary that sentinels name; see docs/scaling.md for the URLs.
+        """Connects to a server, the primary that sentinels name, or a cluster; docs/scaling.md has the URLs.
 
         ``redis_options`` go to redis-py's client: pooling, timeouts, TLS, retries. Both timeouts are
         5 s unless given there or in the URL. The other options are those of the class.
 
-        Raises ``ValueError`` for a wrong URL.
+        Raises ``ValueError`` for a wrong URL, ``RedisUnavailable`` if no node of a cluster answers.
         """
         return cls(connect(url, {**CONNECTIONS, **(redis_options or {})}), **options)
 

@@ -120,7 +120,11 @@ class _Together(tuple[Any, ...]):
 
 
 class _Errand:
-    """The commands of one step, until each has its reply."""
+    """The commands of one step, until each has its reply.
+
+    What was looked at in a slot is looked at again with what was refused there, so that the order of looks
+    counts, and that WAIT comes after what it is about. A script that is done is not run again.
+    """
 
     def __init__(self, slots: Slots, commands: Sequence[Any]) -> None:
         self._slots, self._commands = slots, [guarded(command) for command in commands]
@@ -146,12 +150,8 @@ class _Errand:
                 raise ConnectionError(text) from error
             if not all(isinstance(e, AskError) for e in refused.values()) or pause > 0.02:
                 yield Pause(pause)
-            again = {self._slot_of[number] for number in refused}  # what has no key goes with what has one
-            left = [
-                number
-                for number in left
-                if number in refused or (self._is_keyless(number) and self._slot_of[number] in again)
-            ]
+            again = {self._slot_of[number] for number in refused}
+            left = [n for n in left if n in refused or (self._slot_of[n] in again and not self._is_script(n))]
         raise AssertionError
 
     def _by_node(self, numbers: Sequence[int]) -> Asks[dict[Host, list[int]]]:
@@ -201,29 +201,27 @@ class _Errand:
             yield from _look_up(self._slots, node)
         return refused
 
+    def _is_script(self, number: int) -> bool:
+        return self._commands[number][0] in ("EVALSHA", "EVAL")
+
     def _is_keyless(self, number: int) -> bool:
         return self._commands[number][0] in _KEYLESS
 
 
 def _look_up(slots: Slots, last: Host | None) -> Asks[None]:
-    """Asks nodes who has which slot, until one answers; ``last`` has just not answered."""
-    failed: Exception | None = None
+    """Asks nodes who has which slot, until one answers, if any does; ``last`` has just not answered."""
     for node in slots.nodes(last):
         try:
             (told,) = yield Ask(node, [_CLUSTER_SLOTS])
         except (RedisError, OSError) as error:
             if not is_no_answer(error):
                 raise
-            failed = error
             continue
         if not isinstance(told, Exception):
             slots.learn(told, node)
             return
         if not isinstance(told, ClusterDownError):
             raise told
-        failed = told
-    if last is None and failed is not None:
-        raise failed
 
 
 def _slots_of(commands: Sequence[Any]) -> list[int]:
@@ -249,11 +247,11 @@ def _slot_of(command: Any) -> int | None:
 def guarded(command: Any) -> Any:
     """What runs a script, but never in a slot that moves key by key; any other command as it is.
 
-    It names one key more, which is in its slot and never exists: no text in Postgres has a NUL.
+    It names one key more, which is in its slot and never exists: `{tag}:absent`.
     """
     if command[0] not in ("EVALSHA", "EVAL"):
         return command
     name, script, count, *rest = command
     keys, args = rest[:count], rest[count:]
-    beside = next((key for key in keys if "{" in key), keys[0])
-    return [name, GUARDED[script], count + 1, *keys, beside + "\0", *args]
+    tagged = next(key for key in keys if "{" in key)  # all but a queue itself are
+    return [name, GUARDED[script], count + 1, *keys, tagged[: tagged.index("}") + 1] + ":absent", *args]
