@@ -21,6 +21,7 @@ FRESH = [
     "claim:{}:1", "claim:{}:2", "copy:{}:1", "record:{}:1", "record:{}:2", "apply:{}:1", "apply:{}:2",
     "commit:{}:1", "commit:{}:2", "settle:{}:1", "settle:{}:2", "acknowledge:{}:1", "acknowledge:{}:2",
 ]  # fmt: skip
+OVERTAKEN = ["acknowledge:{}:1", "commit:{}:2", "settle:{}:2"]
 MERGED = ["claim:{}:5", "record:{}:1", "apply:{}:1", "commit:{}:1", "settle:{}:1", "acknowledge:{}:1"]
 RECOVERING = ["take:{}:1", "own:{}:1", "record:{}:1", "buried:{}:1", "settle:{}:1", "acknowledge:{}:1"]
 
@@ -72,6 +73,18 @@ def test_killed_while_many_batches_are_in_one_transaction(
     if point == "commit:after:1":
         assert len(load.ledger("recent_batches")) == 7
     load.add(20)
+    finish(options, load)
+
+
+@pytest.mark.parametrize("point", _both(OVERTAKEN))
+def test_killed_with_entries_left_to_a_later_frozen_batch_the_next_worker_settles_them(
+    point: str, options: dict[str, Any], load: Workload
+) -> None:
+    load.wb.put("users", 100, {"name": "early"})  # nothing later writes to it
+    load.users[100] = "early"
+    load.add(1200)  # more than one transaction takes, of rows that get several writes in each batch
+    crash({**options, "batch_size": 30}, point)
+    assert load.redis.llen(load.keys.inflight) > 0
     finish(options, load)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from writebehind_worker.plain_shape import PlainMessage
 from writebehind_worker.received import Fault, Message
-from writebehind_worker.settle import Settlement, settlements
+from writebehind_worker.settle import Settlement, settlements, still_shown
 
 
 def message(position: int, key: str | None, seq: int | None, ttl_s: int = 60) -> Message:
@@ -68,3 +69,26 @@ def test_each_key_is_told_of_its_last_applied_and_its_last_rejected_seq(
         assert settlement.applied_seq == max((i + 1 for i in applied), default=0)
         assert settlement.rejected_seq == max((i + 1 for i in mine if i in buried), default=0)
         assert settlement.ttl_s == writes[(applied or mine)[-1 if applied else 0]][2]
+
+
+def latest(**seqs: int) -> dict[str | None, PlainMessage]:
+    return {key: PlainMessage(table="users", id=1, seq=seq, key=key) for key, seq in seqs.items()}
+
+
+def test_an_entry_that_a_later_frozen_batch_changes_is_left_to_that_one() -> None:
+    a, b = Settlement("a", 60, applied_seq=1), Settlement("b", 60, applied_seq=2)
+    assert list(still_shown([a, b], [{}, latest(c=3), latest(a=4)])) == [b]
+
+
+def test_an_entry_is_settled_by_the_last_of_the_writes_that_are_frozen() -> None:
+    """A unit that is flushed in parts is among the later ones itself."""
+    unit = latest(a=7, b=3)
+    first, last = [Settlement("a", 60, applied_seq=2)], [Settlement("a", 60, applied_seq=7)]
+    assert list(still_shown(first, [unit])) == []
+    assert list(still_shown(last, [unit])) == last
+
+
+def test_that_a_write_was_rejected_is_told_at_once() -> None:
+    """The later write's entry may be of it: the entry has to be made dirty."""
+    rejected = [Settlement("a", 60, applied_seq=1, rejected_seq=2)]
+    assert list(still_shown(rejected, [latest(a=4)])) == rejected

@@ -137,12 +137,19 @@ class Cache:
         if w.settled < limit:
             seq = w.settled + 1
             yield f"settle {seq}", w._replace(settled=seq, entry=self._settle(w.entry, seq))
+            if self._may_leave(w, seq):
+                yield f"settle {seq}: left to a later write", w._replace(settled=seq)
         if w.applied < min(w.settled, w.committed):
             yield f"acknowledge {w.applied + 1}", w._replace(applied=w.applied + 1)
         if w.late_settles:
             for seq in range(1, w.settled + 1):
                 after = w._replace(late_settles=w.late_settles - 1, entry=self._settle(w.entry, seq))
                 yield f"settle {seq}, by a worker that was paused", after
+
+    def _may_leave(self, w: World, seq: int) -> bool:
+        """`still_shown` in settle.py."""
+        is_overtaken = seq < w.accepted or not self._needs({"left to a later write only"})
+        return is_overtaken and not (self.i.writes[seq - 1].is_bad and self._needs({"a rejection is told"}))
 
     def _shown(self, entry: Entry | None, op: str, seq: int) -> Entry | None:
         """The entry after a write: `show` in enqueue.lua."""

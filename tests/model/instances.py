@@ -186,6 +186,8 @@ LEFT_OUT: tuple[LeftOut, ...] = (
     _cache_without("tombstone", _PUT_ROW, _DELETE, violation="went back"),
     _cache_without("settle after COMMIT", _ADD_TO_ROW, _ADD_TO_ROW, violation="went back"),
     _cache_without("settle compares seq", _PUT_ROW, _PUT_ROW, violation="went back"),
+    _cache_without("left to a later write only", _PUT_ROW, violation="stale"),
+    _cache_without("a rejection is told", _PUT_ROW, _BAD_ADD, _ADD_TO_ROW, violation="stale"),
     _cache_without("dirty", _PUT_ROW, _BAD_ADD, _ADD_TO_ROW, violation="stale"),
     _cache_without("invalidate waits", _PUT_ROW, violation="went back"),
 )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 import msgspec
 
+from .plain_shape import PlainMessage
 from .received import Message
+
+Latest = Mapping[str | None, PlainMessage]
+"""Cache key → the last of some messages that changed the entry."""
 
 
 class Settlement(msgspec.Struct, gc=False):
@@ -36,3 +40,21 @@ def settlements(messages: Iterable[Message], buried: Container[int]) -> list[Set
         else:
             entry.applied_seq, entry.ttl_s = max(entry.applied_seq, message.seq), message.ttl_s
     return list(found.values())
+
+
+def still_shown(entries: Iterable[Settlement], later: Sequence[Latest]) -> Iterable[Settlement]:
+    """Without the entries that a frozen batch of ``later`` changes as well: that one settles them.
+
+    Such an entry shows the later write already, and whoever owns the queue then settles what is frozen. Of
+    hot rows it is most: Redis is not asked about each of them once a unit.
+    """
+    later = [latest for latest in later if latest]
+    if not later:
+        return entries
+    return [entry for entry in entries if entry.rejected_seq or not _is_overtaken(entry, later)]
+
+
+def _is_overtaken(entry: Settlement, later: Sequence[Latest]) -> bool:
+    # By seq: a unit that is flushed in parts is among the later ones, with what its own parts hold.
+    found = (latest.get(entry.cache_key) for latest in later)
+    return any(message is not None and (message.seq or 0) > entry.applied_seq for message in found)

@@ -38,7 +38,7 @@ from .pause import Pause
 from .persist import Persister, Stop
 from .prepared import prepare
 from .publisher import Publisher
-from .settle import Settlement
+from .settle import Settlement, still_shown
 from .state import WorkerState
 from .unit import Unit
 
@@ -204,7 +204,9 @@ class Tenure:
             for unit, flushed in those:
                 entries += unit.settlements({b.position for b in flushed.buried})
                 rejections += _rejections(unit, flushed)
-            self._queue.settle(entries)
+            with self._turn:
+                later = [unit.latest for unit in (self._flushing, *self._waiting) if unit is not None]
+            self._queue.settle(list(still_shown(entries, later)))
             messages = [message for unit, _ in those for message in unit.changes]
             self._publisher.publish(self._queue, messages)
             ids = [id for unit, _ in those for id in unit.ids]

@@ -11,7 +11,7 @@ from .digest import Digest
 from .execution import Statement
 from .frozen import FrozenBatch
 from .prepared import Prepared
-from .settle import Settlement, settlements
+from .settle import Latest, Settlement, settlements
 
 _PAYS_FROM = 1.5  # writes a row, from which it is better to wait for more of them
 
@@ -61,6 +61,11 @@ class Unit:
         if self.digest is not None:
             return self.digest.settlements
         return settlements(self.batches[0].messages, buried)
+
+    @property
+    def latest(self) -> Latest:
+        """The last message to each cache entry; empty where it is not at hand."""
+        return {} if self.digest is None else self.digest.latest
 
     @property
     def rows(self) -> int:
