@@ -170,12 +170,6 @@ def test_the_whole_of_it_is_valid_and_every_file_that_it_names_is_there() -> Non
             if volume["type"] == "bind":
                 assert volume["read_only"]
                 assert Path(volume["source"]).exists(), volume["source"]
-    (config,) = (part for part in services["prometheus"]["command"] if part.startswith("--config.file="))
-    mounts = {volume["target"]: volume["source"] for volume in services["prometheus"]["volumes"]}
-    folder, _, name = config.removeprefix("--config.file=").rpartition("/")
-    assert (Path(mounts[folder]) / name).read_text() == (
-        ROOT / "deploy/prometheus/prometheus.yaml"
-    ).read_text()
 
 
 @pytest.fixture
@@ -216,7 +210,7 @@ def test_one_command_starts_it_and_prometheus_sees_live_data(project: Project) -
     with urllib.request.urlopen(f"http://{address}/api/v1/rules", timeout=10) as response:
         groups = {group["file"] for group in json.load(response)["data"]["groups"]}
     assert {Path(file).name for file in groups} == {"rules.yaml", "alerts.yaml"}
-    wait_until(lambda: ask('sum(rate(writebehind_writes_total{job="writebehind"}[30s]))') > 10, 60, 1)
+    wait_until(lambda: ask('sum(rate(writebehind_writes_total{job="writebehind"}[1m]))') > 10, 60, 1)
     assert ask('writebehind_lease_held{queue="db:write:queue"}') == 1
     status = json.loads(project("exec", "-T", "worker", "writebehind", "status", "--json"))
     assert status["redis_error"] is None

@@ -78,7 +78,13 @@ def test_the_provisioning_files_fit_the_composition() -> None:
     assert PurePosixPath(home).parent == PurePosixPath(provider["options"]["path"])
     assert json.loads(read[home]) == DASHBOARD
 
-    asked = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yaml").read_text())
+    prometheus = compose["services"][address.hostname]
+    (config,) = (part.partition("=")[2] for part in command if part.startswith("--config.file="))
+    folders = {target: source for source, target, *_ in (v.split(":") for v in prometheus["volumes"])}
+    asked_of = docker / folders[str(PurePosixPath(config).parent)] / PurePosixPath(config).name
+    assert asked_of.resolve().is_relative_to(ROOT / "deploy" / "prometheus")
+    asked = yaml.safe_load(asked_of.read_text())
+    assert all((asked_of.parent / rules).exists() for rules in asked["rule_files"])
     (job,) = asked["scrape_configs"]
     (target,) = job["static_configs"][0]["targets"]
     name, _, port = target.partition(":")
