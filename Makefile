@@ -70,7 +70,7 @@ third-party: $(VENV)/.dev-installed ## Renew THIRD_PARTY.md from the lock and wh
 
 clean: ## Remove the virtual environment and all caches
 	rm -rf $(VENV) $(RELEASE) .venv-bench build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find producer worker tests bench examples release -name __pycache__ -type d -prune -exec rm -rf {} +
+	find producer worker tests bench deploy examples release -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pip may fail where a wheel does not fit: then what is left of the extra is installed.
 
