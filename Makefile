@@ -42,7 +42,7 @@ exhaustive: $(VENV)/.dev-installed ## Run the tests of which `make test` does a 
 containers: $(VENV)/.dev-installed ## Run the image, the compose file and the systemd unit, where there is a container engine
 	@$(BIN)/python -m pytest -m container $(ARGS)
 
-chaos: $(VENV)/.dev-installed ## Kill, pause and cut everything for SECONDS, drawn from SEED; TOPOLOGY=sentinel
+chaos: $(VENV)/.dev-installed ## Kill, pause and cut everything for SECONDS, drawn from SEED; TOPOLOGY=sentinel, cluster
 	@$(BIN)/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED) --topology $(TOPOLOGY) $(ARGS)
 
 sabotage: $(VENV)/.dev-installed ## Break rules of the protocol on purpose, one by one: chaos must find each

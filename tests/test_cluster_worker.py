@@ -16,6 +16,7 @@ from tests.support.fleets import RunningFleet
 from tests.support.sharded import Run, killed_after, run
 from tests.support.workers import RunningWorker, WorkerProcess
 
+from writebehind import WriteBehind
 from writebehind.keys import QueueKeys
 from writebehind.shards import Layout, shard_keys
 from writebehind_worker.config import Config
@@ -248,3 +249,59 @@ def test_doctor_looks_at_all_nodes(cluster: Cluster, options: dict[str, Any]) ->
         assert cluster_severity(options) == "fatal"
     finally:
         cluster.clients[place].config_set("maxmemory-policy", "noeviction")
+
+
+@pytest.fixture
+def wb(cluster: Cluster, queue: str) -> Iterator[WriteBehind]:
+    with WriteBehind.from_url(cluster.url, queue=queue, prefix="c:") as wb:
+        yield wb
+
+
+def test_the_cache_is_compared_and_a_row_explained_where_its_shard_is(
+    options: dict[str, Any],
+    keys: QueueKeys,
+    client: redis.Redis,
+    wb: WriteBehind,
+    applied: Applied,
+    pg: psycopg.Connection[Any],
+    run: Run,
+) -> None:
+    with RunningFleet(**options):
+        run("reshard", "3")
+        for id in range(20):
+            wb.put("counts", id, {"n": 1})
+        run("drain")
+        assert applied() == 20
+        assert "20 agree" in run("verify", "--all", "--prefix", "c:")
+        pg.execute("UPDATE counts SET n = 2 WHERE id = 7")
+        run("verify", "--all", "--prefix", "c:", code=1)
+        assert "/1/c:counts:7" in run("explain", "counts", "7", "--prefix", "c:", code=1)
+        run("verify", "--all", "--prefix", "c:", "--repair")
+        run("verify", "--all", "--prefix", "c:")
+        wb.put("counts", 8, {"n": 5}, route="elsewhere")
+        run("drain")
+        assert "c:counts:8" in run("explain", "counts", "8", "--prefix", "c:", code=None)
+
+
+def test_a_dead_letter_that_is_sent_again_shows_its_entry_where_the_row_is_by_then(
+    options: dict[str, Any],
+    keys: QueueKeys,
+    client: redis.Redis,
+    wb: WriteBehind,
+    applied: Applied,
+    pg: psycopg.Connection[Any],
+    run: Run,
+) -> None:
+    pg.execute("ALTER TABLE counts ADD CHECK (n < 10)")
+    with RunningFleet(**options):
+        for id in range(8):
+            wb.put("counts", id, {"n": 20})
+        run("drain")
+        run("reshard", "4")
+        pg.execute("ALTER TABLE counts DROP CONSTRAINT counts_n_check")
+        assert [wb.get("counts", id, load=lambda _: None) for id in range(8)] == [None] * 8
+        assert "Sent 8" in run("dead", "retry", "--all")
+        run("drain")
+        assert applied() == 160
+        run("verify", "--all", "--prefix", "c:")
+        assert [wb.get("counts", id, load=lambda _: {"n": 20}) for id in range(8)] == [{"n": 20}] * 8

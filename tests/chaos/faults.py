@@ -18,7 +18,7 @@ from writebehind_worker.pause import pause, resume, wait_until_settled
 
 from .schedule import Fault
 from .stage import QUEUE, Stage
-from .topology import Single, UnderSentinels
+from .topology import OfNodes, Single, UnderSentinels
 
 _LONGEST_WAIT_FOR_A_CALL_S = 0.5
 _LONGEST_DELAY_S = 0.05
@@ -52,6 +52,11 @@ class Faults:
             "pause primary": self._fail_over,
             "replace primary": self._fail_over,
             "restart sentinel": self._restart_sentinel,
+            "kill node": self._replace_node,
+            "pause node": self._replace_node,
+            "replace node": self._replace_node,
+            "move slot": self._move_slot,
+            "move slot key by key": self._move_slot,
             "restart postgres": self._restart_postgres,
             "read-only postgres": self._read_only_postgres,
             "terminate backends": self._terminate_backends,
@@ -137,6 +142,17 @@ class Faults:
         assert isinstance(self._stage.topology, UnderSentinels)
         if self._stage.topology.fail_over(fault.name):
             self._count("failovers")
+
+    def _replace_node(self, fault: Fault) -> None:
+        assert isinstance(self._stage.topology, OfNodes)
+        if self._stage.topology.replace_node(fault.name):
+            self._count("failovers")
+
+    def _move_slot(self, fault: Fault) -> None:
+        assert isinstance(self._stage.topology, OfNodes)
+        at_once = fault.name == "move slot"
+        if self._stage.topology.move_slot(None if at_once else fault.lasts_s):
+            self._count("slots moved")
 
     def _restart_sentinel(self, fault: Fault) -> None:
         assert isinstance(self._stage.topology, UnderSentinels)

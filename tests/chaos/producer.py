@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from redis import RedisError
+from redis import Redis, RedisError
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import ResponseError
 from redis.retry import Retry
@@ -27,7 +27,8 @@ from writebehind import (
     RedisUnavailable,
     WriteBehind,
 )
-from writebehind.address import connect
+from writebehind.address import connect, read_address
+from writebehind_worker.nodes import node_of
 
 from .history import Kind, Line, Write, encode, file_name
 from .sabotage import SABOTAGES
@@ -67,6 +68,14 @@ def produce(orders: Orders) -> None:
     if orders.sabotage is not None:
         SABOTAGES[orders.sabotage].spoil_producer()
     (_RawProducer if orders.is_raw else _LibraryProducer)(orders).run(stop)
+
+
+def client_of(url: str, queue: str, timeout_s: float) -> Redis:
+    """One that never sends again; of a cluster, of the node that has the queue now. Raises ``RedisError``."""
+    timeouts = dict.fromkeys(("socket_timeout", "socket_connect_timeout"), timeout_s)
+    options = {**timeouts, "retry": Retry(NoBackoff(), 0)}
+    address = read_address(url)
+    return node_of(address, queue, options, options) if address.kind == "cluster" else connect(url, options)
 
 
 class _Producer:
@@ -239,14 +248,17 @@ class _RawProducer(_Producer):
 
     def __init__(self, orders: Orders) -> None:
         super().__init__(orders)
-        self._redis = connect(
-            orders.redis_url,
-            {
-                "socket_timeout": _TIMEOUT_S,
-                "socket_connect_timeout": _TIMEOUT_S,
-                "retry": Retry(NoBackoff(), 0),
-            },
-        )
+        self._redis: Redis | None = None
+
+    def _client(self) -> Redis:
+        if self._redis is None:
+            self._redis = client_of(self._orders.redis_url, self._orders.queue, _TIMEOUT_S)
+        return self._redis
+
+    def _ask_anew(self) -> None:
+        if self._redis is not None:
+            self._redis.close()
+        self._redis = None
 
     def run(self, stop: threading.Event) -> None:
         while not stop.is_set():
@@ -262,16 +274,19 @@ class _RawProducer(_Producer):
 
     def _has_room(self) -> bool:
         try:
-            return int(self._redis.llen(self._orders.queue)) < _LONGEST_QUEUE
+            return int(self._client().llen(self._orders.queue)) < _LONGEST_QUEUE
         except RedisError:
+            self._ask_anew()
             return False
 
     def _push(self, writes: list[Write]) -> Line:
         try:
-            self._redis.lpush(self._orders.queue, *map(wire, writes))
-        except ResponseError as error:  # full
+            self._client().lpush(self._orders.queue, *map(wire, writes))
+        except ResponseError as error:  # full, or of a node that does not have the slot
+            self._ask_anew()
             return Line(self._calls, refused=str(error))
         except RedisError as error:
+            self._ask_anew()
             return Line(self._calls, unknown=str(error))
         return Line(self._calls, ok=0)
 

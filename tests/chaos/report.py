@@ -15,7 +15,7 @@ _MOST_SHOWN = 20
 _PLAIN_EVERY_S = 10.0
 _FAULTS = (
     "kills", "pauses", "restarts", "backends terminated", "links cut", "links delayed", "links half-open",
-    "replies dropped", "times read-only", "times full", "queue pauses", "failovers",
+    "replies dropped", "times read-only", "times full", "queue pauses", "failovers", "slots moved",
 )  # fmt: skip
 _ALWAYS: tuple[Kind, ...] = ("lost", "repeated", "out of order")
 

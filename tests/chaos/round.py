@@ -13,7 +13,6 @@ from pathlib import Path
 from .checker import Verdict, check
 from .faults import Faults
 from .history import read_histories
-from .producer import CACHE_PREFIX
 from .report import LiveLine
 from .schedule import schedule
 from .snapshot import take_snapshot
@@ -71,7 +70,7 @@ def play(stage: Stage, plan: Plan, history: Path, line: LiveLine) -> Outcome:
             f"{stage.pending()} writes were pending {plan.drain_timeout_s:.0f} s after the faults"
         )
     with stage.postgres() as pg, stage.redis() as client:
-        snapshot = take_snapshot(pg, client, CACHE_PREFIX)
+        snapshot = take_snapshot(pg, client, stage.cache_prefix)
     verdict = check(read_histories(history), snapshot)
     verdict.counts += flushes_of(stage) - flushes
     return Outcome(verdict, faults.done, troubles + crashes(stage), is_drained)

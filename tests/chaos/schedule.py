@@ -61,6 +61,16 @@ LANES = {
             "restart sentinel": (1, 0.0, 2.0),
         },
     ),
+    "nodes": _Lane(
+        (3.0, 6.0),
+        {
+            "kill node": (2, 0.0, 0.0),
+            "pause node": (1, 0.0, 0.0),
+            "replace node": (1, 0.0, 0.0),
+            "move slot": (2, 0.0, 0.0),
+            "move slot key by key": (2, 0.1, 1.0),
+        },
+    ),
     "operator": _Lane((3.0, 8.0), {"pause queue": (1, 0.3, 1.5)}),
     "worker-redis": _Lane((3.0, 8.0), _LINK),
     "worker-postgres": _Lane((3.0, 8.0), _LINK),

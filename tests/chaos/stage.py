@@ -11,16 +11,14 @@ from typing import Any, Self
 
 import psycopg
 from redis import Redis, RedisError
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 from tests.support.workers import flags
 
-from writebehind.address import connect
+from writebehind.keys import QueueKeys
 from writebehind_worker.embedded import EmbeddedPostgres
 from writebehind_worker.testing.proxy import Proxy, proxied_url
 
 from .child import Child, work
-from .producer import CACHE_PREFIX, Orders, produce
+from .producer import CACHE_PREFIX, Orders, client_of, produce
 from .sabotage import SABOTAGES
 from .topology import TOPOLOGIES
 
@@ -81,7 +79,13 @@ class Stage:
     # Direct connections, past the proxies.
 
     def redis(self) -> Redis:
-        return connect(self.topology.url, {"socket_timeout": 10, "retry": Retry(NoBackoff(), 0)})
+        """Of a cluster, the node that has the queue."""
+        return client_of(self.topology.url, QUEUE, 10)
+
+    @property
+    def cache_prefix(self) -> str:
+        """What the keys of the cache begin with."""
+        return (QueueKeys(QUEUE).entry("", 0) if self.topology.has_entries_by_queue else "") + CACHE_PREFIX
 
     def postgres(self) -> psycopg.Connection[Any]:
         """Autocommit, and not read-only while others are."""
@@ -202,7 +206,7 @@ class Stage:
         with self.postgres() as pg:
             pg.execute(f"TRUNCATE {_TABLES}")
         with self.redis() as client:
-            for key in list(client.scan_iter(match=f"{CACHE_PREFIX}*", count=1000)):
+            for key in list(client.scan_iter(match=f"{self.cache_prefix}*", count=1000)):
                 client.unlink(key)
         self._accepted_before = 0
         self._progress = None

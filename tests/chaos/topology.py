@@ -8,7 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, Protocol, Self
 
-from redis import RedisError
+from redis import Redis, RedisError
+from tests.support.cluster import Cluster
 from tests.support.sentinels import SERVICE, Sentinels, send
 
 from writebehind_worker.embedded import EmbeddedRedis
@@ -17,19 +18,25 @@ from writebehind_worker.testing.wait import wait_until
 from .schedule import LANES
 
 _NO_EVICTION = {"maxmemory-policy": "noeviction"}
-_FAILOVER = "failover"
+_FAILOVER, _NODES = "failover", "nodes"
 _OF_ONE_REDIS = {"redis", "worker-redis", "producer-redis"}
 _WRITES_WAIT_MS = 30_000  # longer than all that is waited for until a promotion
 _DOWN_AFTER_MS = 2000  # of a busy machine, too: a failover of their own would lose writes
 _CAUGHT_UP_S = 3.0
 _PROMOTED_S = 20.0
+_NODE_TIMEOUT_MS = 5000
+_QUEUE = "chaos:queue"
 
 
 class Topology(Protocol):
-    """``lanes``: of the schedule, what can be done to it. ``has_links``: its clients can come by a proxy."""
+    """``lanes``: of the schedule, what can be done to it. ``has_links``: its clients can come by a proxy.
+
+    ``has_entries_by_queue``: cache keys begin with what puts them into the queue's slot.
+    """
 
     lanes: ClassVar[frozenset[str]]
     has_links: ClassVar[bool]
+    has_entries_by_queue: ClassVar[bool]
 
     def __init__(self, folder: Path) -> None: ...
 
@@ -47,8 +54,9 @@ class Topology(Protocol):
 class Single:
     """One server, killed and started again."""
 
-    lanes: ClassVar[frozenset[str]] = frozenset(LANES) - {_FAILOVER}
+    lanes: ClassVar[frozenset[str]] = frozenset(LANES) - {_FAILOVER, _NODES}
     has_links: ClassVar[bool] = True
+    has_entries_by_queue: ClassVar[bool] = False
 
     def __init__(self, folder: Path) -> None:
         self.redis = EmbeddedRedis(folder, options=_NO_EVICTION)
@@ -75,8 +83,9 @@ class UnderSentinels(Sentinels):
     are held for the moment in which the replica gets the last ones; whoever sends one then hears nothing.
     """
 
-    lanes: ClassVar[frozenset[str]] = frozenset(LANES) - _OF_ONE_REDIS
+    lanes: ClassVar[frozenset[str]] = frozenset(LANES) - _OF_ONE_REDIS - {_NODES}
     has_links: ClassVar[bool] = False
+    has_entries_by_queue: ClassVar[bool] = False
 
     def __init__(self, folder: Path) -> None:
         super().__init__(lags=False, down_after_ms=_DOWN_AFTER_MS, failover_timeout_ms=5000)
@@ -116,17 +125,8 @@ class UnderSentinels(Sentinels):
         wait_until(lambda: self.role(replica) == "master", _PROMOTED_S, message="no promotion")
 
     def _hold_writes(self, primary: EmbeddedRedis, replica: EmbeddedRedis) -> bool:
-        deadline = time.monotonic() + _CAUGHT_UP_S
-        with suppress(RedisError), self.on(primary) as first, self.on(replica) as second:
-            first.client_pause(_WRITES_WAIT_MS, all=False)
-            while time.monotonic() < deadline:
-                here, there = first.info("replication"), second.info("replication")
-                has_all = there.get("slave_repl_offset") == here["master_repl_offset"]
-                if there.get("master_link_status") == "up" and has_all:
-                    return True
-                time.sleep(0.01)
-            first.client_unpause()
-        return False
+        with self.on(primary) as first, self.on(replica) as second:
+            return _hold_writes(first, second)
 
     def heal(self) -> None:
         for server in self.servers:
@@ -134,4 +134,81 @@ class UnderSentinels(Sentinels):
         wait_until(lambda: self._primary() is not None, _PROMOTED_S, message="no primary")
 
 
-TOPOLOGIES: dict[str, type[Topology]] = {"single": Single, "sentinel": UnderSentinels}
+def _hold_writes(first: Redis, second: Redis) -> bool:
+    """Whether the replica, the second one, has all that the first will ever have."""
+    deadline = time.monotonic() + _CAUGHT_UP_S
+    with suppress(RedisError):
+        first.client_pause(_WRITES_WAIT_MS, all=False)
+        while time.monotonic() < deadline:
+            here, there = first.info("replication"), second.info("replication")
+            has_all = there.get("slave_repl_offset") == here["master_repl_offset"]
+            if there.get("master_link_status") == "up" and has_all:
+                return True
+            time.sleep(0.01)
+        first.client_unpause()
+    return False
+
+
+class OfNodes(Cluster):
+    """Six nodes. The primary of the queue's slot is replaced as under sentinels, or the slot goes elsewhere.
+
+    Their own failover is slow, so that a busy machine does not begin one, which would lose writes.
+    """
+
+    lanes: ClassVar[frozenset[str]] = frozenset(LANES) - _OF_ONE_REDIS - {_FAILOVER}
+    has_links: ClassVar[bool] = False
+    has_entries_by_queue: ClassVar[bool] = True
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__({"cluster-node-timeout": str(_NODE_TIMEOUT_MS)})
+
+    def replace_node(self, fault: str) -> bool:
+        """Whether ``fault`` came to be: a replica may not have caught up yet after the last one."""
+        if not self.is_whole():
+            return False
+        primary = self.node_of(_QUEUE)
+        replica = self.replica_of(primary)
+        if fault == "replace node":
+            self.fail_over(primary)
+            return True
+        if not _hold_writes(self.clients[primary], self.clients[replica]):
+            return False
+        if fault == "kill node":
+            self.kill(primary)
+        else:
+            send(self.nodes[primary], signal.SIGSTOP)
+        try:
+            self.take_over(replica)
+        finally:
+            if fault == "pause node":
+                send(self.nodes[primary], signal.SIGCONT)
+        self.nodes[primary].start()
+        self.wait_for_replica(primary)
+        self.clients[primary].client_unpause()  # it may be the primary again before long
+        return True
+
+    def move_slot(self, slowly_s: float | None) -> bool:
+        """To another primary: at once, or key by key within so many seconds."""
+        if not self.is_whole():
+            return False
+        target = self.other_primary(self.node_of(_QUEUE))
+        if slowly_s is None:
+            self.move_at_once(_QUEUE, target)
+        else:
+            move = self.slot_moves(_QUEUE, target)
+            move.begin()
+            time.sleep(slowly_s / 2)
+            move.move_keys(50)
+            time.sleep(slowly_s / 2)
+            move.end()
+        return True
+
+    def heal(self) -> None:
+        self.restart(*range(len(self.nodes)))
+
+
+TOPOLOGIES: dict[str, type[Topology]] = {
+    "single": Single,
+    "sentinel": UnderSentinels,
+    "cluster": OfNodes,
+}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from typing import Any, Self
 
 import redis
@@ -25,11 +25,14 @@ _START_S = 60
 class Cluster:
     """``nodes``: the first three begin as primaries; ``nodes[n + 3]`` is the replica of ``nodes[n]``."""
 
+    def __init__(self, options: Mapping[str, str] | None = None) -> None:
+        self._options = _OPTIONS | dict(options or {})
+
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             folder = temporary_data_dir()
             stack.callback(shutil.rmtree, folder)
-            self.nodes = [_Node(folder / str(n), options=_OPTIONS) for n in range(2 * PRIMARIES)]
+            self.nodes = [_Node(folder / str(n), options=self._options) for n in range(2 * PRIMARIES)]
             for node in self.nodes:
                 stack.callback(node.kill)
                 _start(node)
@@ -102,6 +105,21 @@ class Cluster:
         """The place of its replica."""
         mine = _id(self.clients[place])
         return next(n for n, client in enumerate(self.clients) if _primary_of(client) == mine)
+
+    def take_over(self, place: int) -> None:
+        """A replica takes its primary's place, whatever that one does: nobody is asked."""
+        self.clients[place].execute_command("CLUSTER FAILOVER", "TAKEOVER")
+        _wait(lambda: not _primary_of(self.clients[place]))
+
+    def wait_for_replica(self, place: int) -> None:
+        """Until this one, which was a primary, has heard who is."""
+        _wait(lambda: bool(_primary_of(self.clients[place])))
+
+    def is_whole(self) -> bool:
+        """All nodes are there, and have what they should have."""
+        with suppress(redis.RedisError):
+            return all(_is_whole(client) for client in self.clients)
+        return False
 
     def restart(self, *places: int) -> None:
         """They come back with what they had on disk, and the cluster is whole."""

@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, groupby
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgspec
 import psycopg
@@ -15,6 +15,7 @@ from redis import Redis
 
 from writebehind.batch import MAX_BATCH
 from writebehind.carrier import Carrier
+from writebehind.cluster_carrier import ClusterCarrier
 from writebehind.division import CLOSED_FOR_S, Division
 from writebehind.enqueue import Enqueue, ShardMoved, pack_write_with_frames
 from writebehind.errors import QueueFull
@@ -28,8 +29,10 @@ from writebehind.translate import redis_errors_as_ours
 
 from .dead import PAGE, Letter
 from .errors import FatalError
+from .nodes import is_clustered
 from .packed_rows import frames_of
 from .received import Message, receive
+from .rehoming import at_home, renamed
 
 _BYTES_AT_ONCE = 8 << 20
 _MOVED_S = 0.05
@@ -161,10 +164,14 @@ class Sender:
     def __init__(self, client: Redis, keys: QueueKeys, max_queue_length: int) -> None:
         self._client, self._limit = client, max_queue_length
         self._keys = _whole(client, keys)
-        self._carrier = Carrier(client)
+        self._is_clustered = is_clustered(client)
+        self._carrier = ClusterCarrier(cast(Any, client)) if self._is_clustered else Carrier(client)
         sessions = SessionPool()
         self._division = Division(
-            self._keys, None, lambda shard, stamp: Enqueue(shard, sessions, None, stamp)
+            self._keys,
+            None,
+            lambda shard, stamp: Enqueue(shard, sessions, None, stamp),
+            is_clustered=self._is_clustered,
         )
 
     def send(self, retries: Iterable[Retry]) -> Iterator[Sequence[int]]:
@@ -208,12 +215,24 @@ class Sender:
         packed: list[bytes] = []
         ops: set[Op] = set()
         for retry in retries:
-            for number, shown in enumerate(retry.shown):
+            at_home = self._at_home(way, retry)
+            for number, shown in enumerate(at_home.shown):
                 entries.append(shown.cache_key)
                 ops.add(shown.op)
-                message = retry.message if number == 0 else b""  # of a group it comes with the first
+                message = at_home.message if number == 0 else b""  # of a group it comes with the first
                 packed.append(pack_write_with_frames(shown.op, message, shown.fields))
         self._carrier.run(way.steps(entries, ops, packed, self._limit))
+
+    def _at_home(self, way: Enqueue, retry: Retry) -> Retry:
+        """On a cluster the row may be in another shard by now, and its entry is named by that."""
+        if not self._is_clustered:
+            return retry
+        message, shown = retry.message, []
+        for one in retry.shown:
+            entry = at_home(self._keys, one.cache_key, way.entry)
+            message = renamed(message, one.cache_key, entry)
+            shown.append(one._replace(cache_key=entry))
+        return Retry(retry.letter, message, shown)
 
     def _push(self, retries: Sequence[Retry]) -> None:
         with redis_errors_as_ours("retry"):

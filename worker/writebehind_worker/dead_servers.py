@@ -16,6 +16,7 @@ from .config import Config
 from .connections import postgres_error, redis_error
 from .dead import DeadLetters
 from .errors import FatalError, LedgerMissing, LedgerOutdated
+from .nodes import REDIS_ERRORS
 from .postgres import connect
 
 
@@ -46,6 +47,6 @@ def connected_redis(config: Config) -> Iterator[redis.Redis]:
     except QueueFull as error:
         hint = "what was sent stays sent; once the worker has caught up, run the same command again"
         raise FatalError(str(error), hint) from error
-    except (redis.RedisError, WriteBehindError) as error:
+    except (*REDIS_ERRORS, WriteBehindError) as error:
         hint = "check --redis-url and the user's rights; what was sent stays sent: run the same command again"
         raise FatalError(redis_error(config, error), hint) from error
