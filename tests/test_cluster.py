@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import operator
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -11,11 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import psycopg
 import pytest
 import redis
 import redis.asyncio
 from redis.cluster import RedisCluster
+from redis.crc import key_slot
 from tests.support.cluster import Cluster
+from tests.support.fleets import RunningFleet
+from tests.support.sharded import Run, run
 
 from writebehind import (
     AsyncWriteBehind,
@@ -26,12 +31,15 @@ from writebehind import (
     RedisUnavailable,
     SessionStore,
     WriteBehind,
+    WriteRejected,
 )
 from writebehind import cluster as routing
 from writebehind.keys import QueueKeys
 from writebehind.shards import shard_keys
 from writebehind_worker.resharding import divide, layout_of, still_draining
 from writebehind_worker.testing.wait import wait_until
+
+__all__ = ["run"]
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +59,11 @@ def client(cluster: Cluster) -> Iterator[redis.Redis]:
 @pytest.fixture
 def url(cluster: Cluster) -> str:
     return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in cluster.nodes[:2])
+
+
+@pytest.fixture
+def options(url: str, postgres_url: str, queue: str) -> dict[str, Any]:
+    return {"redis_url": url, "postgres_url": postgres_url, "queue": queue}
 
 
 @pytest.fixture
@@ -384,7 +397,6 @@ def test_a_reader_that_slept_through_divisions_sees_what_was_written_since(
             divide_seen = sleeper.get_many("users", list(ids), never)
             assert divide_seen == [{"n": round}] * len(ids)
         assert not any(sleeper.invalidate_many("users", list(ids)))
-    assert wb.keys.plain_of(keys.entry("users:1", 3)) == (3, "users:1")
 
 
 def test_a_row_is_not_loaded_while_former_shards_may_hold_a_write_to_it(
@@ -405,3 +417,124 @@ def test_a_row_is_not_loaded_while_former_shards_may_hold_a_write_to_it(
     assert still_draining(client, keys, layout_of(client, keys)) == 0
     assert wb.get("users", 1, lambda _: {"n": 1}) == {"n": 1}
     assert wb.get("users", 1, never) == {"n": 1}
+
+
+def test_counters_are_exact_and_no_read_goes_back_whatever_the_cluster_does(
+    cluster: Cluster,
+    url: str,
+    queue: str,
+    client: redis.Redis,
+    keys: QueueKeys,
+    postgres_url: str,
+    pg: psycopg.Connection[Any],
+) -> None:
+    """A worker, a writer of each of some rows and a reader, while shards, slots and nodes change."""
+    pg.execute("CREATE TABLE counts (id int PRIMARY KEY, n int NOT NULL)")
+    rows, stop, failed = range(4), threading.Event(), list[BaseException]()
+    accepted, seen = [0] * len(rows), [0] * len(rows)
+
+    def until_stopped(step: Callable[[WriteBehind, int], None], id: int) -> None:
+        try:
+            with WriteBehind.from_url(url, queue=queue) as wb:
+                while not stop.is_set():
+                    step(wb, id)
+        except BaseException as error:
+            failed.append(error)
+
+    def add(wb: WriteBehind, id: int) -> None:
+        wb.increment("counts", id, {"n": 1})
+        accepted[id] += 1
+
+    def look(wb: WriteBehind, _: int) -> None:
+        for id in rows:
+            at_least = max(accepted[id], seen[id])
+            row = wb.get("counts", id, lambda id: load(postgres_url, id), timeout=30)
+            seen[id] = 0 if row is None else row["n"]
+            assert seen[id] >= at_least, f"{id}: {seen[id]} after {at_least}"
+
+    def have_gone_on() -> None:
+        before = accepted + seen
+        wait_until(lambda: bool(failed) or all(map(operator.lt, before, accepted + seen)), 60)
+
+    threads = [threading.Thread(target=until_stopped, args=(add, id)) for id in rows]
+    threads.append(threading.Thread(target=until_stopped, args=(look, 0)))
+    with RunningFleet(redis_url=url, postgres_url=postgres_url, queue=queue):
+        for thread in threads:
+            thread.start()
+        try:
+            have_gone_on()
+            divide(client, keys, 3)
+            have_gone_on()
+            shard = shard_keys(queue, 3)[1].clock
+            for move in (key_by_key, Cluster.move_at_once):
+                move(cluster, shard, cluster.other_primary(cluster.node_of(shard)))
+                have_gone_on()
+            cluster.fail_over(cluster.node_of(shard))
+            have_gone_on()
+            wait_until(lambda: layout_of(client, keys).draining is None)
+            divide(client, keys, 1)
+            have_gone_on()
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        assert not failed
+        query = "SELECT n FROM counts ORDER BY id"
+        wait_until(lambda: [n for (n,) in pg.execute(query).fetchall()] == accepted)
+
+
+def test_a_dead_letter_is_sent_again_to_where_its_rows_are_now(
+    wb: WriteBehind,
+    options: dict[str, Any],
+    client: redis.Redis,
+    keys: QueueKeys,
+    pg: psycopg.Connection[Any],
+    run: Run,
+) -> None:
+    pg.execute("CREATE TABLE counts (id int PRIMARY KEY, n int NOT NULL CHECK (n < 10))")
+    with RunningFleet(**options):
+        alone = wb.put("counts", 1, {"n": 10})
+        with wb.atomic(route="r") as tx:
+            tx.put("counts", 2, {"n": 1})
+            tx.put("counts", 3, {"n": 10})
+        for receipt in (alone, tx.receipt):
+            assert receipt is not None
+            with pytest.raises(WriteRejected):
+                receipt.wait(30)
+        divide(client, keys, 3)
+        wait_until(lambda: layout_of(client, keys).draining is None)
+        pg.execute("ALTER TABLE counts DROP CONSTRAINT counts_n_check")
+        assert "2" in run("dead", "retry", "--all")
+        query = "SELECT id, n FROM counts ORDER BY id"
+        wait_until(lambda: pg.execute(query).fetchall() == [(1, 10), (2, 1), (3, 10)])
+        wait_until(lambda: not list(client.scan_iter(f"*{keys.queue}*/counts:*")))  # as of every retry
+
+
+def key_by_key(cluster: Cluster, key: str, target: int) -> None:
+    slot = cluster.slot_moves(key, target)
+    slot.begin()
+    slot.move_keys(2)
+    slot.end()
+
+
+def load(postgres_url: str, id: int) -> dict[str, Any] | None:
+    with psycopg.connect(postgres_url) as connection:
+        found = connection.execute("SELECT n FROM counts WHERE id = %s", [id]).fetchone()
+    return None if found is None else {"id": id, "n": found[0]}
+
+
+def test_an_entry_s_name_is_taken_apart_as_it_was_made() -> None:
+    for queue in ("db:write:queue", "{a}q"):
+        keys = QueueKeys(queue)
+        for one in (keys, *shard_keys(queue, 4)):
+            entry = one.entry("v1:users:a/b", 12)
+            assert keys.plain_of(entry) == one.plain_of(entry) == (12, "v1:users:a/b")
+            assert key_slot(entry.encode()) == key_slot(one.clock.encode()) == key_slot(one.queue.encode())
+        for other in (
+            "users:1",
+            f"{queue}/0/users:1",
+            "{other}/0/users:1",
+            keys.clock,
+            f"{{{queue}}}/x/users:1",
+        ):
+            assert keys.plain_of(other) is None or "{" in queue

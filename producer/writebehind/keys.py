@@ -9,7 +9,7 @@ from functools import lru_cache
 DEFAULT_QUEUE = "db:write:queue"
 
 
-_NUMBER = re.compile(r"0|[1-9][0-9]*", re.ASCII)
+_SHARD = r"(?::[0-9]+of[0-9]+)?"
 
 
 @lru_cache(maxsize=100)
@@ -47,12 +47,14 @@ class QueueKeys:
         return f"{_slot_name(self.queue)}/{number}/{plain}"
 
     def plain_of(self, entry: str) -> tuple[int, str] | None:
-        """The number and the plain key that :meth:`entry` was made of; ``None`` for what is none of these."""
-        head = f"{_slot_name(self.queue)}/"
-        number, slash, plain = entry.removeprefix(head).partition("/")
-        if not entry.startswith(head) or not slash or not _NUMBER.fullmatch(number):
-            return None
-        return int(number), plain
+        """The number and the plain key that :meth:`entry` was made of, for this queue or a shard of it.
+
+        ``None`` for what is none of these.
+        """
+        name = _slot_name(self.queue)
+        head = re.escape(name) + _SHARD if name == self.queue else re.escape(name[:-1]) + _SHARD + r"\}"
+        found = re.fullmatch(rf"{head}/(0|[1-9][0-9]*)/(.*)", entry, re.ASCII | re.DOTALL)
+        return None if found is None else (int(found[1]), found[2])
 
     @property
     def inflight(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 import msgspec
@@ -12,10 +11,7 @@ from writebehind.keys import QueueKeys
 
 def plain_entry(keys: QueueKeys, entry: str) -> str | None:
     """What an entry's name was made of, in whichever shard and division; ``None``: none of the queue."""
-    found = re.match(rf"\{{?{re.escape(keys.queue)}(:[1-9][0-9]*of[1-9][0-9]*)?\}}?/", entry)
-    if found is None:
-        return None
-    named = QueueKeys(keys.queue + (found[1] or "")).plain_of(entry)
+    named = keys.plain_of(entry)
     return None if named is None else named[1]
 
 
