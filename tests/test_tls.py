@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import re
 import ssl
@@ -17,10 +18,11 @@ import trustme
 from click.testing import CliRunner
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from tests.support.cluster import one_node
 from tests.support.tls import TlsFront
 from tests.support.workers import RunningWorker, WorkerProcess
 
-from writebehind import RedisUnavailable, WriteBehind
+from writebehind import AsyncWriteBehind, RedisUnavailable, WriteBehind
 from writebehind_worker.cli import cli
 from writebehind_worker.testing.wait import wait_until
 
@@ -246,3 +248,23 @@ def test_a_certificate_that_is_mended_is_taken_without_a_restart(
         assert worker.wait_for_event("postgres")["up"] is False
         fronts.postgres.context = authority.server()
         worker.wait_for_event("owner")
+
+
+def test_the_nodes_of_a_cluster_are_spoken_to_in_tls(authority: Authority, queue: str) -> None:
+    with one_node() as node:
+        port = node.connection_pool.connection_kwargs["port"]
+        with TlsFront(f"redis://{HOST}:{port}", authority.server()) as front:
+            node.config_set("cluster-announce-port", front.port)  # what it tells of itself
+            query = urlencode({"ssl_ca_certs": authority.files.ca, "ssl_check_hostname": True})
+            url = f"rediss+cluster://{HOST}:{front.port}?{query}"
+            with WriteBehind.from_url(url, queue=queue) as wb:
+                wb.put("users", 1, {"name": "Ada"})
+
+            async def read() -> object:
+                async with AsyncWriteBehind.from_url(url, queue=queue) as wb:
+                    return await wb.get("users", 1)
+
+            assert asyncio.run(read()) == {"name": "Ada"}
+            wrong = url.replace(authority.files.ca.name, authority.files.other_ca.name)
+            with pytest.raises(RedisUnavailable):
+                WriteBehind.from_url(wrong, queue=queue)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Self
 
 import redis
@@ -139,6 +139,22 @@ class Cluster:
         for n, client in enumerate(self.clients[PRIMARIES:]):
             client.execute_command("CLUSTER REPLICATE", _id(self.clients[n]))
         _wait(lambda: all(_is_whole(client) for client in self.clients))
+
+
+@contextmanager
+def one_node() -> Iterator[redis.Redis]:
+    """A cluster of one node, which has all slots; a client of that node alone."""
+    folder = temporary_data_dir()
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder)
+        node = _Node(folder / "0", options=_OPTIONS)
+        stack.callback(node.kill)
+        _start(node)
+        client = stack.enter_context(redis.Redis.from_url(node.url))
+        ask: Any = client.execute_command
+        ask("CLUSTER ADDSLOTSRANGE", 0, SLOTS - 1)
+        _wait(lambda: _info(client)["cluster_state"] == "ok")
+        yield client
 
 
 class SlotMove:
