@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import psycopg
@@ -14,13 +16,14 @@ from redis.cluster import RedisCluster
 from tests.support.cluster import Cluster
 from tests.support.fleets import RunningFleet
 from tests.support.sharded import Run, killed_after, run
-from tests.support.workers import RunningWorker, WorkerProcess
+from tests.support.workers import ROOT, RunningWorker, WorkerProcess
 
 from writebehind import WriteBehind
 from writebehind.keys import QueueKeys
 from writebehind.shards import Layout, shard_keys
 from writebehind_worker.config import Config
 from writebehind_worker.doctor_redis import examine_redis
+from writebehind_worker.nodes import identity
 from writebehind_worker.resharding import divide, layout_of, still_draining
 from writebehind_worker.testing.wait import wait_until
 
@@ -36,7 +39,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def options(cluster: Cluster, postgres_url: str, queue: str) -> dict[str, Any]:
-    return {"redis_url": cluster.url, "postgres_url": postgres_url, "queue": queue}
+    return {"redis_url": cluster.url, "postgres_url": postgres_url, "queue": queue, "lease_ttl_s": 1.0}
 
 
 @pytest.fixture
@@ -150,7 +153,7 @@ def test_a_worker_goes_on_where_its_node_has_died(
 def test_a_worker_that_was_paused_on_the_former_node_is_fenced(
     cluster: Cluster, options: dict[str, Any], keys: QueueKeys, sender: Sender, applied: Applied
 ) -> None:
-    with WorkerProcess(**options, lease_ttl_s=0.5, metrics_port=0) as paused:
+    with WorkerProcess(**options, metrics_port=0) as paused:
         sender.send(50)
         wait_until(lambda: applied() == 50)
         paused.pause()
@@ -305,3 +308,47 @@ def test_a_dead_letter_that_is_sent_again_shows_its_entry_where_the_row_is_by_th
         assert applied() == 160
         run("verify", "--all", "--prefix", "c:")
         assert [wb.get("counts", id, load=lambda _: {"n": 20}) for id in range(8)] == [{"n": 20}] * 8
+
+
+@contextmanager
+def user(cluster: Cluster, name: str, queue: str, *more: str) -> Iterator[str]:
+    """A user as deploy/redis-acl.conf has it, on all nodes; the URL by which it comes."""
+    text = (ROOT / "deploy" / "redis-acl.conf").read_text()
+    line = next(line for line in text.splitlines() if line.startswith(f"user writebehind-{name} "))
+    rules = line.split(maxsplit=2)[2].replace("db:write:queue", queue).replace("cache:*", f"{{{queue}}}/*")
+    rights = [*re.findall(r"\([^)]*\)|\S+", rules), "+cluster|slots", "+command", "+asking", *more]
+    nodes: list[Any] = cluster.clients
+    for node in nodes:
+        node.execute_command("ACL", "SETUSER", f"{queue}-{name}", "reset", *rights)
+    yield cluster.url.replace("://", f"://{queue.replace(':', '%3A')}-{name}:change-me-{name}@")
+    for node in nodes:
+        node.execute_command("ACL", "DELUSER", f"{queue}-{name}")
+
+
+def test_users_may_do_their_job_on_a_cluster(
+    cluster: Cluster, options: dict[str, Any], queue: str, wb: WriteBehind, applied: Applied, run: Run
+) -> None:
+    wb.put("counts", 1, {"n": 1})
+    with (
+        user(cluster, "worker", queue, "+cluster|nodes") as worker,
+        user(cluster, "operator", queue) as operator,
+        user(cluster, "mender", queue) as mender,
+        RunningFleet(**options | {"redis_url": worker}),
+    ):
+        wait_until(lambda: applied() == 1)
+        options["redis_url"] = operator
+        run("drain")
+        assert "0 wait for a write" in run("verify", "--all", "--prefix", "c:")
+        assert "/0/c:counts:1" in run("explain", "counts", "1", "--prefix", "c:")
+        assert "settled" in run("status")
+        options["redis_url"] = mender
+        run("pause")
+        run("resume")
+
+
+def test_a_node_that_was_promoted_again_is_another_one() -> None:
+    first: dict[str, Any] = {"run_id": "a", "master_replid": "1", "master_replid2": 0}
+    with_a_new_replica = first | {"master_replid": "2"}
+    promoted_again = first | {"master_replid": "3", "master_replid2": "2"}
+    assert identity(with_a_new_replica) == identity(first) != identity(promoted_again)
+    assert identity({}) is None

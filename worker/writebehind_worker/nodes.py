@@ -102,9 +102,19 @@ def is_clustered(client: Redis) -> bool:
 
 
 def identity(info: Mapping[str, Any]) -> str | None:
-    """Of a node's history, by its ``INFO``: unlike a run id, another one after stepping down for a while."""
-    run, history = info.get("run_id"), info.get("master_replid")
-    return None if run is None or history is None else f"{run} {history}"
+    """Of a node's history, by its ``INFO``.
+
+    Unlike a run id, it is another one after the node was a replica for a while and was promoted again.
+    """
+    run = info.get("run_id")
+    if run is None or not _was_promoted(info):
+        return None if run is None else str(run)
+    return f"{run} {info['master_replid']}"
+
+
+def _was_promoted(info: Mapping[str, Any]) -> bool:
+    """Whether another node's history comes before its own."""
+    return bool(str(info.get("master_replid2", "")).strip("0"))
 
 
 def has_moved(
@@ -122,9 +132,7 @@ def has_moved(
             node = stack.enter_context(_connect(address, host, port, options))
             info: dict[str, Any] = node.info()
             started_us = (node.time()[0] - int(info["uptime_in_seconds"]) + 1) * 1_000_000
-            if info["role"] != "master" or started_us >= since_us:
-                return False
-            if str(info["master_replid2"]).strip("0"):  # it has another one's history before its own
+            if info["role"] != "master" or started_us >= since_us or _was_promoted(info):
                 return False
             found = found or (identity(info) == former and _is_elsewhere(node, clock))
         return found
