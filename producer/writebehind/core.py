@@ -241,7 +241,9 @@ class Core:
     def by_shards_of_now(self, begin: Callable[[float], Steps[T]], timeout: float) -> Steps[T]:
         """The steps with that timeout; again, without waiting, if the shards have become others."""
         try:
-            return (yield from self.at_home(lambda: begin(timeout)))
+            if self._is_clustered:
+                return (yield from self.at_home(lambda: begin(timeout)))
+            return (yield from begin(timeout))
         except FlushTimeout:
             if not (yield from self._division.have_changed()):
                 raise

@@ -28,9 +28,9 @@ if last then
   if seen > counter then return {'stale'} end
 end
 
-local state = redis.call('HMGET', clock, 'seq', 'generation', 'shard', 'division')
+local state = redis.call('HMGET', clock, 'seq', 'generation', 'shard')
 local is = state[3] or ''
-if is ~= shard and is .. '@' .. (state[4] or '0') ~= shard then return {'moved'} end
+if is ~= shard and is .. '@' .. (redis.call('HGET', clock, 'division') or '0') ~= shard then return {'moved'} end
 
 local length = redis.call('LLEN', queue)
 if length + n > limit then return {'full', length} end
