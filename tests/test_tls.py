@@ -24,6 +24,7 @@ from tests.support.workers import RunningWorker, WorkerProcess
 
 from writebehind import AsyncWriteBehind, RedisUnavailable, WriteBehind
 from writebehind_worker.cli import cli
+from writebehind_worker.redis_server import RedisLink
 from writebehind_worker.testing.wait import wait_until
 
 SECRET = "s3cret/:@?"
@@ -265,6 +266,8 @@ def test_the_nodes_of_a_cluster_are_spoken_to_in_tls(authority: Authority, queue
                     return await wb.get("users", 1)
 
             assert asyncio.run(read()) == {"name": "Ada"}
+            with RedisLink(url, queue) as link, RedisLink(url) as whole:
+                assert link.client.llen(queue) == whole.client.llen(queue) == 1
             wrong = url.replace(authority.files.ca.name, authority.files.other_ca.name)
             with pytest.raises(RedisUnavailable):
                 WriteBehind.from_url(wrong, queue=queue)
