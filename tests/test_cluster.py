@@ -36,6 +36,7 @@ from writebehind import (
 from writebehind import cluster as routing
 from writebehind.keys import QueueKeys
 from writebehind.shards import shard_keys
+from writebehind.steps import Command
 from writebehind_worker.resharding import divide, layout_of, still_draining
 from writebehind_worker.testing.wait import wait_until
 
@@ -538,3 +539,12 @@ def test_an_entry_s_name_is_taken_apart_as_it_was_made() -> None:
             f"{{{queue}}}/x/users:1",
         ):
             assert keys.plain_of(other) is None or "{" in queue
+
+
+def test_silent_nodes_are_not_all_asked_once_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    slots = routing.Slots([("a", 1), ("b", 2), ("c", 3)])
+    monkeypatch.setattr(routing, "TRIED_FOR_S", 0.0)
+    asks = routing.carry(slots, Command(("GET", "x")))
+    assert next(asks) == routing.Ask(("a", 1), [("GET", "x")])
+    with pytest.raises(redis.ConnectionError, match="no node of the cluster has taken it"):
+        asks.throw(redis.TimeoutError())

@@ -130,22 +130,20 @@ class _Errand:
         self._slots, self._commands = slots, [guarded(command) for command in commands]
         self._slot_of = _slots_of(commands)
         self._replies: list[Any] = [None] * len(commands)
+        self._deadline = time.monotonic() + TRIED_FOR_S
         self._asking: dict[int, Host] = {}  # slots of which a part is at another node
 
     def run(self) -> Asks[list[Any]]:
         """Raises ``ConnectionError`` where the cluster has not taken them in time."""
         left = list(range(len(self._commands)))
-        deadline = None
         for pause in pauses(0.002, 1.5, 0.2):
             refused: dict[int, Exception] = {}
             for node, numbers in (yield from self._by_node(left)).items():
                 refused.update((yield from self._ask(node, numbers)))
             if not refused:
                 return self._replies
-            now = time.monotonic()
-            deadline = deadline or now + TRIED_FOR_S
             error = next((e for e in refused.values() if is_no_answer(e)), next(iter(refused.values())))
-            if now > deadline:
+            if time.monotonic() >= self._deadline:
                 text = f"no node of the cluster has taken it for {TRIED_FOR_S:g} s: {error}"
                 raise ConnectionError(text) from error
             if not all(isinstance(e, AskError) for e in refused.values()) or pause > 0.02:
@@ -156,7 +154,7 @@ class _Errand:
 
     def _by_node(self, numbers: Sequence[int]) -> Asks[dict[Host, list[int]]]:
         if any(self._slots.owner(self._slot_of[number]) is None for number in numbers):
-            yield from _look_up(self._slots, None)
+            yield from _look_up(self._slots, None, self._deadline)
         found: dict[Host, list[int]] = {}
         for number in numbers:
             slot = self._slot_of[number]
@@ -182,7 +180,7 @@ class _Errand:
         except (RedisError, OSError) as error:
             if not is_no_answer(error):
                 raise
-            yield from _look_up(self._slots, node)
+            yield from _look_up(self._slots, node, self._deadline)
             return dict.fromkeys(numbers, error)
         refused: dict[int, Exception] = {}
         for number, place in zip(numbers, places, strict=True):
@@ -198,7 +196,7 @@ class _Errand:
                     if not isinstance(reply, MovedError):
                         self._asking[self._slot_of[number]] = host
         if any(isinstance(error, ClusterDownError) for error in refused.values()):
-            yield from _look_up(self._slots, node)
+            yield from _look_up(self._slots, node, self._deadline)
         return refused
 
     def _is_script(self, number: int) -> bool:
@@ -208,9 +206,11 @@ class _Errand:
         return self._commands[number][0] in _KEYLESS
 
 
-def _look_up(slots: Slots, last: Host | None) -> Asks[None]:
+def _look_up(slots: Slots, last: Host | None, deadline: float) -> Asks[None]:
     """Asks nodes who has which slot, until one answers, if any does; ``last`` has just not answered."""
     for node in slots.nodes(last):
+        if time.monotonic() >= deadline:  # each of many silent ones would cost its timeout
+            return
         try:
             (told,) = yield Ask(node, [_CLUSTER_SLOTS])
         except (RedisError, OSError) as error:
