@@ -227,12 +227,12 @@ class Sender:
         """On a cluster the row may be in another shard by now, and its entry is named by that."""
         if not self._is_clustered:
             return retry
-        message, shown = retry.message, []
-        for one in retry.shown:
-            entry = at_home(self._keys, one.cache_key, way.entry)
-            message = renamed(message, one.cache_key, entry)
-            shown.append(one._replace(cache_key=entry))
-        return Retry(retry.letter, message, shown)
+
+        def name(entry: str) -> str:
+            return at_home(self._keys, entry, way.entry)
+
+        shown = [one._replace(cache_key=name(one.cache_key)) for one in retry.shown]
+        return Retry(retry.letter, renamed(retry.message, name), shown)
 
     def _push(self, retries: Sequence[Retry]) -> None:
         with redis_errors_as_ours("retry"):

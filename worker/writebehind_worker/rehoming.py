@@ -8,6 +8,9 @@ import msgspec
 
 from writebehind.keys import QueueKeys
 
+_decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_group = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
+
 
 def at_home(keys: QueueKeys, entry: str, name: Callable[[str], str]) -> str:
     """The entry where the row is now; ``name`` makes one of a plain key. Others stay."""
@@ -15,7 +18,17 @@ def at_home(keys: QueueKeys, entry: str, name: Callable[[str], str]) -> str:
     return entry if found is None else name(found[1])
 
 
-def renamed(message: bytes, entry: str, new: str) -> bytes:
-    """The message with another name for this entry; of a group, in each write that has it."""
-    before, after = (b'"key":' + msgspec.json.encode(name) for name in (entry, new))
-    return message.replace(before, after)
+def renamed(message: bytes, name: Callable[[str], str]) -> bytes:
+    """The message, a JSON object, with other names for its entries. All other values keep their texts."""
+    fields = _decode(message)
+    if "group" in fields:
+        members = [_with_name(member, name) for member in _decode_group(fields["group"])]
+        fields["group"] = msgspec.Raw(msgspec.json.encode(members))
+    return msgspec.json.encode(_with_name(fields, name))
+
+
+def _with_name(fields: dict[str, msgspec.Raw], name: Callable[[str], str]) -> dict[str, msgspec.Raw]:
+    if "key" in fields:
+        entry = msgspec.json.decode(fields["key"], type=str)
+        fields["key"] = msgspec.Raw(msgspec.json.encode(name(entry)))
+    return fields
