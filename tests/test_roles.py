@@ -296,7 +296,7 @@ def test_a_producer_may_refresh_early_and_with_one_right_more_keep_rows_near(
 
 
 def kept_session(wb: WriteBehind) -> Session:
-    sessions = wb._core._division.ways[0]._sessions
+    sessions = wb._core.places.own.ways[0]._sessions
     assert isinstance(sessions, ConnectedSessionPool)
     return sessions._kept[-1]
 
@@ -527,7 +527,7 @@ def mend(url: str, letters: DeadLetters) -> None:
             for _ in sender.send(filter(None, retries)):
                 pass
         # What a call that was sent again asks, if Redis had become full.
-        assert client.hget(KEYS.producers, sender._division.ways[0]._sessions._idle[-1].id)
+        assert client.hget(KEYS.producers, sender._places.own.ways[0]._sessions._idle[-1].id)
 
 
 def test_a_mender_needs_all_of_its_rights(

@@ -133,13 +133,13 @@ def test_a_row_s_writes_stay_together_while_another_thread_hears_of_a_division(
 ) -> None:
     wb = connect()
     core, choose = wb._core, shard_of
-    core._division.are(Layout(2))
+    core.places.own.are(Layout(2))
     rows = [n % 7 for n in range(70)]
 
     def hears(table: str, key: Any, shards: int) -> int:
         found = choose(table, key, shards)
         if key == "5":
-            core._division.are(Layout(3))
+            core.places.own.are(Layout(3))
         return found
 
     monkeypatch.setattr(division, "shard_of", hears)

@@ -39,6 +39,10 @@ _FORMER = Entry("filling", {})
 """Absent, but a write may be pending in the shard where the row was before: waited for, as a fill is."""
 
 
+Confirm = Callable[[str, QueueKeys], Steps[None]]
+"""Raises where the writes of a table's rows are not, or not for sure, in the shard with these keys."""
+
+
 class RowForm(Protocol):
     """What rows are to the application, where they are not what JSON has."""
 
@@ -52,8 +56,8 @@ class RowForm(Protocol):
 class RowCache:
     """The cached rows of one client; ``form`` says what they are, if they are typed."""
 
-    def __init__(self, settings: Settings, form: RowForm | None = None) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, confirm: Confirm, form: RowForm | None = None) -> None:
+        self._settings, self._confirm = settings, confirm
         self._row = row_decoder(settings.parse_float) if form is None else form.row
         self._encode = encode_row if form is None else form.encode
         ahead = settings.refresh_ahead
@@ -333,10 +337,12 @@ class RowCache:
         return self._row(columns), columns
 
     def _await_applied(self, table: str, keys: QueueKeys, seq: int, deadline: float) -> Steps[None]:
+        if seq:  # after the entry was read: what it shows is of this queue then
+            yield from self._confirm(table, keys)
         waiting = _until_applied(table, keys, seq, deadline)
-        if self._observer is None or seq == 0:
-            return waiting
-        return timed(waiting, self._observer.waited_for_write, table)
+        if self._observer is not None and seq:
+            waiting = timed(waiting, self._observer.waited_for_write, table)
+        yield from waiting
 
 
 def _with_homes(looks: Sequence[Sequence[Argument]], wanted: Sequence[Wanted]) -> Steps[list[Any]]:

@@ -6,11 +6,12 @@ import copy
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 from .cache import BulkLoader, Loader, Row, RowCache
 from .directory import TableDirectory
-from .division import CLOSED_FOR_S, Division
+from .division import CLOSED_FOR_S
 from .durability import Accepted, Assurance, Durability, assurance, assure
 from .enqueue import Enqueue, EntryChanged, ShardMoved, Variant, pack_write, pack_write_with_frames
 from .errors import FlushTimeout, InvalidWrite
@@ -21,33 +22,34 @@ from .keys import QueueKeys
 from .message import Id, Op, Route, Write, make_write, route_text, row_key, with_trace
 from .observer import Observer, guarded
 from .pauses import pauses
+from .places import Places, TableMoved, View, not_settled
 from .rate_steps import admit_writes
 from .receipt import AnyReceipt
 from .session import SessionPool
 from .settings import Settings
+from .shards import plain_table
 from .steps import Pause, Steps, T
 
 
 class Core:
     """A client without its connection. The steps of each method raise as the client's method says."""
 
-    def __init__(self, settings: Settings, division: Division) -> None:
+    def __init__(self, settings: Settings, places: Places) -> None:
         self.settings = settings
-        self._is_clustered = division.is_clustered
+        self._is_clustered = places.is_clustered
         self.keys = QueueKeys(settings.queue)
-        self._division = division
+        self.places = places
         self._prefix = settings.cache_prefix
         self._packing = settings.packing()
         self._pack = pack_write if self._packing is None else pack_write_with_frames
-        self._cache = RowCache(settings)
+        self._cache = RowCache(settings, places.confirm)
         self._directory = TableDirectory(self.keys)
         self._usual = assurance(None, settings.durability, settings.durability_timeout, settings.replicas)
         self.traceparent: Callable[[], str | None] | None = None  # of the span at hand, if it is sampled
 
     def close(self) -> None:
         """Lets go of the connections that idle sessions keep."""
-        for way in self._division.ways:
-            way.close()
+        self.places.close()
 
     def call(self, operation: str, table: str | None, size: int, begin: Callable[[], Steps[T]]) -> Steps[T]:
         """Steps that are a call of the application's, about so many rows of a table, if of one."""
@@ -83,7 +85,7 @@ class Core:
             self.settings, ttl=ttl, ttl_jitter=0, refresh_ahead=None, version=None, admit=None
         )
         other._prefix = other.settings.cache_prefix
-        other._cache = RowCache(other.settings)
+        other._cache = RowCache(other.settings, self.places.confirm)
         return other
 
     def send(
@@ -105,16 +107,22 @@ class Core:
         """
         trace = None if self.traceparent is None else self.traceparent()
         arguments = self._grouped if as_group else self._singly
-        made_for = self._way_of(writes) if self._is_clustered else None
+        made_for = self._way_of(writes)[0] if self._is_clustered else None
         entries, packed = yield from arguments(writes, made_for, trace, sizes)
         if admits:
             yield from self.admit(writes)
         ops = {write.op for write in writes}
         deadline = time.monotonic() + CLOSED_FOR_S
         for pause in pauses():
-            way = self._way_of(writes)
+            way, waits = self._way_of(writes)
             if way is None:
-                break
+                if not as_group:
+                    break
+                yield from self._check_one_queue(writes)
+                continue
+            if waits is not None:
+                yield from self.places.look_again(waits)
+                continue
             if self._is_clustered and way is not made_for:
                 made_for = way
                 entries, packed = yield from arguments(writes, way, trace, None)
@@ -123,11 +131,23 @@ class Core:
                 most = self.settings.max_queue_length
                 return (yield from way.steps(entries, ops, packed, most, one, wanted))
             except ShardMoved:
-                yield from self._division.look_again()
+                yield from self.places.look_again(writes[0].table)
             if time.monotonic() + pause > deadline:
-                raise self._division.disagrees(way)
+                raise self.places.of(writes[0].table).disagrees(way)
             yield Pause(pause)
         raise ShardMoved
+
+    def _check_one_queue(self, writes: Sequence[Write]) -> Steps[None]:
+        """A group is one message, of one queue. Raises :class:`InvalidWrite`."""
+        tables = dict.fromkeys(write.table for write in writes)
+        for table in tables:
+            yield from self.places.look_again(table)
+        queues = {table: self.places.of(table).queue for table in tables}
+        if len(set(queues.values())) > 1:
+            each = ", ".join(f"{table} is in {queue!r}" for table, queue in queues.items())
+            raise InvalidWrite(
+                f"all writes of a group go to one queue, and their tables have several: {each}"
+            )
 
     def _singly(
         self, writes: Sequence[Write], way: Enqueue | None, trace: str | None, sizes: list[int] | None
@@ -181,35 +201,45 @@ class Core:
         if self.settings.admit is not None:
             yield from admit_writes(self.keys, self.settings.admit, writes)
 
-    @property
-    def all_shards(self) -> Sequence[QueueKeys]:
-        """The keys of each, and of former ones that still drain."""
-        return self._division.with_former
+    def all_shards(self, table: str) -> Sequence[QueueKeys]:
+        """The keys of each where a table's rows are, and of former ones that still drain."""
+        return self.places.of(table).with_former
 
-    def shards_have_changed(self) -> Steps[bool]:
+    def shards_have_changed(self, table: str) -> Steps[bool]:
         """Asks Redis whether there are others than was known."""
-        return self._division.have_changed()
+        return self.places.have_changed(table)
 
     def shard(self, write: Write) -> QueueKeys:
         """The keys of the shard that a write goes to."""
-        return self._division.way(write.table, write.key, write.route).keys
+        return self.places.way(write.table, write.key, write.route).keys
 
     def parts(self, writes: Sequence[Write]) -> list[list[int]]:
         """Which of the writes can be accepted together: their positions, for each shard."""
-        if len(self._division.ways) == 1:
+        if self.places.is_one:
             return [list(range(len(writes)))]
-        found: dict[int, list[int]] = {}
-        for position, shard in enumerate(self._division.shards((w.table, w.key, w.route) for w in writes)):
-            found.setdefault(shard, []).append(position)
+        found: dict[tuple[int, str | None], list[int]] = {}
+        view = View(self.places)
+        for position, write in enumerate(writes):
+            way = id(view.way(write.table, write.key, write.route))
+            # Those of a table that waits for its move hold up no other's.
+            part = way, plain_table(write.table) if view.waits(write.table) else None
+            found.setdefault(part, []).append(position)
         return list(found.values())
 
-    def _way_of(self, writes: Sequence[Write]) -> Enqueue | None:
-        """Into the shard of all of the writes, if they have one."""
-        first = self._division.way(writes[0].table, writes[0].key, writes[0].route)
-        if len(writes) == 1 or len(self._division.ways) == 1:
-            return first
-        way = self._division.way
-        return first if all(way(w.table, w.key, w.route) is first for w in writes) else None
+    def _way_of(self, writes: Sequence[Write]) -> tuple[Enqueue | None, str | None]:
+        """Into the shard of all of the writes, if they have one; and a table of them that is being moved."""
+        shards = self.places.own.now
+        if not shards.layout.tables:
+            first = shards.way(writes[0].table, writes[0].key, writes[0].route)
+            if len(writes) == 1 or len(shards.ways) == 1:
+                return first, None
+            is_one = all(shards.way(w.table, w.key, w.route) is first for w in writes)
+            return first if is_one else None, None
+        view = View(self.places)
+        first = view.way(writes[0].table, writes[0].key, writes[0].route)
+        is_one = all(view.way(w.table, w.key, w.route) is first for w in writes)
+        waits = next((w.table for w in writes if view.waits(w.table)), None)
+        return first if is_one else None, waits
 
     def get(
         self, table: str, id: Id, load: Loader | None, timeout: float, route: Route | None = None
@@ -220,7 +250,7 @@ class Core:
             wanted = yield from self.wanted_row(table, id, route=route)
             return (yield from self._cache.get(wanted, table, load, timeout))
 
-        return self.by_shards_of_now(get, timeout)
+        return self.by_shards_of_now(table, get, timeout)
 
     def get_many(
         self,
@@ -236,20 +266,38 @@ class Core:
             wanted = yield from self.wanted_rows(table, ids, route)
             return (yield from self._cache.get_many(wanted, table, load, timeout))
 
-        return self.by_shards_of_now(get_many, timeout)
+        return self.by_shards_of_now(table, get_many, timeout)
 
-    def by_shards_of_now(self, begin: Callable[[float], Steps[T]], timeout: float) -> Steps[T]:
-        """The steps with that timeout; again, without waiting, if the shards have become others."""
+    def by_shards_of_now(self, table: str, begin: Callable[[float], Steps[T]], timeout: float) -> Steps[T]:
+        """The steps with that timeout; again, without waiting, if the shards have become others.
+
+        While the table is being moved they are begun again and again: an entry shows when its write is in
+        Postgres, whichever queue has it.
+        """
+        deadline = time.monotonic() + timeout
         try:
             if self._is_clustered:
-                return (yield from self.at_home(lambda: begin(timeout)))
+                return (yield from self.at_home(table, lambda: begin(timeout)))
             return (yield from begin(timeout))
-        except FlushTimeout:
-            if not (yield from self._division.have_changed()):
-                raise
-            return (yield from self.at_home(lambda: begin(0.0)))
+        except (FlushTimeout, TableMoved) as error:
+            failed: Exception = error
+        for pause in pauses():
+            left = max(0.0, deadline - time.monotonic())
+            if isinstance(failed, FlushTimeout):
+                if not (yield from self.places.of(table).have_changed()):
+                    raise failed
+                left = 0.0
+            else:
+                yield Pause(pause)
+            try:
+                return (yield from self.at_home(table, partial(begin, left)))
+            except (FlushTimeout, TableMoved) as error:
+                if left == 0.0:
+                    raise not_settled(table, timeout) if isinstance(error, TableMoved) else error from None
+                failed = error
+        raise AssertionError
 
-    def at_home(self, begin: Callable[[], Steps[T]]) -> Steps[T]:
+    def at_home(self, table: str, begin: Callable[[], Steps[T]]) -> Steps[T]:
         """The steps; on a cluster from their beginning where rows turn out to be at home in other shards.
 
         Raises ``RedisRefused`` where that does not end.
@@ -259,9 +307,9 @@ class Core:
             try:
                 return (yield from begin())
             except ShardMoved:
-                yield from self._division.look_again()
+                yield from self.places.look_again(table)
             if time.monotonic() + pause > deadline:
-                raise self._division.disagrees(self._division.ways[0])
+                raise self.places.own.disagrees(self.places.own.ways[0])
             yield Pause(pause)
         raise AssertionError
 
@@ -272,7 +320,7 @@ class Core:
             wanted = yield from self.wanted_row(table, id, route=route)
             return (yield from self._cache.invalidate(wanted, table, wait))
 
-        return self.at_home(invalidate)
+        return self.at_home(table, invalidate)
 
     def invalidate_many(self, table: str, ids: Sequence[Id], route: Route | None = None) -> Steps[list[bool]]:
         """For each id, whether nothing is cached any more."""
@@ -281,7 +329,7 @@ class Core:
             wanted = yield from self.wanted_rows(table, ids, route)
             return (yield from self._cache.invalidate_many(wanted))
 
-        return self.at_home(invalidate_many)
+        return self.at_home(table, invalidate_many)
 
     def _cache_key(self, table: str, key: str | Mapping[str, str]) -> Steps[str]:
         found = self._directory.known(table)
@@ -296,7 +344,7 @@ class Core:
         """
         key = row_key(table, id)
         where = yield from self._cache_key(table, key)
-        way = self._division.way(table, key, None if route is None else route_text(route))
+        way = self.places.way(table, key, None if route is None else route_text(route))
         named = id if given is None else given
         if self._is_clustered:
             return Wanted(way.entry(where), named, way.keys, way.shard)
@@ -308,7 +356,7 @@ class Core:
         text = None if route is None else route_text(route)
         found = (yield from self._directory.find(table)) if keys else TableKey(table)
         each = [
-            (self._name(table, found, key), id, self._division.way(table, key, text))
+            (self._name(table, found, key), id, self.places.way(table, key, text))
             for key, id in zip(keys, ids, strict=True)
         ]
         if self._is_clustered:
@@ -325,8 +373,8 @@ class Core:
 class ObservedCore(Core):
     """A core whose writes an observer hears of."""
 
-    def __init__(self, settings: Settings, division: Division, observer: Observer) -> None:
-        super().__init__(settings, division)
+    def __init__(self, settings: Settings, places: Places, observer: Observer) -> None:
+        super().__init__(settings, places)
         self._observer = observer
 
     def send(
@@ -391,9 +439,9 @@ def make_core(
     def way(keys: QueueKeys, shard: str) -> Enqueue:
         return Enqueue(keys, sessions, socket_timeout, shard)
 
-    division = Division(QueueKeys(settings.queue), settings.shards, way, is_clustered=is_clustered)
+    places = Places(QueueKeys(settings.queue), settings.shards, way, is_clustered=is_clustered)
     observer = guarded(settings.observer)
-    core = Core(settings, division) if observer is None else ObservedCore(settings, division, observer)
+    core = Core(settings, places) if observer is None else ObservedCore(settings, places, observer)
     if settings.tracer is None:
         return core
     from .opentelemetry import TracedCore  # noqa: PLC0415 - not everybody has what it imports

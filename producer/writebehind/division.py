@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from typing import NamedTuple
 
 from .enqueue import Enqueue
 from .errors import RedisRefused, ShardsDiffer
@@ -18,8 +19,21 @@ from .translate import redis_errors_as_ours
 CLOSED_FOR_S = 10.0  # longest that a write waits for shards to be closed and others to be opened
 
 MakeEnqueue = Callable[[QueueKeys, str], Enqueue]
-Routed = tuple[str, str | Mapping[str, str], str | None]
-"""A row as `shard_of` takes it, and its routing value, if it has one."""
+
+
+class Shards(NamedTuple):
+    """A layout, and the ways into the shards that it tells of, as they belong together.
+
+    Who is accepted by a way knows by that that its layout still holds.
+    """
+
+    layout: Layout
+    ways: Sequence[Enqueue]
+
+    def way(self, table: str, key: str | Mapping[str, str], route: str | None = None) -> Enqueue:
+        """Into the shard of a row, or of a routing value if there is one."""
+        ways = self.ways
+        return ways[0] if len(ways) == 1 else ways[_shard(table, key, route, len(ways))]
 
 
 class Division:
@@ -41,31 +55,34 @@ class Division:
 
     def are(self, layout: Layout) -> None:
         """So many shards there are from now on."""
-        self.layout, count = layout, layout.shards
+        count = layout.shards
         each = shard_keys(self._keys.queue, count)
         mark = f"@{layout.number}" if self.is_clustered else ""
-        self._ways = [self._make(keys, stamp(number, count) + mark) for number, keys in enumerate(each)]
+        ways = [
+            self._make(keys, stamp(number, count, layout.moves) + mark) for number, keys in enumerate(each)
+        ]
+        self.now = Shards(layout, ways)
+
+    @property
+    def queue(self) -> str:
+        """Its name."""
+        return self._keys.queue
+
+    @property
+    def layout(self) -> Layout:
+        """As it was heard last."""
+        return self.now.layout
 
     @property
     def ways(self) -> Sequence[Enqueue]:
         """Into all shards."""
-        return self._ways
-
-    def way(self, table: str, key: str | Mapping[str, str], route: str | None = None) -> Enqueue:
-        """Into the shard of a row, or of a routing value if there is one."""
-        ways = self._ways
-        return ways[0] if len(ways) == 1 else ways[_shard(table, key, route, len(ways))]
-
-    def shards(self, rows: Iterable[Routed]) -> list[int]:
-        """The number of each row's shard, from 0: all by one division, whatever another thread hears now."""
-        count = len(self._ways)
-        return [_shard(*row, count) for row in rows]
+        return self.now.ways
 
     def have_changed(self) -> Steps[bool]:
         """Asks Redis whether there are others by now."""
         before = self.layout
         with suppress(RedisRefused):  # a user that was set up for an earlier version may not look
-            layout = yield from self._read()
+            layout = yield from self.read()
             if layout.closing is None and self._told in (None, layout.shards):
                 self.are(layout)
         return self.layout != before
@@ -82,10 +99,11 @@ class Division:
     def with_former(self) -> list[QueueKeys]:
         """The keys of all shards, and of those that still drain."""
         former = self.layout.draining
-        found = [way.keys for way in self._ways]
+        found = [way.keys for way in self.ways]
         return found + (shard_keys(self._keys.queue, former) if former is not None else [])
 
-    def _read(self) -> Steps[Layout]:
+    def read(self) -> Steps[Layout]:
+        """What Redis says; nothing is done by it yet."""
         with redis_errors_as_ours("shards"):
             return read_layout((yield Command(("HMGET", self._keys.layout, *LAYOUT_FIELDS))))
 
@@ -98,7 +116,7 @@ class Division:
         """
         deadline = time.monotonic() + CLOSED_FOR_S
         for pause in pauses():
-            layout = yield from self._read()
+            layout = yield from self.read()
             if layout.closing is None:
                 if self._told is not None and layout.shards != self._told:
                     raise ShardsDiffer(self._keys.queue, self._told, layout.shards)

@@ -65,6 +65,13 @@ class Found(NamedTuple):
     now: dt.datetime
 
 
+class _Applied(NamedTuple):
+    """The last seq known committed, of the shard with these keys."""
+
+    keys: QueueKeys
+    seq: int
+
+
 P = ParamSpec("P")
 
 
@@ -220,12 +227,12 @@ class SessionCore(Generic[R]):
     def _reopen(self, user: str, token: str) -> Steps[bool]:
         """Whether all shards were closed to rotations until now, and are the same."""
         were_closed = True
-        for keys in self._core.all_shards:
+        for keys in self._core.all_shards(self._table):
             with redis_errors_as_ours("revoke_all"):
                 were_closed &= bool(
                     (yield from run_script(_REOPEN, [keys.closing(self._label(user))], [token]))
                 )
-        return were_closed and not (yield from self._core.shards_have_changed())
+        return were_closed and not (yield from self._core.shards_have_changed(self._table))
 
     def _close(self, user: str, token: str) -> Steps[set[str]]:
         """The user's sessions, none of which can be rotated from now on.
@@ -234,8 +241,8 @@ class SessionCore(Generic[R]):
         """
         label = self._label(user)
         ids: set[str] = set()
-        yield from self._core.shards_have_changed()
-        for keys in self._core.all_shards:
+        yield from self._core.shards_have_changed(self._table)
+        for keys in self._core.all_shards(self._table):
             close = ("SET", keys.closing(label), token, "EX", _CLOSED_FOR_S)
             look = ("ZRANGEBYLEX", keys.sessions, f"[{label}:", f"({label};")
             with redis_errors_as_ours("revoke_all"):
@@ -254,7 +261,7 @@ class SessionCore(Generic[R]):
         return ids
 
     def _find(self, token: Any) -> Steps[Found | None]:
-        return self._core.at_home(lambda: self._look(token))
+        return self._core.at_home(self._table, lambda: self._look(token))
 
     def _look(self, token: Any) -> Steps[Found | None]:
         id = session_id(token)
@@ -317,7 +324,7 @@ class SessionCore(Generic[R]):
         return self._assured(writes, self._core.send(writes, wanted=self._wanted))
 
     def _safely(
-        self, writes: list[Write], must_be: str, user: str, new_id: str = "", applied: int = 0
+        self, writes: list[Write], must_be: str, user: str, new_id: str = "", applied: _Applied | None = None
     ) -> Steps[Sequence[R]]:
         """The same as :meth:`_send`, and they are as safe as the client's writes."""
         return self._assured(writes, self._send(writes, must_be, user, new_id, applied, self._wanted))
@@ -334,7 +341,7 @@ class SessionCore(Generic[R]):
         must_be: str,
         user: str,
         new_id: str = "",
-        applied: int = 0,
+        applied: _Applied | None = None,
         wanted: Assurance | None = None,
     ) -> Steps[Accepted]:
         label = self._label(user)
@@ -342,7 +349,9 @@ class SessionCore(Generic[R]):
 
         def variant(keys: QueueKeys) -> Variant:
             names = (keys.sessions, keys.session_seqs, keys.closing(label))
-            return Variant(_SESSION, names, (must_be, new, applied))
+            # Another queue's says nothing of these, and would forget sessions that are pending.
+            seq = applied.seq if applied is not None and applied.keys == keys else 0
+            return Variant(_SESSION, names, (must_be, new, seq))
 
         return self._core.send(writes, variant, None, wanted)
 
@@ -359,12 +368,12 @@ class SessionCore(Generic[R]):
             if self._core.shard(self._write("delete", new, None)) == shard:
                 return new
 
-    def _moment(self, token: str) -> Steps[tuple[dt.datetime, int]]:
+    def _moment(self, token: str) -> Steps[tuple[dt.datetime, _Applied]]:
         """Redis' time, and the last seq known committed in the shard of a session."""
         keys = self._core.shard(self._write("delete", token, None))
         with redis_errors_as_ours("session"):
             clock, applied = yield Pipeline([("TIME",), ("GET", keys.applied)])
-        return _utc(clock), int(applied or 0)
+        return _utc(clock), _Applied(keys, int(applied or 0))
 
     def _label(self, user: str) -> str:
         """Of one length, and without a colon, whatever a user is called.

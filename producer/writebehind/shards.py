@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
 
 from .keys import QueueKeys
 
@@ -12,19 +14,41 @@ MAX_SHARDS = 1024
 _SHARD = re.compile(r"[1-9][0-9]{0,3}of([1-9][0-9]{0,3})")
 
 
+class Assignment(msgspec.Struct, frozen=True, array_like=True):
+    """What a queue says of a table that has been moved: by its ``number``-th move, or that of another queue.
+
+    ``state``: ``away``, its writes go to ``queue``; ``here``, it has come from there; ``closed``, its writes
+    wait until all that are here are in Postgres, to go there; ``open``, they are, and it is opened there.
+    """
+
+    number: int
+    state: str
+    queue: str
+
+    @property
+    def waits(self) -> bool:
+        """No write to the table is accepted, here or there."""
+        return self.state in ("closed", "open")
+
+
+_decode_tables = msgspec.json.Decoder(dict[str, Assignment]).decode
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Into how many shards a queue is divided.
+    """Into how many shards a queue is divided, and which tables have been moved from it or to it.
 
     ``number``: of the last division. ``closing``: how many there will be, while the present ones are being
     closed and none takes a write. ``draining``: how many there were, while theirs are not all in Postgres:
-    nothing of the present ones goes there before.
+    nothing of the present ones goes there before. ``moves``: how often a table has left or come.
     """
 
     shards: int = 1
     closing: int | None = None
     draining: int | None = None
     number: int = 0
+    moves: int = 0
+    tables: Mapping[str, Assignment] = field(default_factory=dict)
 
     @property
     def is_undivided(self) -> bool:
@@ -32,17 +56,24 @@ class Layout:
         return self.shards == 1 and self.draining is None
 
 
-LAYOUT_FIELDS = ("shards", "closing", "draining", "number")
+LAYOUT_FIELDS = ("shards", "closing", "draining", "number", "moves", "tables")
 """Of the hash in Redis that says it."""
+_COUNTS = ("number", "moves")
 
 
 def read_layout(values: Sequence[bytes | None]) -> Layout:
     """What those fields say; one shard where there is none. Raises ``ValueError`` for what is no layout."""
-    found = zip(LAYOUT_FIELDS, values, strict=True)
+    *values, tables = values
+    found = zip(LAYOUT_FIELDS[:-1], values, strict=True)
     numbers = {name: int(text) for name, text in found if text is not None}
-    if bad := [n for name, n in numbers.items() if name != "number" and not 1 <= n <= MAX_SHARDS]:
+    if bad := [n for name, n in numbers.items() if name not in _COUNTS and not 1 <= n <= MAX_SHARDS]:
         raise ValueError(f"{bad[0]} is no number of shards")
-    return Layout(**{"shards": 1, **numbers})
+    return Layout(**{"shards": 1, **numbers}, tables=_decode_tables(tables) if tables else {})
+
+
+def plain_table(table: str) -> str:
+    """The table as moves know it: without its schema, as the hash of its rows does."""
+    return table.rpartition(".")[2]
 
 
 def check_shards(shards: int | None) -> None:
@@ -64,9 +95,10 @@ def shards_of(queue: str, name: str) -> int | None:
     return None if found is None else int(found[1])
 
 
-def stamp(shard: int, shards: int) -> str:
-    """What a shard's clock says that it is; of the only one, nothing."""
-    return "" if shards == 1 else f"{shard + 1}of{shards}"
+def stamp(shard: int, shards: int, moves: int = 0) -> str:
+    """What a shard's clock says that it is; of the only one, nothing. The moves of tables follow, if any."""
+    name = "" if shards == 1 else f"{shard + 1}of{shards}"
+    return f"{name}/{moves}" if moves else name
 
 
 def shard_keys(queue: str, shards: int) -> list[QueueKeys]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Generic, cast
 
 from .cache import BulkLoader, Loader, RowCache
@@ -34,13 +35,15 @@ class TypedRows(Generic[R]):
         keys = (key,) if isinstance(key, str) else tuple(key)
         self.shape = RowShape(kind, keys, core.settings.parse_float, route)
         self.name = name or _WORD.sub("_", kind.__name__).lower()
-        self._cache = RowCache(core.settings, self.shape)
+        self._cache = RowCache(core.settings, core.places.confirm, self.shape)
 
     def get(self, id: Any, load: Loader | None, timeout: float, route: Route | None) -> Steps[R | None]:
         """See :meth:`Table.get`."""
 
         def get() -> Steps[R | None]:
-            return self._core.by_shards_of_now(lambda left: self._get(id, load, left, route), timeout)
+            return self._core.by_shards_of_now(
+                self.name, lambda left: self._get(id, load, left, route), timeout
+            )
 
         return self._core.call("get", self.name, 1, get)
 
@@ -50,7 +53,9 @@ class TypedRows(Generic[R]):
         """See :meth:`Table.get_many`."""
 
         def get_many() -> Steps[list[R | None]]:
-            return self._core.by_shards_of_now(lambda left: self._get_many(ids, load, left, route), timeout)
+            return self._core.by_shards_of_now(
+                self.name, lambda left: self._get_many(ids, load, left, route), timeout
+            )
 
         return self._core.call("get_many", self.name, len(ids), get_many)
 
@@ -93,7 +98,7 @@ class TypedRows(Generic[R]):
             wanted = yield from self._all_wanted(ids, route)
             return (yield from self._cache.invalidate_many(wanted))
 
-        begin = self._core.at_home
+        begin = partial(self._core.at_home, self.name)
         return self._core.call("invalidate_many", self.name, len(ids), lambda: begin(invalidate_many))
 
     def id(self, id: Any) -> Id:

@@ -16,6 +16,7 @@ _ELSEWHERE = {
     "drain": "drain_cli:drain_command",
     "explain": "explain_cli:explain_command",
     "healthcheck": "healthcheck:healthcheck",
+    "move": "move_cli:move_command",
     "pause": "pause_cli:pause_command",
     "reshard": "reshard_cli:reshard_command",
     "resume": "pause_cli:resume_command",

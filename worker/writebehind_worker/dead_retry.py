@@ -16,13 +16,14 @@ from redis import Redis
 from writebehind.batch import MAX_BATCH
 from writebehind.carrier import Carrier
 from writebehind.cluster_carrier import ClusterCarrier
-from writebehind.division import CLOSED_FOR_S, Division
+from writebehind.division import CLOSED_FOR_S
 from writebehind.enqueue import Enqueue, ShardMoved, pack_write_with_frames
 from writebehind.errors import QueueFull
 from writebehind.keys import QueueKeys
 from writebehind.message import MAX_COLUMNS, Op
 from writebehind.packing import packed_fields
 from writebehind.pauses import pauses
+from writebehind.places import Places, View
 from writebehind.session import SessionPool
 from writebehind.shards import shards_of
 from writebehind.translate import redis_errors_as_ours
@@ -167,7 +168,7 @@ class Sender:
         self._is_clustered = is_clustered(client)
         self._carrier = ClusterCarrier(cast(Any, client)) if self._is_clustered else Carrier(client)
         sessions = SessionPool()
-        self._division = Division(
+        self._places = Places(
             self._keys,
             None,
             lambda shard, stamp: Enqueue(shard, sessions, None, stamp),
@@ -192,23 +193,22 @@ class Sender:
         """Each to the shard that its row has now."""
         left, deadline = list(retries), time.monotonic() + CLOSED_FOR_S
         while left:
-            way = self._way(left[0])
-            part = _one_call([retry for retry in left if self._way(retry) is way])
+            view, table = View(self._places), left[0].shown[0].table
+            way = _way(view, left[0])
+            part = _one_call([retry for retry in left if _way(view, retry) is way])
             try:
+                if any(view.waits(shown.table) for retry in part for shown in retry.shown):
+                    raise ShardMoved
                 self._accept(way, part)
             except ShardMoved:
-                self._carrier.run(self._division.look_again())
+                self._carrier.run(self._places.look_again(table))
                 if time.monotonic() > deadline:
-                    raise self._division.disagrees(way) from None
+                    raise self._places.of(table).disagrees(way) from None
                 time.sleep(_MOVED_S)
                 continue
             yield [retry.letter for retry in part]
             sent = {retry.letter for retry in part}
             left = [retry for retry in left if retry.letter not in sent]
-
-    def _way(self, retry: Retry) -> Enqueue:
-        first = retry.shown[0]
-        return self._division.way(first.table, first.key, first.route)
 
     def _accept(self, way: Enqueue, retries: Sequence[Retry]) -> None:
         entries: list[str] = []
@@ -240,6 +240,11 @@ class Sender:
             if length + len(retries) > self._limit:
                 raise QueueFull(self._keys.queue, length, self._limit)
             self._client.lpush(self._keys.queue, *(retry.message for retry in retries))
+
+
+def _way(view: View, retry: Retry) -> Enqueue:
+    first = retry.shown[0]
+    return view.way(first.table, first.key, first.route)
 
 
 def _one_call(retries: Sequence[Retry]) -> Sequence[Retry]:

@@ -23,6 +23,7 @@ from .errors import FatalError, LedgerMissing
 from .history import committed
 from .key_reader import KeyReader
 from .known_tables import KnownTables, read_published
+from .moving import follow
 from .nodes import REDIS_ERRORS, is_clustered
 from .obstacles import obstacles, pause_of
 from .other_queues import OtherQueues
@@ -151,6 +152,9 @@ class Explainer:
 
     def _steady(self, conn: Connection | None, client: Redis) -> Explanation:
         """Looks again where the entry was changed while we looked: by a write, say, that is under way."""
+        place = follow(client, QueueKeys(self._config.queue), self._name).keys
+        if place != self._keys:  # the table has been moved
+            self._keys, self._config = place, replace(self._config, queue=place.queue)
         tables = KnownTables(load_catalog(conn) if conn else None, read_published(client, self._keys))
         for _ in range(_MOST_TRIES):
             made = self._look(conn, client, tables)

@@ -48,7 +48,14 @@ def layout_of(client: Redis, keys: QueueKeys) -> Layout:
 
 def is_unused(client: Redis, keys: QueueKeys) -> bool:
     """Whether no producer of ours and no worker has ever used the queue, nor anything waits in it."""
-    return not client.exists(keys.clock, keys.queue, keys.epoch, keys.layout)
+    has_seq, is_divided = client.hexists(keys.clock, "seq"), client.hexists(keys.layout, "number")
+    return not (has_seq or is_divided or client.exists(keys.queue, keys.epoch))
+
+
+def is_shard(client: Redis, keys: QueueKeys) -> bool:
+    """Whether a queue that is not divided is a shard of one that is; moves of tables are no matter."""
+    told = cast(bytes | None, client.hget(keys.clock, "shard"))
+    return bool(told) and not cast(bytes, told).startswith(b"/")
 
 
 def divide(client: Redis, keys: QueueKeys, shards: int) -> Layout:
@@ -65,7 +72,12 @@ def divide(client: Redis, keys: QueueKeys, shards: int) -> Layout:
             f"the queue is still being divided: writes of its {before.draining} former shards wait",
             "let the workers bring them to Postgres (`writebehind drain`), then run it again",
         )
-    if before.number == 0 and client.hget(keys.clock, "shard"):
+    if moving := [(table, says.queue) for table, says in before.tables.items() if says.waits]:
+        raise FatalError(
+            f"{moving[0][0]} is being moved to {moving[0][1]!r}",
+            f"run `writebehind move {moving[0][0]} {moving[0][1]}` to its end first",
+        )
+    if before.number == 0 and is_shard(client, keys):
         raise FatalError(
             f"{keys.queue!r} is itself a shard of a queue", "reshard that queue: --queue with its name"
         )
@@ -78,12 +90,13 @@ def divide(client: Redis, keys: QueueKeys, shards: int) -> Layout:
             f"the queue is being divided into {now.closing or now.shards} shards",
             f"run `writebehind reshard {now.closing or now.shards}` to its end first",
         )
+    moves = layout_of(client, keys).moves  # none begins now
     closed = [step("close", one.clock) for one in shard_keys(keys.queue, before.shards)]
     if before.shards == 1:
         step.mark(keys)
     since = max((int(answer[1]) for answer in closed if answer), default=0)
     opened = [
-        step("open", one.clock, *_own_pause(keys, one), since=since, name=stamp(number, shards))
+        step("open", one.clock, *_own_pause(keys, one), since=since, name=stamp(number, shards, moves))
         for number, one in enumerate(shard_keys(keys.queue, shards))
     ]
     if not all((*closed, *opened)) or not step("switch", since=since):
@@ -130,7 +143,7 @@ def mend(client: Redis, keys: QueueKeys, layout: Layout) -> None:
     for number, (one, (division, hold)) in enumerate(zip(shards, told, strict=True)):
         is_behind = int(division or 0) < layout.number
         if is_behind:
-            name, since = stamp(number, layout.shards), _since(client, keys)
+            name, since = stamp(number, layout.shards, layout.moves), _since(client, keys)
             step("open", one.clock, *_own_pause(keys, one), since=since, name=name)
         if layout.draining is None and (is_behind or hold):
             _keep_pause(client, keys, layout)

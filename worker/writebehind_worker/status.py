@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psycopg
@@ -11,6 +11,7 @@ import redis
 from psycopg import errors as pg
 
 from writebehind.keys import QueueKeys
+from writebehind.shards import Assignment
 
 from . import connections
 from .config import Config
@@ -55,6 +56,8 @@ class QueueStatus:
     """Why an operator has paused it."""
     held: str | None = None
     """Of a shard: until when nothing is taken from it."""
+    tables: dict[str, str] = field(default_factory=dict)
+    """Those that have been moved from here → where their writes go, or wait to go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +144,7 @@ def _read_redis(config: Config) -> QueueStatus:
         length, tail, inflight, lease, clock, numbers, paused, (now_s, now_us) = pipe.execute()
         batches = [int(batch) for batch in inflight]
         lengths, head = read_frozen(client, keys, batches)
+        tables = layout_of(client, keys).tables
     now = now_s * 1_000_000 + now_us
     owner, expiry_ms = read_lease(lease)
     seq, generation, hold = clock
@@ -158,7 +162,13 @@ def _read_redis(config: Config) -> QueueStatus:
         acked=acked,
         paused=None if paused is None else read_pause(paused).reason,
         held=None if hold is None else hold.decode(errors="replace"),
+        tables={table: _place(says) for table, says in sorted(tables.items()) if says.state != "here"},
     )
+
+
+def _place(says: Assignment) -> str:
+    waits = " (being moved: its writes wait; run `writebehind move` again if it has ended)"
+    return says.queue + (waits if says.waits else "")
 
 
 def _age_s(item: bytes | None, now_us: int) -> float | None:
@@ -209,6 +219,8 @@ def _redis_lines(queue: QueueStatus) -> Iterator[tuple[str, str]]:
         yield "paused", f"{queue.paused} (writebehind resume ends it)"
     if queue.held is not None:
         yield "held", queue.held
+    for table, place in queue.tables.items():
+        yield "elsewhere", f"{table}: {place}"
     yield (
         "in redis",
         (
