@@ -67,7 +67,7 @@ def killed_after(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def both(options: dict[str, Any], bulk: QueueKeys) -> ExitStack:
     """A worker of each queue, in a block."""
     stack = ExitStack()
-    for one in (options, {**options, "queue": bulk.queue}):
+    for one in (options, {**options, "queue": bulk.queue, "write_delay_s": 0.0}):
         stack.enter_context(RunningWorker(**one))
     return stack
 
@@ -260,7 +260,8 @@ def test_a_table_moves_there_and_back_under_load(
     run("move", "rows", "--back")
     threads = [threading.Thread(target=guarded, args=(write, n)) for n in range(3)]
     threads += [threading.Thread(target=guarded, args=(read,)) for _ in range(2)]
-    with both(options, bulk):
+    # What the first queue has waits longer than the other: a move that did not wait would be overtaken.
+    with both({**options, "write_delay_s": 0.2}, bulk):
         for thread in threads:
             thread.start()
         wait_until(lambda: len(written) == 3 and all(written))

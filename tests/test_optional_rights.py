@@ -13,6 +13,8 @@ import redis
 from tests.support.fleets import RunningFleet
 
 from writebehind import Durability, DurabilityNotReached, RateLimit, RedisRefused, WriteBehind
+from writebehind.keys import QueueKeys
+from writebehind_worker.moving import Move
 from writebehind_worker.resharding import divide
 from writebehind_worker.testing.servers import private_servers
 
@@ -117,6 +119,10 @@ def test_with_shards_the_rights_of_the_comment_suffice(
     with WriteBehind.from_url(producer, prefix="cache:") as wb, RunningFleet(**served):
         wb.put("users", 0, {"n": 1}, wait=20)
         with redis.Redis.from_url(worker) as operator:
+            bulk = QueueKeys("db:write:queue:bulk")
+            for target in (bulk, wb.keys):
+                assert Move(operator, wb.keys, "users", target, lambda *_: 0, 20).move()
+            wb.put("users", 0, {"n": 1}, wait=20)
             divide(operator, wb.keys, 3)
         for id in range(9):
             wb.put("users", id, {"n": 2}, wait=20)

@@ -56,7 +56,8 @@ class Identity(msgspec.Struct, frozen=True):
 class Explanation(msgspec.Struct):
     """All that is known; ``None`` where a server could not be asked, and the error says why.
 
-    ``queue``: the shard that has the row, or the queue itself; the ``ledger`` is its.
+    ``queue``: the shard that has the row, or the queue itself; the ``ledger`` is its. ``moved_to``: the queue
+    that the table is in, where that is another than was asked about.
     ``agrees``: ``None`` where there is nothing to compare: no entry, or one that shows a pending write.
     ``values``: of the row in Postgres, column → JSON text, if they were asked for. ``row_error``: why the row
     alone could not be read.
@@ -64,6 +65,7 @@ class Explanation(msgspec.Struct):
 
     identity: Identity
     queue: str
+    moved_to: str | None = None
     entry: CachedEntry | None = None
     now_ms: int = 0
     searched: Searched | None = None
@@ -115,6 +117,7 @@ class Explainer:
         self._config, self._name, self._id, self._names = config, table, id, names
         self._cache_key, self._limit, self._with_values = cache_key, limit, with_values
         self._keys, self._progress = QueueKeys(config.queue), progress
+        self._moved_to: str | None = None
 
     def explain(self) -> Explanation:
         """Asks both servers; either may be down.
@@ -153,8 +156,9 @@ class Explainer:
     def _steady(self, conn: Connection | None, client: Redis) -> Explanation:
         """Looks again where the entry was changed while we looked: by a write, say, that is under way."""
         place = follow(client, QueueKeys(self._config.queue), self._name).keys
-        if place != self._keys:  # the table has been moved
+        if place != self._keys:
             self._keys, self._config = place, replace(self._config, queue=place.queue)
+            self._moved_to = place.queue
         tables = KnownTables(load_catalog(conn) if conn else None, read_published(client, self._keys))
         for _ in range(_MOST_TRIES):
             made = self._look(conn, client, tables)
@@ -181,7 +185,7 @@ class Explainer:
         entry = next((one for one in read if one.standing != "absent"), read[0])
         identity = msgspec.structs.replace(identity, cache_key=entry.name.decode(errors="surrogateescape"))
         searched = search_shards(client, self._keys, layout, matcher, self._limit, self._progress)
-        made = Explanation(identity, searched.shard(identity.table, identity.key), entry)
+        made = Explanation(identity, searched.shard(identity.table, identity.key), self._moved_to, entry)
         made.now_ms = seconds * 1000 + micros // 1000
         made.searched, made.found = searched, searched.whole
         if entry.has_no_ttl and not made.found.writes:

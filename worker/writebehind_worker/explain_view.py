@@ -32,7 +32,8 @@ _KINDS = {
 def render(found: Explanation, *, with_values: bool) -> str:
     """One fact a line, in the order of the data's way; the verdict last."""
     lines = [("row", _identity(found)), ("cache key", found.identity.cache_key)]
-    lines += [("shard" if found.is_divided else "queue", found.queue)]
+    lines += [("moved to", found.moved_to)] if found.moved_to else []
+    lines += [("shard", found.queue)] if found.is_divided else []
     lines += _entry_lines(found, with_values)
     lines += _pending_lines(found, with_values)
     lines += _ledger_lines(found)

@@ -55,7 +55,7 @@ def move_command(config: Config, table: str, target: str | None, back: bool, tim
             return _open_letters(conn, queue, name)
 
         moved = Move(client, QueueKeys(config.queue), table, goal, open_letters, timeout_s).move()
-        is_served = client.exists(goal.epoch)
+        is_served = client.get(goal.epoch) is not None
     name = plain_table(table)
     click.echo(f"{name} is in {goal.queue} now." if moved else f"{name} is in {goal.queue} already.")
     if not is_served:

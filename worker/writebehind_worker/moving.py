@@ -175,7 +175,7 @@ class Move:
 
     def _wait_until_applied(self, keys: QueueKeys, seq: int, deadline: float) -> bool:
         for pause in pauses():
-            pipe: Any = self._client.pipeline()
+            pipe: Any = self._client.pipeline(transaction=False)  # as they move on: none is missed
             applied, waiting, frozen = pipe.get(keys.applied).llen(keys.queue).llen(keys.inflight).execute()
             if int(applied or 0) >= seq or not (waiting or frozen):
                 return True

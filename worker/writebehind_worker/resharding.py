@@ -48,7 +48,7 @@ def layout_of(client: Redis, keys: QueueKeys) -> Layout:
 
 def is_unused(client: Redis, keys: QueueKeys) -> bool:
     """Whether no producer of ours and no worker has ever used the queue, nor anything waits in it."""
-    has_seq, is_divided = client.hexists(keys.clock, "seq"), client.hexists(keys.layout, "number")
+    has_seq, is_divided = client.hget(keys.clock, "seq"), client.hget(keys.layout, "number")
     return not (has_seq or is_divided or client.exists(keys.queue, keys.epoch))
 
 

@@ -8,16 +8,15 @@
 -- Returns {0} where it is not its turn, else {1}; of `begin` {1, number}.
 
 local step, before, after, number, since = unpack(ARGV)
-local layout = redis.call('HMGET', KEYS[1], 'shards', 'closing', 'draining', 'number')
+local layout = redis.call('HMGET', KEYS[1], 'shards', 'closing', 'draining', 'number', 'moving')
 local shards, closing, draining = layout[1] or '1', layout[2], layout[3]
-local is_moving = redis.call('HEXISTS', KEYS[1], 'moving') == 1
 -- Who slept through another division must not take a later one for its own.
 local is_ours = (layout[4] or '0') == number
 local is_closing = is_ours and shards == before and closing == after
 local is_draining = is_ours and shards == after and draining == before
 
 if step == 'begin' then
-  if shards ~= before or draining or is_moving or (closing and closing ~= after) then return {0} end
+  if shards ~= before or draining or layout[5] or (closing and closing ~= after) then return {0} end
   local own = layout[4] or '0'
   if not closing then own = string.format('%.0f', tonumber(own) + 1) end
   redis.call('HSET', KEYS[1], 'shards', before, 'closing', after, 'number', own)
