@@ -284,7 +284,7 @@ def test_tracing_does_not_make_a_write_too_large(clients: EitherClient, spans: S
 def test_every_call_of_the_core_is_traced() -> None:
     calls = {name for name, member in vars(Core).items() if callable(member) and not name.startswith("_")}
     parts = {"wanted_row", "wanted_rows", "by_shards_of_now", "parts", "shard", "shards"}
-    parts |= {"admit", "at_home", "shards_have_changed"}
+    parts |= {"admit", "all_shards", "at_home", "shards_have_changed"}
     assert calls - {"close", "for_sessions", "wanted"} - parts <= set(vars(TracedCore))
 
 
