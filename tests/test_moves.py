@@ -205,7 +205,10 @@ def test_a_table_moves_there_and_back_under_load(
     rows: psycopg.Connection[Any],
     postgres_url: str,
     run: Run,
+    move: Callable[..., bool],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Each second time somebody is killed on the way, and somebody else does the rest."""
     rows.execute("CREATE TABLE orders (id int PRIMARY KEY, n int)")
     done = threading.Event()
     written: list[dict[int, int]] = []
@@ -268,6 +271,9 @@ def test_a_table_moves_there_and_back_under_load(
         try:
             for n in range(10):
                 begun = sum(map(sum, (count.values() for count in list(written))))
+                if n % 4 > 1:
+                    with killed_after(n % 3 + 1, monkeypatch):
+                        move(keys if n % 2 else bulk)
                 run("move", "rows", *(["--back"] if n % 2 else [bulk.queue]))
                 wait_until(partial(has_gone_on, begun), 30)
         finally:
