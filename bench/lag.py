@@ -19,7 +19,7 @@ from .percentile import percentile
 from .rivals import flow
 from .rivals.child import GO, Child
 from .rivals.flow import Accepted
-from .rivals.writebehind import WorkerProcess
+from .rivals.writebehind import Flush, WorkerProcess
 from .sizes import Sizes
 from .stage import Stage
 from .table import BenchTable
@@ -64,6 +64,10 @@ class Stream:
                 raise BenchFailed(f"lag: not acknowledged within {_DRAIN_S:.0f} s")
             looks.append(self._look(worker))
         return accepted, looks
+
+    def flushes(self, delay_ms: int) -> Sequence[Flush]:
+        """Of that worker, since this was asked last."""
+        return self._workers[delay_ms].flushes()
 
     def _look(self, worker: WorkerProcess) -> Look:
         time.sleep(_POLL_S)
@@ -116,14 +120,20 @@ def _capacity(stream: Stream, sizes: Sizes, line: LiveLine) -> float:
 def _loads(stream: Stream, sizes: Sizes, capacity: float, line: LiveLine) -> list[dict[str, Any]]:
     combinations = list(itertools.product(_DELAYS_MS, _SHARES))
     found: dict[tuple[int, int], list[list[float]]] = {c: [] for c in combinations}
+    flushes: dict[tuple[int, int], list[Sequence[Flush]]] = {c: [] for c in combinations}
     for number in range(sizes.rounds):
         for delay_ms, share in combinations:
             line.show(f"lag: {share}% of the capacity, write delay {delay_ms} ms, round {number + 1}")
             rate = max(capacity * share / 100, 1)
             batch = max(1, round(rate / sizes.lag_calls_per_s))
+            stream.flushes(delay_ms)
             accepted, looks = stream.play(delay_ms, sizes.lag_s, rate / batch, batch)
             found[delay_ms, share].append(_lags_ms(accepted, looks))
-    return [_figures(delay, share, capacity, lags) for (delay, share), lags in found.items()]
+            flushes[delay_ms, share].append(stream.flushes(delay_ms))
+    return [
+        _figures(delay, share, capacity, lags) | _flush_figures(flushes[delay, share])
+        for (delay, share), lags in found.items()
+    ]
 
 
 def _lags_ms(accepted: Sequence[Accepted], looks: Sequence[Look]) -> list[float]:
@@ -142,6 +152,16 @@ def _figures(delay_ms: int, share: int, capacity: float, rounds: list[list[float
         "p50_ms": _median(rounds, 50),
         "p99_ms": _median(rounds, 99),
         "p999_ms": _median(rounds, 99.9),
+    }
+
+
+def _flush_figures(rounds: Sequence[Sequence[Flush]]) -> dict[str, Any]:
+    """Medians, as the worker tells: of a flush, BEGIN to COMMIT, and from one's end to the next one's."""
+    took = [flush.seconds for flushes in rounds for flush in flushes]
+    between = [b.ended_s - a.ended_s for flushes in rounds for a, b in itertools.pairwise(flushes)]
+    return {
+        "flush_ms": round(median(took or [0.0]) * 1000, 2),
+        "between_flushes_ms": round(median(between or [0.0]) * 1000, 2),
     }
 
 

@@ -34,7 +34,6 @@ def tables(found: Found) -> Iterator[tuple[str, str]]:
         "The durability ladder, µs a put": _ladder(found),
         "Patterns, µs a call": _patterns(found),
         "Lag, ms from accepted to committed": _lag(found),
-        "What the lag is made of, ms": _cycles(found),
         "What waits": _backlog(found),
         "Rows in the table": _table_size(found),
         "Shards": _scale(found),
@@ -144,8 +143,10 @@ def _budgets(found: Found, cores: int) -> str:
     for floor in (f for f in FLOORS if f.part in LOADS and f.part in found):
         rivals = found[floor.part]["rivals"]
         compared = floor.member.removeprefix("ratio_to_")
-        rate = floor.bound * (rivals[compared]["writes_per_s"] if compared in rivals else 1)
         used = sum(rivals["writebehind"]["cpu_us_per_write"].values())
+        if not used or (compared not in rivals and floor.member != "writes_per_s"):
+            continue
+        rate = floor.bound * (rivals[compared]["writes_per_s"] if compared in rivals else 1)
         allowed = cores * 1e6 / rate
         rows.append((f"{floor.title} ≥ {floor.bound:,g}", allowed, float(used), used / allowed))
     return table(("", "the floor allows", "spent", "of it"), rows)
@@ -178,18 +179,8 @@ def _patterns(found: Found) -> str:
 
 def _lag(found: Found) -> str:
     loads = found.get("lag", {}).get("loads", [])
-    head = ("write delay, ms", "load, %", "writes/s", "p50", "p99", "p99.9")
+    head = ("write delay, ms", "load, %", "writes/s", "p50", "p99", "p99.9", "a flush", "from flush to flush")
     return table(head, [tuple(load.values()) for load in loads])
-
-
-def _cycles(found: Found) -> str:
-    """Without a write delay a write waits for half a flush and then for its own, at the longest for two."""
-    rows = []
-    for load in found.get("lag", {}).get("loads", []):
-        if not load["write_delay_ms"]:
-            cycle = load["p50_ms"] / 1.5
-            rows.append((load["load_percent"], cycle, 2 * cycle, load["p99_ms"] - 2 * cycle))
-    return table(("load, %", "a flush (p50 ÷ 1.5)", "two of them", "p99 beyond two"), rows)
 
 
 def _backlog(found: Found) -> str:

@@ -19,6 +19,7 @@ import pytest
 from click.testing import CliRunner, Result
 from psycopg.conninfo import make_conninfo
 
+from writebehind_worker.__main__ import _EXTRA
 from writebehind_worker.cli import _check_embedded, cli
 from writebehind_worker.config import Config
 from writebehind_worker.ledger_schema import apply_schema, schema_sql
@@ -184,9 +185,14 @@ def test_the_schema_is_the_repository_s() -> None:
     assert schema_sql() == (Path(__file__).parents[1] / "schema.sql").read_text()
 
 
-def test_without_the_extra_it_says_how_to_install_it() -> None:
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [(m, a) for m in sorted(_EXTRA) for a in (["--help"], ["top"], ["run"]) if (m, a) != ("rich", ["run"])],
+)
+def test_without_the_extra_it_says_how_to_install_it(module: str, arguments: list[str]) -> None:
     process = python(
-        "import sys; sys.modules['click'] = None\nfrom writebehind_worker.__main__ import main; main()"
+        f"import sys; sys.modules['{module}'] = None; sys.argv[1:] = {arguments}\n"
+        "from writebehind_worker.__main__ import main; main()"
     )
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 2

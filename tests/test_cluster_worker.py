@@ -12,15 +12,17 @@ from typing import Any, cast
 import psycopg
 import pytest
 import redis
+from click.testing import CliRunner
 from redis.cluster import RedisCluster
 from tests.support.cluster import Cluster
 from tests.support.fleets import RunningFleet
 from tests.support.sharded import Run, killed_after, run
 from tests.support.workers import ROOT, RunningWorker, WorkerProcess
 
-from writebehind import WriteBehind
+from writebehind import RedisRefused, RedisUnavailable, WriteBehind
 from writebehind.keys import QueueKeys
 from writebehind.shards import Layout, shard_keys
+from writebehind_worker.cli import cli
 from writebehind_worker.config import Config
 from writebehind_worker.doctor_redis import examine_redis
 from writebehind_worker.nodes import identity
@@ -237,6 +239,21 @@ def test_commands_about_a_queue_with_shards(
         wait_until(lambda: layout_of(client, keys).draining is None)
         assert "2 shards" in run("reshard", "2")
     assert applied() == 20
+
+
+def test_the_wrong_kind_of_url_is_told_with_the_right_one(
+    cluster: Cluster, redis_url: str, options: dict[str, Any], keys: QueueKeys
+) -> None:
+    other = cluster.nodes[cluster.other_primary(cluster.node_of(keys.queue))]
+    status = ["status", "--queue", keys.queue, "--postgres-url", options["postgres_url"], "--redis-url"]
+    told = CliRunner().invoke(cli, [*status, other.url]).output
+    assert "redis+cluster://host:port" in told and "MOVED" not in told and "pipeline" not in told
+    single = "redis+cluster://" + redis_url.partition("://")[2]
+    assert "a single server's URL is redis://host:port" in CliRunner().invoke(cli, [*status, single]).output
+    with pytest.raises(RedisRefused, match=r"Redis is a node of a cluster, whose URL is redis\+cluster"):
+        WriteBehind.from_url(other.url, queue=keys.queue).put("users", 1, {"name": "x"})
+    with pytest.raises(RedisUnavailable, match="a single server's URL is redis://host:port"):
+        WriteBehind.from_url(single, queue=keys.queue)
 
 
 def cluster_severity(options: dict[str, Any]) -> str:

@@ -484,7 +484,13 @@ def changed(owner: psycopg.Connection[Any], statement: str, back: str) -> Iterat
         (
             "ALTER ROLE writebehind_worker SET search_path = writebehind, public",
             "ALTER ROLE writebehind_worker RESET search_path",
-            "postgres.search_path", "warning", "SET search_path = public",
+            "postgres.search_path", "warning", 'SET search_path = "public" (',
+        ),
+        (
+            "CREATE SCHEMA app; GRANT USAGE ON SCHEMA app TO writebehind_worker; "
+            "ALTER ROLE writebehind_worker SET search_path = app, writebehind, public",
+            "ALTER ROLE writebehind_worker RESET search_path; DROP SCHEMA app",
+            "postgres.search_path", "warning", 'SET search_path = "app", "public" (',
         ),
         (
             "REVOKE TEMPORARY ON DATABASE postgres FROM PUBLIC",

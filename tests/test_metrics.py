@@ -85,13 +85,14 @@ def test_gauges_show_the_last_value(metrics: Metrics) -> None:
 def test_of_many_tables_with_dead_letters_those_with_most_are_shown_and_the_rest_as_one(
     metrics: Metrics,
 ) -> None:
-    flood: dict[tuple[str | None, str | None], int] = {(f"made_up_{n}", "42P01"): 1 for n in range(1000)}
+    flood: dict[tuple[str | None, str | None], int] = {(f"made_up_{n}", "42P01"): 2 for n in range(500)}
     metrics.dead_letters_are(flood)
-    metrics.dead_letters_are(flood | {("users", "23505"): 7})
-    assert value(metrics, "dead_letters_open", table="users", sqlstate="23505") == 7
+    metrics.dead_letters_are(flood | {("users", "23505"): 1, (None, None): 4, ("unknown", None): 2})
+    assert value(metrics, "dead_letters_open", table="users", sqlstate="23505") == 1
+    assert value(metrics, "dead_letters_open", table="unknown", sqlstate="none") == 6
     (family,) = (m for m in metrics.registry.collect() if m.name == "writebehind_dead_letters_open")
     assert len(family.samples) == MOST_SHOWN + 1
-    assert value(metrics, "dead_letters_open", table="other", sqlstate="other") == 1000 - (MOST_SHOWN - 1)
+    assert value(metrics, "dead_letters_open", table="other", sqlstate="other") == 1000 - 2 * (MOST_SHOWN - 2)
     assert sum(sample.value for sample in family.samples) == 1007
     metrics.flushed("users", "applied", 1)
     assert value(metrics, "writes_total", table="users", outcome="applied") == 1
@@ -149,6 +150,18 @@ def test_the_whole_registry_is_rendered(metrics: Metrics) -> None:
     assert 'writebehind_write_lag_seconds_bucket{le="0.001"} 1.0' in text
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     assert all(line.startswith(("writebehind_", "process_")) for line in lines)
+
+
+def test_each_sample_of_a_divided_queue_is_told_once_and_of_former_shards_none(metrics: Metrics) -> None:
+    metrics.part(metrics.queue).postgres_is(True)
+    for shard in ("1of2", "2of2"):
+        metrics.part(f"{metrics.queue}:{shard}").postgres_is(True)
+    samples = [line.rpartition(" ")[0] for line in metrics.text().decode().splitlines() if line[0] != "#"]
+    assert len(samples) == len(set(samples))
+    assert sum(sample.startswith("writebehind_postgres_up{") for sample in samples) == 3
+    metrics.keep_parts({f"{metrics.queue}:2of2"})
+    text = metrics.text().decode()
+    assert "2of2" in text and "1of2" not in text
 
 
 def test_messages_are_counted_by_size(metrics: Metrics) -> None:

@@ -239,6 +239,9 @@ def test_the_commands_see_all_shards(
         assert "has 1 shard;" in run("reshard", "1")
         wb.put("rows", 1, {"v": 7}).wait(20)
         assert "paused" not in run("status")
+        wait_until(lambda: b'of4"' not in fleet.metrics.text())  # former shards would page: no owner
+        held = re.compile(r"^writebehind_lease_held{.*?} (\S+)", re.MULTILINE)
+        wait_until(lambda: held.findall(fleet.metrics.text().decode()) == ["1.0"])
 
 
 def test_a_dead_letter_of_a_former_shard_is_retried_where_its_row_is_now(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import json
 import os
 import signal
 import subprocess
@@ -9,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn, Self
+from typing import NamedTuple, NoReturn, Self
 
 from redis import Redis
 
@@ -23,6 +25,13 @@ _PATIENCE_S = 120.0
 _ROOT = Path(__file__).parents[2]
 
 
+class Flush(NamedTuple):
+    """A transaction, as the worker's log tells it."""
+
+    ended_s: float
+    seconds: float
+
+
 class WorkerProcess:
     """``writebehind run`` on a queue of its own; killed and reaped at the end of the block."""
 
@@ -30,6 +39,7 @@ class WorkerProcess:
         self, redis: Redis, redis_url: str, postgres_url: str, queue: str, folder: Path, *options: str
     ) -> None:
         self._redis, self.keys = redis, QueueKeys(queue)
+        self._read_to = 0
         self._log = folder / f"worker-{queue.replace(':', '-')}.log"
         urls = ["--redis-url", redis_url, "--postgres-url", postgres_url]
         command = [sys.executable, "-m", "writebehind_worker", "run", *urls]
@@ -72,6 +82,21 @@ class WorkerProcess:
     def applied(self) -> int:
         """The last seq that it has acknowledged."""
         return int(self._redis.get(self.keys.applied) or 0)
+
+    def flushes(self) -> list[Flush]:
+        """Those that it has told since this was asked last."""
+        found = []
+        with self._log.open("rb") as log:
+            log.seek(self._read_to)
+            for line in log:
+                if not line.endswith(b"\n"):
+                    break
+                self._read_to += len(line)
+                if b'"event": "flushed"' in line:
+                    told = json.loads(line)
+                    at = dt.datetime.fromisoformat(told["timestamp"])
+                    found.append(Flush(at.timestamp(), told["seconds"]))
+        return found
 
     def stop(self) -> None:
         """Lets it finish what it has begun."""

@@ -53,7 +53,7 @@ def _safe() -> list[Json]:
         ),
         _stat(
             "Owners",
-            "Workers that own the queue. One is right; the others stand by.",
+            "Workers that own the queue, or shard. One is right; the others stand by.",
             "none",
             [(f"sum by (job, queue) (writebehind_lease_held{{{_OF}}})", "{{queue}}")],
             steps=[(None, _RED), (1, _GREEN), (2, _RED)],

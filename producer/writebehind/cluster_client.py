@@ -15,6 +15,9 @@ from .errors import RedisUnavailable
 from .sentinel import Host
 
 
+_OF_A_SINGLE_SERVER = ("cluster support disabled", "Cluster mode is not enabled")  # Redis' words, redis-py's
+
+
 def cluster(hosts: Iterable[Host], options: Mapping[str, Any], *, tls: bool) -> Redis:
     """A client; it asks the nodes at once who has what. Raises ``RedisUnavailable`` if none answers.
 
@@ -25,8 +28,14 @@ def cluster(hosts: Iterable[Host], options: Mapping[str, Any], *, tls: bool) -> 
     try:
         client = RedisCluster(startup_nodes=[make(*host) for host in hosts], **given)
     except RedisClusterException as error:
-        raise RedisUnavailable(f"no node of the cluster answers: {error}") from error
+        raise RedisUnavailable(f"no node of the cluster answers: {explained(error)}") from error
     return cast(Redis, client)
+
+
+def explained(error: Exception) -> str:
+    """What it says, and where it is another kind of URL that is needed, that."""
+    is_single = any(text in str(error) for text in _OF_A_SINGLE_SERVER)
+    return f"{error}; a single server's URL is redis://host:port" if is_single else str(error)
 
 
 def async_cluster(hosts: Iterable[Host], options: Mapping[str, Any], *, tls: bool) -> redis_asyncio.Redis:

@@ -30,9 +30,9 @@ def as_ours(doing: str, error: redis_errors.RedisError | OSError) -> WriteBehind
         return RedisUnavailable(f"{doing}: no answer from Redis: {error}")
     if str(error).startswith("OOM"):  # from inside a script redis-py has no class for it
         return RedisFull(f"{doing}: Redis is at its maxmemory: {error}")
-    hint = ""
     if isinstance(error, redis_errors.AskError | redis_errors.ClusterCrossSlotError):
-        hint = "; it is a node of a Redis Cluster, whose URL is redis+cluster://host,host"
+        return RedisRefused(f"{doing}: Redis is a node of a cluster, whose URL is redis+cluster://host,host")
+    hint = ""
     if isinstance(error, redis_errors.NoPermissionError):
         hint = "; the rights that a producer needs are in deploy/redis-acl.conf"
     return RedisRefused(f"{doing}: Redis refused: {error}{hint}")

@@ -20,6 +20,7 @@ from writebehind_worker.testing.proxy import Proxy, proxied_url
 from .child import Child, work
 from .producer import CACHE_PREFIX, Orders, client_of, produce
 from .sabotage import SABOTAGES
+from .snapshot import TABLES
 from .topology import TOPOLOGIES
 
 QUEUE = "chaos:queue"
@@ -28,7 +29,7 @@ PRODUCERS = 3  # the last one raw
 LEASE_TTL_S = 0.7
 _SCHEMA = Path(__file__).with_name("schema.sql")
 _LEDGER = Path(__file__).parents[2] / "schema.sql"
-_TABLES = "shared, own, raw, events, marks, versions, writebehind.dead_letters"
+_TABLES = ", ".join((*TABLES, "versions", "writebehind.dead_letters"))
 
 
 class Stage:

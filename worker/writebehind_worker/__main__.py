@@ -11,6 +11,8 @@ def main() -> None:
     """Runs the command line; without the extra `worker`, says how to install it and exits with 2."""
     try:
         from .cli import cli  # noqa: PLC0415 - its imports are what may be missing
+
+        cli(prog_name="writebehind")  # imports the command's own
     except ImportError as error:
         # psycopg without libpq raises a bare ImportError from its own module.
         if error.name is not None and error.name.partition(".")[0] not in _EXTRA:
@@ -20,7 +22,6 @@ def main() -> None:
             "Hint: pip install 'writebehind[worker]'\n"
         )
         sys.exit(2)
-    cli(prog_name="writebehind")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import psycopg
 import redis
 
 from .config import Config, one_line, redacted
-from .errors import FatalError
+from .errors import ClusteredRedis, FatalError
 from .nodes import REDIS_ERRORS
 from .postgres import Connection, connect
 from .redis_server import RedisLink
@@ -47,8 +47,12 @@ def reading_postgres(config: Config) -> Iterator[Connection]:
 
 
 def redis_error(config: Config, error: Exception) -> str:
-    """What it says, and where."""
-    return f"Redis at {redacted(config.redis_url)}: {one_line(error)}"
+    """What it says, and where; of a node that names another one, what that means."""
+    where = redacted(config.redis_url)
+    if isinstance(error, redis.exceptions.AskError):
+        clustered = ClusteredRedis(where)
+        return f"{clustered}; {clustered.hint}"
+    return f"Redis at {where}: {one_line(error)}"
 
 
 def postgres_error(config: Config, error: Exception) -> str:

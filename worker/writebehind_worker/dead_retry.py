@@ -207,6 +207,7 @@ class Sender:
                 time.sleep(_MOVED_S)
                 continue
             yield [retry.letter for retry in part]
+            deadline = time.monotonic() + CLOSED_FOR_S
             sent = {retry.letter for retry in part}
             left = [retry for retry in left if retry.letter not in sent]
 

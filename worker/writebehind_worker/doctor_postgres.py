@@ -40,7 +40,7 @@ class Server(msgspec.Struct):
     role: str
     is_standby: bool
     encoding: str
-    finds_ours: bool
+    search_path: list[str]
     """The schema of the ledger is on the search path, as it is for a role of its name."""
     may_temporary: bool
     backends: int
@@ -226,17 +226,19 @@ def _owner_role(conn: psycopg.Connection[Any], config: Config, server: Server) -
 
 
 def _search_path(server: Server) -> Finding:
-    if not server.finds_ours:
+    if "writebehind" not in server.search_path:
         return Finding(
             "postgres.search_path", "ok", "the schema writebehind is not searched for tables without a schema"
         )
+    others = ", ".join(quoted(name) for name in server.search_path if name != "writebehind") or "public"
     return Finding(
         "postgres.search_path",
         "warning",
         "the search path has the schema writebehind, as that of a role of this name does: a table that this "
         "role makes without naming a schema may come into it, where no write reaches it, and one of yours "
         "that is called as one of the ledger's is not found",
-        f"ALTER ROLE {quoted(server.role)} SET search_path = public; or a role of another name",
+        f"ALTER ROLE {quoted(server.role)} SET search_path = {others} (if the URL sets it: there); "
+        "or a role of another name",
     )
 
 

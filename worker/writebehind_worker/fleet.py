@@ -202,6 +202,7 @@ class Fleet:
         """The only queue: any number of workers stand by."""
         if self._becomes(mode) and self._config.queue not in self._serving:
             was_divided = mode == "alone again"
+            self._metrics.keep_parts(())
             worker = Worker(self._config, self._state, self._metrics, self._log, is_divided=was_divided)
             self._serve(self._config.queue, worker, self._state, hurry)
 
@@ -225,6 +226,7 @@ class Fleet:
         queues = [keys.queue for keys in served(self._keys, view.layout)]
         self._state.progress()
         self._end_those(queue for queue in self._serving if queue not in queues)
+        self._metrics.keep_parts({*queues, *self._serving})
         # Who finds that another has the lease was too late: it does not wait for it.
         self._end_those(q for q, one in self._serving.items() if one.state.facts()["role"] == "standby")
         # The queue itself, which hardly anything goes to, counts for no shard.

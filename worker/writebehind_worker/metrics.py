@@ -10,6 +10,7 @@ import heapq
 import threading
 import time
 from bisect import bisect_left, bisect_right
+from collections import Counter as Count
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
@@ -35,6 +36,7 @@ LAG_BUCKETS_S = (
 FLUSH_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 MESSAGE_BUCKETS = tuple(1 << power for power in range(7, 21))
 """Bytes: 128 B to 1 MiB."""
+_NO_SUCH_TABLE = "42P01"
 MOST_SHOWN = 100
 """So many pairs of table and SQLSTATE are told of the open dead letters."""
 BATCH_BUCKETS = (1, 10, 100, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000, 100_000)
@@ -140,11 +142,21 @@ class Metrics:
             self._risk.labels(risk)
 
     def part(self, queue: str) -> Metrics:
-        """Those of a shard, by the name of its queue. They stay when another worker serves it."""
+        """Those of a shard, by the name of its queue. They stay when another worker serves it.
+
+        Of the queue itself, which some process of a fleet serves as well: these.
+        """
+        if queue == self.queue:
+            return self
         with self._lock:
             if queue not in self._parts:
                 self._parts[queue] = Metrics(queue, is_part=True)
             return self._parts[queue]
+
+    def keep_parts(self, queues: Collection[str]) -> None:
+        """The other shards are none any more."""
+        with self._lock:
+            self._parts = {queue: part for queue, part in self._parts.items() if queue in queues}
 
     def _identify(self, is_part: bool) -> None:
         self._epoch = Gauge(
@@ -278,10 +290,14 @@ class Metrics:
     def dead_letters_are(self, counts: Mapping[tuple[str | None, str | None], int]) -> None:
         """All open ones, by (table, SQLSTATE); for one thread. Shown: those with most, and the others' sum.
 
-        A message can name any table: one that floods the queue with names must not hide what matters.
+        A message can name any table: those that there are not (42P01) come last.
         """
-        named = {(table or "unknown", code or "none"): count for (table, code), count in counts.items()}
-        kept = heapq.nlargest(MOST_SHOWN, named, key=lambda labels: (named[labels], labels))
+        named: Count[tuple[str, str]] = Count()
+        for (table, code), count in counts.items():
+            named[table or "unknown", code or "none"] += count
+        kept = heapq.nlargest(
+            MOST_SHOWN, named, key=lambda labels: (labels[1] != _NO_SUCH_TABLE, named[labels], labels)
+        )
         shown = {labels: named[labels] for labels in kept}
         if others := sum(named.values()) - sum(shown.values()):
             shown["other", "other"] = others

@@ -48,7 +48,7 @@ def move_command(config: Config, table: str, target: str | None, back: bool, tim
         if is_clustered(client):
             raise FatalError(
                 "tables cannot be moved on a Redis Cluster yet",
-                "make a client with another queue for them: docs/scaling.md",
+                "give them a client of its own, with another queue: docs/scaling.md, More than one queue",
             )
 
         def open_letters(queue: str, name: str) -> int:

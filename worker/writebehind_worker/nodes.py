@@ -17,11 +17,13 @@ from redis.exceptions import (
     ConnectionError,
     MovedError,
     RedisClusterException,
+    ResponseError,
     TryAgainError,
 )
 from redis.retry import Retry
 
 from writebehind.address import Address
+from writebehind.cluster_client import explained
 
 REDIS_ERRORS = (RedisError, RedisClusterException)
 """What a client of all nodes raises; the second is none of the first."""
@@ -54,7 +56,7 @@ def node_of(address: Address, key: str, asking: Options, options: Options) -> Re
             with _connect(address, host, port, asking) as asked:
                 primary = _primary_of(slot_of(key), asked, host)
         except RedisError as error:
-            failed = error
+            failed = ResponseError(explained(error)) if type(error) is ResponseError else error
         else:
             if primary is not None:
                 return _connect(address, *primary, options)
@@ -73,7 +75,7 @@ def all_nodes(address: Address, options: Options) -> RedisCluster:
     try:
         return RedisCluster(startup_nodes=seeds, require_full_coverage=False, **given, **_tls(address))
     except RedisClusterException as error:
-        raise ConnectionError(str(error)) from error
+        raise ConnectionError(explained(error)) from error
 
 
 def primaries(client: Redis) -> Iterator[Redis]:

@@ -174,12 +174,14 @@ class Persister:
             elif self._is_refused(reason):
                 self._log.warning("postgres refuses", reason=reason, sqlstate=error.sqlstate)
         elif isinstance(error, HeldByLock):
+            self._metrics.postgres_is(True)
             waiting.hold(error.rows, self._config.hold_timeout_s)
             if self._state.held_is(error.write):
                 self._metrics.held_is("lock", True)
                 self._log.warning("waiting for a lock", write=error.write, reason=reason)
                 self._flusher.say_waiting(reason)
         elif isinstance(error, BreakerTripped):
+            self._metrics.postgres_is(True)
             if self._state.breaker_is(reason):
                 self._metrics.held_is("breaker", True)
                 self._log.error("queue paused", reason=reason)

@@ -3,7 +3,7 @@ SELECT json_build_object(
     'role', current_user,
     'is_standby', pg_is_in_recovery(),
     'encoding', current_setting('server_encoding'),
-    'finds_ours', 'writebehind' = ANY (current_schemas(false)),
+    'search_path', current_schemas(false),
     'may_temporary', has_database_privilege(current_database(), 'TEMPORARY'),
     'backends', (SELECT coalesce(sum(numbackends), 0) FROM pg_stat_database),
     'role_backends', (SELECT count(*) FROM pg_stat_activity WHERE usename = current_user),
