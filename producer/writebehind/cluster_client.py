@@ -14,7 +14,6 @@ from redis.exceptions import RedisClusterException
 from .errors import RedisUnavailable
 from .sentinel import Host
 
-
 _OF_A_SINGLE_SERVER = ("cluster support disabled", "Cluster mode is not enabled")  # Redis' words, redis-py's
 
 
