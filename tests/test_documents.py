@@ -244,6 +244,7 @@ RUN_HERE = {"psql", "redis-cli"}
 
 VARIABLES = {setting.variable for setting in OPTIONS.values()} | {
     "WRITEBEHIND_CONFIG",
+    "WRITEBEHIND_TEST_FLEET_SECONDS",
     "WRITEBEHIND_TEST_REDIS_URL",
     "WRITEBEHIND_TEST_POSTGRES_URL",
 }
