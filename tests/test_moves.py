@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.support.workers import RunningWorker
 
 from writebehind import AsyncWriteBehind, InvalidWrite, RedisRefused, SessionStore, WriteBehind, WriteRejected
 from writebehind.keys import QueueKeys
+from writebehind_worker import moving
 from writebehind_worker.errors import FatalError
 from writebehind_worker.moving import Move, follow
 from writebehind_worker.resharding import divide, layout_of, still_draining
@@ -226,9 +228,9 @@ def test_a_table_moves_there_and_back_under_load(
             id = number * 100 + turn % 7
             count[id] = count.get(id, 0) + 1
             with wb.batch() as batch:
-                batch.increment("rows", id, {"n": 1})
                 batch.put("orders", id, {"n": turn})
                 batch.put("rows", id, {"v": count[id]})
+                batch.increment("rows", id, {"n": 1})  # a marker: who reads waits for the queue's `applied`
             if turn % 3 == 0:
                 wb.invalidate("rows", id)
 
@@ -309,7 +311,7 @@ def test_who_is_killed_half_way_is_followed_by_who_does_the_rest(
     clients[0].put("orders", 1, {"v": 1})  # another table does not wait
     redis_client.delete(keys.queue)
     if step < 3:
-        with pytest.raises(RedisRefused, match="run `writebehind move rows"):
+        with pytest.raises(RedisRefused, match=r"run `writebehind move --queue \S+ rows"):
             clients[0].put("rows", 1, {"v": 1})
         with pytest.raises(FatalError, match="is being moved from"):
             move(QueueKeys(f"{keys.queue}:third"))
@@ -342,6 +344,107 @@ def test_who_slept_before_the_other_queue_was_opened_does_not_open_it_again(
     with pytest.raises(FatalError, match="not as it was read"):
         move(bulk)
     assert follow(redis_client, keys, "rows").keys == follow(redis_client, bulk, "rows").keys == keys
+
+
+@pytest.mark.parametrize("step", range(4), ids=STEPS)
+def test_who_sleeps_after_a_step_takes_nobody_else_s_for_its_own(
+    redis_client: redis.Redis,
+    bulk: QueueKeys,
+    keys: QueueKeys,
+    move: Callable[..., bool],
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+) -> None:
+    script, calls = moving._TABLES, itertools.count()
+
+    def asleep(*args: Any) -> Any:
+        done = script(*args)
+        if next(calls) == step:
+            monkeypatch.setattr(moving, "_TABLES", script)
+            for target in (bulk, keys, bulk, keys):
+                move(target)
+        return done
+
+    monkeypatch.setattr(moving, "_TABLES", asleep)
+    with suppress(FatalError):
+        move(bulk)
+    assert follow(redis_client, keys, "rows").keys == follow(redis_client, bulk, "rows").keys == keys
+    assert {say.state for say in layout_of(redis_client, bulk).tables.values()} <= {"away"}
+    assert {say.state for say in layout_of(redis_client, keys).tables.values()} == {"here"}
+
+
+def test_clients_of_a_history_that_redis_has_lost_are_not_accepted(
+    connect: Connect,
+    bulk: QueueKeys,
+    keys: QueueKeys,
+    redis_client: redis.Redis,
+    move: Callable[..., bool],
+) -> None:
+    heard, read = connect(), connect()
+    for wb in (heard, read):
+        wb.put("orders", 1, {"v": 1})
+    redis_client.delete(keys.queue)
+    move(bulk)
+    heard.put("orders", 2, {"v": 1})  # knows that `rows` is elsewhere, and nothing of that queue
+    read.put("rows", 1, {"v": 1})
+    redis_client.delete(keys.layout, bulk.layout, keys.queue, bulk.queue)
+    for one in (keys, bulk):
+        redis_client.hdel(one.clock, "shard")  # as before the move
+    assert heard.put("rows", 1, {"v": 2}).queue == keys.queue
+    assert read.put("rows", 1, {"v": 3}).queue == keys.queue
+    redis_client.delete(keys.queue)
+    move(bulk, "orders")
+    assert read.put("rows", 1, {"v": 4}).queue == keys.queue
+    assert read.put("orders", 1, {"v": 4}).queue == bulk.queue
+
+
+def test_raw_writes_that_were_there_before_are_waited_for(
+    connect: Connect,
+    bulk: QueueKeys,
+    keys: QueueKeys,
+    options: dict[str, Any],
+    rows: psycopg.Connection[Any],
+    redis_client: redis.Redis,
+    move: Callable[..., bool],
+) -> None:
+    redis_client.lpush(keys.queue, '{"table":"rows","id":1,"data":{"v":1}}')
+    monkeypatched = pytest.MonkeyPatch()
+    with monkeypatched.context() as patched:
+        patched.setattr(moving, "CLOSED_FOR_S", 0.3)
+        with pytest.raises(FatalError, match="its writes go on"):
+            move(bulk)
+    wb = connect()
+    assert wb.put("rows", 2, {"v": 1}).queue == keys.queue
+    with both(options, bulk):
+        assert move(bulk)
+        assert rows.execute("SELECT v FROM rows WHERE id = 1").fetchone() == (1,)
+        wb.put("rows", 1, {"v": 2}, wait=20)
+    assert rows.execute("SELECT v FROM rows WHERE id = 1").fetchone() == (2,)
+
+
+def test_the_other_tables_of_a_batch_do_not_wait(
+    connect: Connect,
+    bulk: QueueKeys,
+    keys: QueueKeys,
+    redis_client: redis.Redis,
+    move: Callable[..., bool],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clients = [connect(), connect()]
+    with killed_after(1, monkeypatch):
+        move(bulk)
+    monkeypatch.setattr("writebehind.places.CLOSED_FOR_S", 0.1)
+    clients[0].put("orders", 1, {"v": 1})  # it knows, the other does not
+    redis_client.delete(keys.queue)
+    for wb in clients:
+        with pytest.raises(RedisRefused, match="is being moved"), wb.batch() as batch:
+            batch.put("rows", 1, {"v": 1})
+            batch.put("orders", 1, {"v": 1})
+        assert redis_client.llen(keys.queue) == 1
+        redis_client.delete(keys.queue)
+    assert move(keys)  # back: it stays
+    assert clients[0].put("rows", 1, {"v": 1}).queue == keys.queue
+    assert not move(keys)
 
 
 # What is refused.

@@ -121,6 +121,8 @@ class Core:
                 yield from self._check_one_queue(writes)
                 continue
             if waits is not None:
+                if not as_group and len({plain_table(write.table) for write in writes}) > 1:
+                    break  # the others' writes are sent without it
                 yield from self.places.look_again(waits)
                 continue
             if self._is_clustered and way is not made_for:
@@ -131,7 +133,10 @@ class Core:
                 most = self.settings.max_queue_length
                 return (yield from way.steps(entries, ops, packed, most, one, wanted))
             except ShardMoved:
-                yield from self.places.look_again(writes[0].table)
+                for table in dict.fromkeys(write.table for write in writes):
+                    yield from self.places.have_heard(table)
+                if self._way_of(writes)[1] is None:
+                    yield from self.places.look_again(writes[0].table)
             if time.monotonic() + pause > deadline:
                 raise self.places.of(writes[0].table).disagrees(way)
             yield Pause(pause)
@@ -224,7 +229,7 @@ class Core:
             # Those of a table that waits for its move hold up no other's.
             part = way, plain_table(write.table) if view.waits(write.table) else None
             found.setdefault(part, []).append(position)
-        return list(found.values())
+        return sorted(found.values(), key=lambda those: view.waits(writes[those[0]].table))
 
     def _way_of(self, writes: Sequence[Write]) -> tuple[Enqueue | None, str | None]:
         """Into the shard of all of the writes, if they have one; and a table of them that is being moved."""

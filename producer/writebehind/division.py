@@ -18,6 +18,8 @@ from .translate import redis_errors_as_ours
 
 CLOSED_FOR_S = 10.0  # longest that a write waits for shards to be closed and others to be opened
 
+_UNKNOWN = "?"
+
 MakeEnqueue = Callable[[QueueKeys, str], Enqueue]
 
 
@@ -62,6 +64,10 @@ class Division:
             self._make(keys, stamp(number, count, layout.moves) + mark) for number, keys in enumerate(each)
         ]
         self.now = Shards(layout, ways)
+
+    def forget(self) -> None:
+        """Nothing is known: who writes is refused, and looks; no shard's clock says what these ways say."""
+        self.now = Shards(Layout(), [self._make(self._keys, _UNKNOWN)])
 
     @property
     def queue(self) -> str:

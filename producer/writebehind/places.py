@@ -59,6 +59,7 @@ class Places:
         found = self._known.get(queue)
         if found is None:
             made = Division(QueueKeys(queue), None, self._make, is_clustered=self.is_clustered)
+            made.forget()
             found = self._known.setdefault(queue, made)
         return found
 
@@ -190,7 +191,8 @@ def _not_opened(table: str, queue: str, found: Assignment | None) -> RedisRefuse
     target = "another queue" if found is None else found.queue
     return RedisRefused(
         f"{plain_table(table)} is being moved from {queue!r} to {target!r}, and takes no writes until that "
-        f"is done: run `writebehind move {plain_table(table)} {target}` again, it may have been ended"
+        f"is done: run `writebehind move --queue {queue} {plain_table(table)} {target}` again, it may have "
+        "been ended"
     )
 
 

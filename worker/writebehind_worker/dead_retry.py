@@ -195,6 +195,12 @@ class Sender:
         while left:
             view, table = View(self._places), left[0].shown[0].table
             way = _way(view, left[0])
+            if (queue := view.queue(table)) != self._keys.queue:
+                raise FatalError(
+                    f"dead letter {left[0].letter}: {table} is in {queue!r} by now, whose worker "
+                    f"knows no letters of {self._keys.queue!r}",
+                    "write it anew, or `writebehind dead drop` it",
+                )
             part = _one_call([retry for retry in left if _way(view, retry) is way])
             try:
                 if any(view.waits(shown.table) for retry in part for shown in retry.shown):

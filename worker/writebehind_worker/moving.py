@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import msgspec
-from redis import Redis
+from redis import Redis, RedisError
 
 from writebehind.keys import QueueKeys
 from writebehind.pauses import pauses
@@ -28,7 +30,7 @@ from writebehind.script import Script
 from writebehind.shards import Assignment, Layout, plain_table
 
 from .errors import FatalError
-from .resharding import is_shard, layout_of
+from .resharding import is_shard, layout_of, waiting_of
 
 _TABLES = Script("writebehind_worker", "tables")
 _MOST_MOVES = 16
@@ -96,9 +98,12 @@ class Move:
         """
         stop = follow(self._client, self._keys, self._table)
         finished = self._finish_arrival(stop)
-        if stop.keys == self._target:
-            return finished
         says = stop.says(self._table)
+        if stop.keys == self._target and says is not None and says.state == "closed":
+            self._undo(stop)  # somebody was killed, or waits: it stays
+            return True
+        if stop.keys == self._target and not (says is not None and says.waits):
+            return finished
         if says is not None and says.waits and says.queue != self._target.queue:
             raise FatalError(
                 f"{self._table} is being moved from {stop.keys.queue!r} to {says.queue!r}",
@@ -110,6 +115,8 @@ class Move:
             stop = self._close(stop)
         if _says(stop, self._table).state == "closed":
             stop = self._decided(stop)
+        if _says(stop, self._table).state != "open":
+            raise _not_as_read(stop.keys)
         self._arrive(stop)
         self._leave(stop)
         return True
@@ -187,24 +194,45 @@ class Move:
     # The steps.
 
     def _close(self, stop: Stop) -> Stop:
-        moves = stop.layout.moves + 1
+        moves = self._next(stop)
         return self._step(stop, Assignment(moves, "closed", self._target.queue), moves)
+
+    def _next(self, stop: Stop) -> int:
+        """Of no move in any history of this Redis: who knows one that it has lost is not accepted."""
+        seconds, micros = self._client.time()
+        return max(stop.layout.moves + 1, seconds * 1_000_000 + micros)
 
     def _decided(self, stop: Stop) -> Stop:
         """Once all is in Postgres; if that takes too long, or made dead letters, its writes go on here."""
-        seq = int(cast(bytes | None, self._client.hget(stop.keys.clock, "seq")) or 0)
         try:
-            if not self._wait_until_applied(stop.keys, seq, time.monotonic() + CLOSED_FOR_S):
+            if not self._wait_until_empty(stop):
                 raise FatalError(
                     f"what {stop.keys.queue!r} held was not in Postgres after {CLOSED_FOR_S:g} s: "
                     f"{self._table} stays there, and its writes go on",
                     "wait for a quiet time, and run it again",
                 )
             self._check_letters(stop.keys)
-        except FatalError:
-            self._step(stop, Assignment(stop.layout.moves, "here", stop.keys.queue), stop.layout.moves)
+            self._check_whole(Stop(self._target, layout_of(self._client, self._target)))
+        except BaseException:
+            with suppress(FatalError, RedisError):
+                self._undo(stop)
             raise
         return self._decide(stop)
+
+    def _wait_until_empty(self, stop: Stop) -> bool:
+        """Whether all that was there as the table was closed, raw writes too, is in Postgres in time."""
+        deadline = time.monotonic() + CLOSED_FOR_S
+        for pause in pauses():
+            if not waiting_of(self._client, stop.keys, f"/{_says(stop, self._table).number}"):
+                return True
+            if time.monotonic() + pause > deadline:
+                return False
+            time.sleep(pause)
+        raise AssertionError
+
+    def _undo(self, stop: Stop) -> None:
+        """It is where it was, and takes writes."""
+        self._step(stop, Assignment(stop.layout.moves, "here", stop.keys.queue), stop.layout.moves)
 
     def _decide(self, stop: Stop) -> Stop:
         says = _says(stop, self._table)
@@ -226,7 +254,7 @@ class Move:
         now = layout_of(self._client, stop.keys).tables.get(self._table)
         if now != _says(stop, self._table):
             raise _not_as_read(stop.keys)
-        self._step(there, Assignment(number, "here", stop.keys.queue), there.layout.moves + 1)
+        self._step(there, Assignment(number, "here", stop.keys.queue), self._next(there))
 
     def _leave(self, stop: Stop) -> None:
         says = _says(stop, self._table)
@@ -245,22 +273,26 @@ class Move:
         return True
 
     def _step(self, stop: Stop, says: Assignment, moves: int) -> Stop:
-        """Raises `FatalError` where the queue is not as it was read."""
+        """The queue as it is then: as written, not read, for others may be quicker.
+
+        Raises `FatalError` where it was not as it had been read.
+        """
         tables = {**stop.layout.tables, self._table: says}
         done = _TABLES(
             self._client,
-            [stop.keys.layout, stop.keys.clock],
+            [stop.keys.layout, stop.keys.clock, stop.keys.queue, stop.keys.inflight],
             [
                 stop.layout.moves,
                 _encoded(stop.layout.tables),
                 moves,
                 _encoded(tables),
                 self._table if says.waits else "",
+                int(says.state == "closed"),
             ],
         )
         if not done[0]:
             raise _not_as_read(stop.keys)
-        return Stop(stop.keys, layout_of(self._client, stop.keys))
+        return Stop(stop.keys, replace(stop.layout, moves=moves, tables=tables))
 
 
 def _not_as_read(keys: QueueKeys) -> FatalError:

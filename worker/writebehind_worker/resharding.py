@@ -117,7 +117,7 @@ def still_draining(client: Redis, keys: QueueKeys, layout: Layout) -> int:
     step = _Steps(client, keys, layout.draining, layout.shards, layout.number)
     # Again: a primary that failed over may have lost it, and who has written there since is waited for.
     closed = [step("close", one.clock) for one in _former(keys, layout)]
-    waiting = sum(_waiting(client, one, layout.number) for one in _former(keys, layout))
+    waiting = sum(waiting_of(client, one, str(layout.number)) for one in _former(keys, layout))
     if waiting == 0 and all(closed):
         since = max(_since(client, keys), *(int(answer[1]) for answer in closed))
         _keep_pause(client, keys, layout)
@@ -225,8 +225,8 @@ class _Steps:
         return [b"done", *rest] if done else []
 
 
-def _waiting(client: Redis, shard: QueueKeys, division: int) -> int:
-    """Writes that were there as it was closed and are not known to be in Postgres.
+def waiting_of(client: Redis, shard: QueueKeys, mark: str) -> int:
+    """Writes that were there as it was closed and are not known to be in Postgres; all, without that mark.
 
     In the order in which they move on: one that is claimed meanwhile counts twice, and none is missed.
     """
@@ -235,7 +235,7 @@ def _waiting(client: Redis, shard: QueueKeys, division: int) -> int:
         pipe.llen(shard.queue)
         pipe.lrange(shard.inflight, 0, -1)
         (marked, left, last), length, batches = pipe.execute()
-    if marked is not None and int(marked) == division:
+    if marked is not None and marked.decode() == mark:
         length = min(length, int(left))
         if int(left) == 0:  # ``last`` has the last of them, and batches go to Postgres in their order
             batches = batches[: batches.index(last) + 1] if last in batches else []

@@ -2,18 +2,22 @@
 -- One step of moving a table from a queue or to it, if the queue is still as it was read: see moving.py. Layout and
 -- clock change together, so that nobody who knows the former tables is accepted from then on.
 --
--- KEYS  1 {q}:layout   2 {q}:clock
+-- KEYS  1 {q}:layout   2 {q}:clock   3 queue   4 {q}:inflight
 -- ARGV  1 moves as read   2 tables as read, or ''   3 moves from now on   4 tables from now on
---       5 the table that is being moved away, or ''
--- Returns {0} where it is not so any more, is being divided, or is no whole queue; else {1, highest seq given out}.
+--       5 the table that is being moved away, or ''   6 '1' where what the queue holds is to be waited for: see mark.lua
+-- Returns {0} where it is not so any more, is being divided, or is no whole queue; else {1}.
 
 local layout = redis.call('HMGET', KEYS[1], 'shards', 'closing', 'draining', 'moves', 'tables')
-local clock = redis.call('HMGET', KEYS[2], 'shard', 'seq')
+local stamp = redis.call('HGET', KEYS[2], 'shard') or ''
 if (layout[1] or '1') ~= '1' or layout[2] or layout[3] then return {0} end
 if (layout[4] or '0') ~= ARGV[1] or (layout[5] or '') ~= ARGV[2] then return {0} end
-if (clock[1] or '') ~= (ARGV[1] == '0' and '' or '/' .. ARGV[1]) then return {0} end
+if stamp ~= (ARGV[1] == '0' and '' or '/' .. ARGV[1]) then return {0} end
 
 redis.call('HSET', KEYS[1], 'moves', ARGV[3], 'tables', ARGV[4])
 if ARGV[5] == '' then redis.call('HDEL', KEYS[1], 'moving') else redis.call('HSET', KEYS[1], 'moving', ARGV[5]) end
 if ARGV[3] ~= ARGV[1] then redis.call('HSET', KEYS[2], 'shard', '/' .. ARGV[3]) end
-return {1, clock[2] or '0'}
+if ARGV[6] == '1' then
+  local frozen = redis.call('LINDEX', KEYS[4], -1) or ''
+  redis.call('HSET', KEYS[2], 'marked', '/' .. ARGV[3], 'left', redis.call('LLEN', KEYS[3]), 'last', frozen)
+end
+return {1}
