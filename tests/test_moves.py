@@ -167,6 +167,20 @@ def test_all_sessions_of_a_user_are_ended_where_they_are_now(
     assert store(writer).get(token) is None
 
 
+def test_sessions_are_not_said_to_be_ended_while_their_table_moves(
+    connect: Connect, bulk: QueueKeys, move: Callable[..., bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wb = connect()
+    store = SessionStore(wb, load=lambda _: None, load_ids_of_user=lambda _: [])
+    with killed_after(1, monkeypatch):
+        move(bulk, "sessions")
+    monkeypatch.setattr("writebehind.places.CLOSED_FOR_S", 0.1)
+    with pytest.raises(RedisRefused, match="call again"):
+        store.revoke_all("nobody")
+    move(bulk, "sessions")
+    assert store.revoke_all("nobody") == []
+
+
 # Readers.
 
 

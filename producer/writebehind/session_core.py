@@ -208,7 +208,8 @@ class SessionCore(Generic[R]):
         receipts: list[R] = []
         unsafe: Exception | None = None
         for _ in range(_MOST_PASSES):
-            ids = sorted((yield from self._close(user, token)) - done - {kept or ""})
+            closed, found = yield from self._close(user, token)
+            ids = sorted(found - done - {kept or ""})
             for start in range(0, len(ids), MAX_BATCH):
                 writes = [
                     make_write("delete", self._table, id, None) for id in ids[start : start + MAX_BATCH]
@@ -218,31 +219,38 @@ class SessionCore(Generic[R]):
                 except (DurabilityNotReached, FlushTimeout, OutcomeUnknown, WriteRejected) as error:
                     unsafe = unsafe or error
             done.update(ids)
-            if (yield from self._reopen(user, token)):
+            if (yield from self._reopen(user, token, closed)):
                 break
+        else:
+            raise RedisRefused(
+                f"revoke_all: where {self._table} is written changed again and again, or it is being moved: "
+                "sessions may be left; call again"
+            )
         if unsafe is not None:
             raise unsafe
         return receipts
 
-    def _reopen(self, user: str, token: str) -> Steps[bool]:
-        """Whether all shards were closed to rotations until now, and are the same."""
+    def _reopen(self, user: str, token: str, closed: Sequence[QueueKeys]) -> Steps[bool]:
+        """Whether all shards were closed to rotations until now, and are those that were closed."""
         were_closed = True
-        for keys in self._core.all_shards(self._table):
+        for keys in closed:
             with redis_errors_as_ours("revoke_all"):
                 were_closed &= bool(
                     (yield from run_script(_REOPEN, [keys.closing(self._label(user))], [token]))
                 )
-        return were_closed and not (yield from self._core.shards_have_changed(self._table))
+        have_changed = yield from self._core.shards_have_changed(self._table)
+        return were_closed and not have_changed and self._core.all_shards(self._table) == closed
 
-    def _close(self, user: str, token: str) -> Steps[set[str]]:
-        """The user's sessions, none of which can be rotated from now on.
+    def _close(self, user: str, token: str) -> Steps[tuple[Sequence[QueueKeys], set[str]]]:
+        """The shards, and the user's sessions, none of which can be rotated from now on.
 
         Those that may not be committed yet, and only then those that are: so that none slips through.
         """
         label = self._label(user)
         ids: set[str] = set()
         yield from self._core.shards_have_changed(self._table)
-        for keys in self._core.all_shards(self._table):
+        closed = self._core.all_shards(self._table)
+        for keys in closed:
             close = ("SET", keys.closing(label), token, "EX", _CLOSED_FOR_S)
             look = ("ZRANGEBYLEX", keys.sessions, f"[{label}:", f"({label};")
             with redis_errors_as_ours("revoke_all"):
@@ -258,7 +266,7 @@ class SessionCore(Generic[R]):
                     f"of each row its first column"
                 )
             ids.add(id)
-        return ids
+        return closed, ids
 
     def _find(self, token: Any) -> Steps[Found | None]:
         return self._core.at_home(self._table, lambda: self._look(token))
