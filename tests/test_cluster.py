@@ -280,6 +280,42 @@ def test_the_rights_that_a_producer_is_given_suffice(cluster: Cluster, queue: st
         assert not wb.invalidate("users", 1)
 
 
+@pytest.mark.parametrize("moved", ["entry", "clock"])
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_pending_row_is_read_wherever_its_slot_s_keys_are(
+    cluster: Cluster, client: Any, queue: str, moved: str, shards: int
+) -> None:
+    with WriteBehind.from_url(cluster.url, queue=queue) as wb:
+        divide(client, QueueKeys(queue), shards)
+        keys = QueueKeys(wb.put("users", 1, {"name": "Ada"}).queue)
+        (entry,) = (key.decode() for key in client.scan_iter("*users:1") if keys.queue.encode() in key)
+        move = cluster.slot_moves(keys.queue, cluster.other_primary(cluster.node_of(keys.queue)))
+        move.begin()
+        move.move_key(entry if moved == "entry" else keys.clock)
+        try:
+            assert wb.get("users", 1) == {"name": "Ada"}
+            assert wb.get_many("users", [1]) == [{"name": "Ada"}]
+        finally:
+            move.end()
+        assert wb.get("users", 1) == {"name": "Ada"}
+
+
+def test_no_session_outlives_its_user_s_in_a_slot_that_moves(cluster: Cluster, queue: str) -> None:
+    with WriteBehind.from_url(cluster.url, queue=queue) as wb:
+        store = SessionStore(wb, load=load_none, load_ids_of_user=lambda _: [])
+        token = store.create(7)
+        move = cluster.slot_moves(queue, cluster.other_primary(cluster.node_of(queue)))
+        move.begin()
+        revoked: list[Any] = []
+        thread = threading.Thread(target=lambda: revoked.extend(store.revoke_all(7)))
+        thread.start()
+        thread.join(0.5)  # its first looks are made while the slot has two homes
+        move.end()
+        thread.join(20)
+        assert len(revoked) == 1
+        assert store.get(token) is None
+
+
 def test_nothing_is_half_written_in_a_slot_that_moves(
     cluster: Cluster, wb: WriteBehind, client: redis.Redis, keys: QueueKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:

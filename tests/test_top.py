@@ -311,7 +311,7 @@ def test_a_signal_leaves_the_terminal_as_it_was(told: Told, number: signal.Signa
         screen.wait_for("All is well")
         assert screen.settings != screen.before
         screen.process.send_signal(number)
-        assert screen.process.wait(5) == code
+        assert screen.process.wait(30) == code
         assert screen.settings == screen.before
         assert "\x1b[?1049l" in screen.read(), "the screen of before is shown again"
         assert "Traceback" not in screen.text

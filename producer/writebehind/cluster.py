@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from redis.crc import key_slot
@@ -128,17 +130,18 @@ class _Errand:
 
     def __init__(self, slots: Slots, commands: Sequence[Any]) -> None:
         self._slots, self._commands = slots, [guarded(command) for command in commands]
-        self._slot_of = _slots_of(commands)
+        self._slot_of, self._lead = _slots_of(commands), _leads_of(commands)
         self._replies: list[Any] = [None] * len(commands)
         self._deadline = time.monotonic() + TRIED_FOR_S
-        self._asking: dict[int, Host] = {}  # slots of which a part is at another node
+        # Commands whose key is at another node by now than its slot: others' keys of that slot may not be.
+        self._asking: dict[int, Host] = {}
 
     def run(self) -> Asks[list[Any]]:
         """Raises ``ConnectionError`` where the cluster has not taken them in time."""
         left = list(range(len(self._commands)))
         for pause in pauses(0.002, 1.5, 0.2):
             refused: dict[int, Exception] = {}
-            for node, numbers in (yield from self._by_node(left)).items():
+            for node, numbers in (yield from self._by_node(left)):
                 refused.update((yield from self._ask(node, numbers)))
             if not refused:
                 return self._replies
@@ -152,34 +155,39 @@ class _Errand:
             left = [n for n in left if n in refused or (self._slot_of[n] in again and not self._is_script(n))]
         raise AssertionError
 
-    def _by_node(self, numbers: Sequence[int]) -> Asks[dict[Host, list[int]]]:
+    def _by_node(self, numbers: Sequence[int]) -> Asks[list[tuple[Host, list[int]]]]:
+        """What goes where. While keys of one slot are at two nodes, the commands keep their order."""
         if any(self._slots.owner(self._slot_of[number]) is None for number in numbers):
             yield from _look_up(self._slots, None, self._deadline)
+        each = [(self._node_of(number), number) for number in numbers]
+        if self._asking:
+            return [(node, [n for _, n in run]) for node, run in groupby(each, key=itemgetter(0))]
         found: dict[Host, list[int]] = {}
-        for number in numbers:
-            slot = self._slot_of[number]
-            # One that nobody has: any node will say so.
-            node = self._asking.get(slot) or self._slots.owner(slot) or self._slots.nodes(None)[0]
+        for node, number in each:
             found.setdefault(node, []).append(number)
-        return found
+        return list(found.items())
+
+    def _node_of(self, number: int) -> Host:
+        owner = self._slots.owner(self._slot_of[number]) or self._slots.nodes(None)[0]  # any says: nobody
+        return self._asking.get(self._lead[number], owner)
 
     def _ask(self, node: Host, numbers: Sequence[int]) -> Asks[dict[int, Exception]]:
         """Those that were refused for now, or not answered."""
         flat: list[Sequence[Argument]] = []
         places = []
         for number in numbers:
-            if self._slot_of[number] in self._asking and not self._is_keyless(number):
+            if number in self._asking:
                 flat.append(("ASKING",))
             command = self._commands[number]
             flat += [("MULTI",), *command, ("EXEC",)] if isinstance(command, _Together) else [command]
             places.append(len(flat))
-        for number in numbers:
-            self._asking.pop(self._slot_of[number], None)
         try:
             replies = yield Ask(node, flat)
         except (RedisError, OSError) as error:
             if not is_no_answer(error):
                 raise
+            for number in numbers:
+                self._asking.pop(number, None)
             yield from _look_up(self._slots, node, self._deadline)
             return dict.fromkeys(numbers, error)
         refused: dict[int, Exception] = {}
@@ -193,17 +201,16 @@ class _Errand:
                 refused[number] = reply
                 if isinstance(reply, AskError):
                     host = self._slots.moved(reply, node)
-                    if not isinstance(reply, MovedError):
-                        self._asking[self._slot_of[number]] = host
+                    if isinstance(reply, MovedError):
+                        self._asking.pop(number, None)
+                    else:
+                        self._asking[number] = host
         if any(isinstance(error, ClusterDownError) for error in refused.values()):
             yield from _look_up(self._slots, node, self._deadline)
         return refused
 
     def _is_script(self, number: int) -> bool:
         return self._commands[number][0] in ("EVALSHA", "EVAL")
-
-    def _is_keyless(self, number: int) -> bool:
-        return self._commands[number][0] in _KEYLESS
 
 
 def _look_up(slots: Slots, last: Host | None, deadline: float) -> Asks[None]:
@@ -233,6 +240,17 @@ def _slots_of(commands: Sequence[Any]) -> list[int]:
         near = near if slot is None else slot
         slots.append(near)
     return slots
+
+
+def _leads_of(commands: Sequence[Any]) -> list[int]:
+    """The number of the command whose key each goes with: its own, or its neighbour's where it has none."""
+    has_key = [_slot_of(command) is not None for command in commands]
+    lead = next((number for number, has in enumerate(has_key) if has), 0)
+    leads = []
+    for number, has in enumerate(has_key):
+        lead = number if has else lead
+        leads.append(lead)
+    return leads
 
 
 def _slot_of(command: Any) -> int | None:

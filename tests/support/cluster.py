@@ -178,6 +178,10 @@ class SlotMove:
             self._source.execute_command("MIGRATE", "127.0.0.1", self._port, "", 0, 5000, "KEYS", *keys)
         return len(keys)
 
+    def move_key(self, key: str) -> None:
+        """This one of its keys."""
+        self._source.execute_command("MIGRATE", "127.0.0.1", self._port, key, 0, 5000)
+
     def end(self) -> None:
         """All that is left, and then the slot itself."""
         while self.move_keys():
