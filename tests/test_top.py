@@ -227,6 +227,11 @@ def test_a_worker_without_an_endpoint_cannot_be_asked() -> None:
     assert (code, "no endpoint" in text) == (2, True)
 
 
+def _as_from_a_terminal() -> None:
+    """What runs in the background of a script ignores Ctrl-C, and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """``writebehind top`` on a terminal of its own; ``text`` is all that it has written."""
 
@@ -240,6 +245,7 @@ class Terminal:
             [sys.executable, "-m", "writebehind_worker", "top", *arguments],
             cwd=ROOT, stdin=self._its, stdout=self._its, stderr=self._its,
             env=environment, start_new_session=True,
+            preexec_fn=_as_from_a_terminal,
         )  # fmt: skip
         self.text = ""
 
