@@ -16,9 +16,8 @@ import psycopg
 import pytest
 import redis
 import redis.asyncio
-from redis.cluster import RedisCluster
 from redis.crc import key_slot
-from tests.support.cluster import Cluster
+from tests.support.cluster import Cluster, client, cluster
 from tests.support.fleets import RunningFleet
 from tests.support.sharded import Run, run
 
@@ -40,21 +39,7 @@ from writebehind.steps import Command
 from writebehind_worker.resharding import divide, layout_of, still_draining
 from writebehind_worker.testing.wait import wait_until
 
-__all__ = ["run"]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with Cluster() as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def client(cluster: Cluster) -> Iterator[redis.Redis]:
-    """Of all nodes: to look at what is there."""
-    client: RedisCluster = cluster.connect()
-    yield cast(redis.Redis, client)
-    client.close()
+__all__ = ["client", "cluster", "run"]  # fixtures
 
 
 @pytest.fixture

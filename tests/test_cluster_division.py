@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import redis
-from redis.cluster import RedisCluster
-from tests.support.cluster import Cluster
+from tests.support.cluster import Cluster, client, cluster
 
 from writebehind.keys import QueueKeys
 from writebehind.shards import shard_keys, stamp
 from writebehind_worker import resharding
 from writebehind_worker.resharding import divide, layout_of, still_draining
 
+__all__ = ["client", "cluster"]  # fixtures
+
 SHARDS = 8
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with Cluster() as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def client(cluster: Cluster) -> Iterator[redis.Redis]:
-    """Of all nodes; it is asked for nothing that a client of one server could not be."""
-    client: RedisCluster = cluster.connect()
-    yield cast(redis.Redis, client)
-    client.close()
 
 
 @pytest.fixture

@@ -7,14 +7,13 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import psycopg
 import pytest
 import redis
 from click.testing import CliRunner
-from redis.cluster import RedisCluster
-from tests.support.cluster import Cluster
+from tests.support.cluster import Cluster, client, cluster
 from tests.support.fleets import RunningFleet
 from tests.support.sharded import Run, killed_after, run
 from tests.support.workers import ROOT, RunningWorker, WorkerProcess
@@ -29,14 +28,8 @@ from writebehind_worker.nodes import identity
 from writebehind_worker.resharding import divide, layout_of, still_draining
 from writebehind_worker.testing.wait import wait_until
 
-__all__ = ["run"]
+__all__ = ["client", "cluster", "run"]  # fixtures
 Applied = Callable[[], int]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with Cluster() as cluster:
-        yield cluster
 
 
 @pytest.fixture
@@ -169,13 +162,6 @@ def test_a_worker_that_was_paused_on_the_former_node_is_fenced(
             assert worker.facts["role"] == "owner"
         sender.send(50)
         wait_until(lambda: applied() == 200)
-
-
-@pytest.fixture
-def client(cluster: Cluster) -> Iterator[redis.Redis]:
-    client: RedisCluster = cluster.connect()
-    yield cast(redis.Redis, client)
-    client.close()
 
 
 def test_workers_finish_what_a_killed_reshard_has_begun(

@@ -420,10 +420,10 @@ def test_raw_writes_that_were_there_before_are_waited_for(
     rows: psycopg.Connection[Any],
     redis_client: redis.Redis,
     move: Callable[..., bool],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     redis_client.lpush(keys.queue, '{"table":"rows","id":1,"data":{"v":1}}')
-    monkeypatched = pytest.MonkeyPatch()
-    with monkeypatched.context() as patched:
+    with monkeypatch.context() as patched:
         patched.setattr(moving, "CLOSED_FOR_S", 0.3)
         with pytest.raises(FatalError, match="its writes go on"):
             move(bulk)

@@ -14,7 +14,7 @@ from .pauses import pauses
 from .shards import Assignment, plain_table, shards_of
 from .steps import Pause, Steps
 
-_MOST_MOVES = 16  # that are followed in one look; a chain is as long as its table had queues
+MOST_MOVES = 16  # that are followed in one look; a chain is as long as its table had queues
 
 
 class TableMoved(Exception):
@@ -30,7 +30,6 @@ class Places:
         self.is_clustered, self._make = is_clustered, make
         self.own = Division(keys, shards, make, is_clustered=is_clustered)
         self._known: dict[str, Division] = {keys.queue: self.own}
-        self._queue = keys.queue
 
     def way(self, table: str, key: str | Mapping[str, str], route: str | None = None) -> Enqueue:
         """Into the shard of a row, or of a routing value if there is one.
@@ -76,8 +75,8 @@ class Places:
         """
         deadline = time.monotonic() + CLOSED_FOR_S
         for pause in pauses():
-            queue, found = self._queue, None
-            for _ in range(_MOST_MOVES):
+            queue, found = self.own.queue, None
+            for _ in range(MOST_MOVES):
                 division = self.division(queue)
                 yield from division.look_again()
                 found = _left(division.now, table)
@@ -93,8 +92,8 @@ class Places:
     def have_changed(self, table: str) -> Steps[bool]:
         """Asks Redis whether a table's writes go to others by now."""
         before, changed = View(self).queue(table), False
-        queue: str | None = self._queue
-        for _ in range(_MOST_MOVES):
+        queue: str | None = self.own.queue
+        for _ in range(MOST_MOVES):
             if queue is None:
                 break
             division = self.division(queue)
@@ -116,8 +115,8 @@ class Places:
         """
         if self.is_clustered:
             return  # no table is moved there
-        queue = self._queue
-        for _ in range(_MOST_MOVES):
+        queue = self.own.queue
+        for _ in range(MOST_MOVES):
             try:
                 layout = yield from self.division(queue).read()
             except RedisRefused:  # a user that was set up for an earlier version may not look
@@ -136,8 +135,8 @@ class Places:
 
     def have_heard(self, table: str) -> Steps[None]:
         """Knows what Redis says of a table at this moment, without waiting."""
-        queue = self._queue
-        for _ in range(_MOST_MOVES):
+        queue = self.own.queue
+        for _ in range(MOST_MOVES):
             division = self.division(queue)
             yield from division.have_changed()
             found = _left(division.now, table)
@@ -168,7 +167,7 @@ class View:
 
     def _shards(self, table: str) -> tuple[str, Shards]:
         queue, shards = self._first, self._now[self._first]
-        for _ in range(_MOST_MOVES):
+        for _ in range(MOST_MOVES):
             found = _left(shards, table)
             if found is None or found.waits:
                 break

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any, Self
+from typing import Any, Self, cast
 
+import pytest
 import redis
 from redis.cluster import ClusterNode, RedisCluster
 from redis.crc import key_slot
@@ -270,3 +271,18 @@ def _own_slots(client: redis.Redis) -> set[int]:
 
 def _ask(client: Any, question: str) -> Any:
     return client.execute_command(question)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Six nodes, for all tests of a module."""
+    with Cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def client(cluster: Cluster) -> Iterator[redis.Redis]:
+    """Of all nodes; it is asked for nothing that a client of one server could not be."""
+    client: RedisCluster = cluster.connect()
+    yield cast(redis.Redis, client)
+    client.close()

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import msgspec
@@ -26,6 +27,7 @@ from redis import Redis, RedisError
 
 from writebehind.keys import QueueKeys
 from writebehind.pauses import pauses
+from writebehind.places import MOST_MOVES
 from writebehind.script import Script
 from writebehind.shards import Assignment, Layout, plain_table
 
@@ -33,7 +35,6 @@ from .errors import FatalError
 from .resharding import is_shard, layout_of, waiting_of
 
 _TABLES = Script("writebehind_worker", "tables")
-_MOST_MOVES = 16
 CLOSED_FOR_S = 8.0
 """Longest that the table's writes wait: clients wait for 10 s."""
 
@@ -58,14 +59,14 @@ def follow(client: Redis, keys: QueueKeys, table: str) -> Stop:
     Raises:
         FatalError: the queues send on in a circle.
     """
-    for _ in range(_MOST_MOVES):
+    for _ in range(MOST_MOVES):
         stop = Stop(keys, layout_of(client, keys))
         says = stop.says(plain_table(table))
         if says is None or says.state != "away":
             return stop
         keys = QueueKeys(says.queue)
     raise FatalError(
-        f"the queues send the writes of {table} on in a circle, or by more than {_MOST_MOVES} queues",
+        f"the queues send the writes of {table} on in a circle, or by more than {MOST_MOVES} queues",
         "look at `tables` in the {…}:layout of each, and report it",
     )
 
@@ -165,7 +166,7 @@ class Move:
         while True:
             began = time.monotonic()
             seq = int(cast(bytes | None, self._client.hget(keys.clock, "seq")) or 0)
-            if not self._wait_until_applied(keys, seq, deadline):
+            if not _in_time(partial(self._is_applied, keys, seq), deadline):
                 raise FatalError(
                     f"what {keys.queue!r} holds is not in Postgres after {self._timeout_s:g} s, and writes "
                     f"of {self._table} would wait for it",
@@ -180,16 +181,10 @@ class Move:
                     "wait for a quiet time, or give its worker a shorter --write-delay meanwhile",
                 )
 
-    def _wait_until_applied(self, keys: QueueKeys, seq: int, deadline: float) -> bool:
-        for pause in pauses():
-            pipe: Any = self._client.pipeline(transaction=False)  # as they move on: none is missed
-            applied, waiting, frozen = pipe.get(keys.applied).llen(keys.queue).llen(keys.inflight).execute()
-            if int(applied or 0) >= seq or not (waiting or frozen):
-                return True
-            if time.monotonic() + pause > deadline:
-                return False
-            time.sleep(pause)
-        raise AssertionError
+    def _is_applied(self, keys: QueueKeys, seq: int) -> bool:
+        pipe: Any = self._client.pipeline(transaction=False)  # as they move on: none is missed
+        applied, waiting, frozen = pipe.get(keys.applied).llen(keys.queue).llen(keys.inflight).execute()
+        return int(applied or 0) >= seq or not (waiting or frozen)
 
     # The steps.
 
@@ -205,7 +200,7 @@ class Move:
     def _decided(self, stop: Stop) -> Stop:
         """Once all is in Postgres; if that takes too long, or made dead letters, its writes go on here."""
         try:
-            if not self._wait_until_empty(stop):
+            if not _in_time(partial(self._is_empty, stop), time.monotonic() + CLOSED_FOR_S):
                 raise FatalError(
                     f"what {stop.keys.queue!r} held was not in Postgres after {CLOSED_FOR_S:g} s: "
                     f"{self._table} stays there, and its writes go on",
@@ -219,16 +214,9 @@ class Move:
             raise
         return self._decide(stop)
 
-    def _wait_until_empty(self, stop: Stop) -> bool:
-        """Whether all that was there as the table was closed, raw writes too, is in Postgres in time."""
-        deadline = time.monotonic() + CLOSED_FOR_S
-        for pause in pauses():
-            if not waiting_of(self._client, stop.keys, f"/{_says(stop, self._table).number}"):
-                return True
-            if time.monotonic() + pause > deadline:
-                return False
-            time.sleep(pause)
-        raise AssertionError
+    def _is_empty(self, stop: Stop) -> bool:
+        """Whether all that was there as the table was closed, raw writes too, is in Postgres."""
+        return not waiting_of(self._client, stop.keys, f"/{_says(stop, self._table).number}")
 
     def _undo(self, stop: Stop) -> None:
         """It is where it was, and takes writes."""
@@ -241,20 +229,15 @@ class Move:
     def _arrive(self, stop: Stop) -> None:
         """The other queue takes its writes; it is made anew only where an earlier run has not done it."""
         there = Stop(self._target, layout_of(self._client, self._target))
-        says, number = there.says(self._table), _says(stop, self._table).number
-        if (
-            says is not None
-            and says.state == "here"
-            and says.queue == stop.keys.queue
-            and says.number == number
-        ):
+        here = Assignment(_says(stop, self._table).number, "here", stop.keys.queue)
+        if there.says(self._table) == here:
             return
         self._check_whole(there)
         # Read after the other queue: who slept through the rest of the move must not make it once more.
         now = layout_of(self._client, stop.keys).tables.get(self._table)
         if now != _says(stop, self._table):
             raise _not_as_read(stop.keys)
-        self._step(there, Assignment(number, "here", stop.keys.queue), self._next(there))
+        self._step(there, here, self._next(there))
 
     def _leave(self, stop: Stop) -> None:
         says = _says(stop, self._table)
@@ -293,6 +276,17 @@ class Move:
         if not done[0]:
             raise _not_as_read(stop.keys)
         return Stop(stop.keys, replace(stop.layout, moves=moves, tables=tables))
+
+
+def _in_time(is_so: Callable[[], bool], deadline: float) -> bool:
+    """Waits until it is so; whether it came to be before ``deadline``."""
+    for pause in pauses():
+        if is_so():
+            return True
+        if time.monotonic() + pause > deadline:
+            return False
+        time.sleep(pause)
+    raise AssertionError
 
 
 def _not_as_read(keys: QueueKeys) -> FatalError:
