@@ -91,19 +91,12 @@ class Places:
 
     def have_changed(self, table: str) -> Steps[bool]:
         """Asks Redis whether a table's writes go to others by now."""
-        before, changed = View(self).queue(table), False
-        queue: str | None = self.own.queue
-        for _ in range(MOST_MOVES):
-            if queue is None:
-                break
-            division = self.division(queue)
-            changed |= yield from division.have_changed()
-            found = _left(division.now, table)
-            queue = None if found is None or found.waits else found.queue
-            if found is not None and found.waits:
-                changed = True
-                with suppress(RedisRefused):
-                    yield from self.look_again(table)
+        before = View(self).queue(table)
+        changed = yield from self.have_heard(table)
+        if View(self).waits(table):
+            changed = True
+            with suppress(RedisRefused):
+                yield from self.look_again(table)
         return changed or View(self).queue(table) != before
 
     def confirm(self, table: str, keys: QueueKeys) -> Steps[None]:
@@ -133,16 +126,17 @@ class Places:
             yield from self.have_heard(table)
         raise TableMoved(table)
 
-    def have_heard(self, table: str) -> Steps[None]:
-        """Knows what Redis says of a table at this moment, without waiting."""
-        queue = self.own.queue
+    def have_heard(self, table: str) -> Steps[bool]:
+        """Knows what Redis says of a table at this moment, without waiting; whether that was not known."""
+        queue, changed = self.own.queue, False
         for _ in range(MOST_MOVES):
             division = self.division(queue)
-            yield from division.have_changed()
+            changed |= yield from division.have_changed()
             found = _left(division.now, table)
             if found is None or found.waits:
-                return
+                break
             queue = found.queue
+        return changed
 
 
 class View:
