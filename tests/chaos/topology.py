@@ -24,6 +24,7 @@ _WRITES_WAIT_MS = 30_000  # longer than all that is waited for until a promotion
 _DOWN_AFTER_MS = 2000  # of a busy machine, too: a failover of their own would lose writes
 _CAUGHT_UP_S = 3.0
 _PROMOTED_S = 20.0
+_AGREED_S = 90.0  # a sentinel that was kept waiting by a busy machine decides nothing for half a minute
 _NODE_TIMEOUT_MS = 5000
 _QUEUE = "chaos:queue"
 
@@ -131,7 +132,12 @@ class UnderSentinels(Sentinels):
     def heal(self) -> None:
         for server in self.servers:
             server.start()
-        wait_until(lambda: self._primary() is not None, _PROMOTED_S, message="no primary")
+        wait_until(self._is_agreed, _AGREED_S, 0.1, message="the sentinels do not agree on a primary")
+
+    def _is_agreed(self) -> bool:
+        """Whether all name the one that is."""
+        primary = self._primary()
+        return primary is not None and all(s.names(primary) for s in self.sentinels)
 
 
 def _hold_writes(first: Redis, second: Redis) -> bool:

@@ -178,6 +178,12 @@ class _Sentinel(EmbeddedRedis):
             return found.get(SERVICE, {})
         return {}
 
+    def names(self, server: EmbeddedRedis) -> bool:
+        """Whether that is the primary to it, and alive."""
+        seen = self.sees()
+        is_down = seen.get("is_sdown") or seen.get("is_odown")
+        return seen.get("port") == server.port and not is_down
+
     def primary_port(self) -> int | None:
         """Of the server that it names."""
         return self.sees().get("port")
