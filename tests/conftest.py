@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -33,6 +34,7 @@ ROOT = Path(__file__).parents[1]
 settings.register_profile("any speed", settings(), deadline=None)
 settings.load_profile("any speed")
 SCHEMA = ROOT / "schema.sql"
+_KEPT_DATABASES = 4
 
 
 @pytest.fixture(scope="session")
@@ -54,11 +56,17 @@ def writebehind_servers(servers: Servers) -> Servers:
 
 
 @pytest.fixture(scope="session")
-def template_database(servers: Servers) -> Iterator[str]:
+def administrator(servers: Servers) -> Iterator[psycopg.Connection]:
+    """Makes and drops databases: one connection, as each costs Postgres half as much as a database."""
+    with psycopg.connect(servers.postgres_url, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture(scope="session")
+def template_database(servers: Servers, administrator: psycopg.Connection) -> Iterator[str]:
     """A database with schema.sql applied and nothing else, to be copied; copying is fast."""
     name = f"wb_template_{uuid.uuid4().hex[:12]}"
-    _administer(
-        servers,
+    administrator.execute(
         sql.SQL("CREATE DATABASE {} ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0").format(
             sql.Identifier(name)
         ),
@@ -68,36 +76,44 @@ def template_database(servers: Servers) -> Iterator[str]:
             connection.execute(SCHEMA.read_bytes())
         yield name
     finally:
-        _administer(servers, _drop(name))
+        administrator.execute(_drop(name))
 
 
 @pytest.fixture(scope="session")
-def used_databases(servers: Servers) -> Iterator[list[str]]:
+def used_databases(administrator: psycopg.Connection) -> Iterator[deque[str]]:
     """Databases to be dropped later: Postgres waits 100 ms where a connection has only just been closed."""
-    used: list[str] = []
+    used: deque[str] = deque()
     try:
         yield used
     finally:
-        _administer(servers, *map(_drop, used))
+        for name in used:
+            administrator.execute(_drop(name))
 
 
 @pytest.fixture(scope="session")
-def copy_template(servers: Servers, template_database: str) -> sql.Composed:
+def copy_template(
+    servers: Servers, administrator: psycopg.Connection, template_database: str
+) -> sql.Composed:
     """How a database is made of the template: with our servers, without fsync, files are copied soonest."""
-    with psycopg.connect(servers.postgres_url) as connection:
-        copies_files = servers.ours and connection.info.server_version >= 150_000
+    copies_files = servers.ours and administrator.info.server_version >= 150_000
     template = sql.SQL("TEMPLATE {}").format(sql.Identifier(template_database))
     return template + sql.SQL(" STRATEGY FILE_COPY" if copies_files else "")
 
 
 @pytest.fixture
-def postgres_url(servers: Servers, copy_template: sql.Composed, used_databases: list[str]) -> Iterator[str]:
+def postgres_url(
+    servers: Servers,
+    administrator: psycopg.Connection,
+    copy_template: sql.Composed,
+    used_databases: deque[str],
+) -> str:
     """A new database for this test, with the ledger's tables."""
     name = f"wb_test_{uuid.uuid4().hex[:12]}"
-    create = sql.SQL("CREATE DATABASE {} ").format(sql.Identifier(name)) + copy_template
-    _administer(servers, *map(_drop, used_databases), create)
-    used_databases[:] = [name]
-    yield _database_url(servers, name)
+    while len(used_databases) >= _KEPT_DATABASES:
+        administrator.execute(_drop(used_databases.popleft()))
+    administrator.execute(sql.SQL("CREATE DATABASE {} ").format(sql.Identifier(name)) + copy_template)
+    used_databases.append(name)
+    return _database_url(servers, name)
 
 
 @pytest.fixture
@@ -207,12 +223,6 @@ def own_servers() -> Iterator[EmbeddedServers]:
 
 def _database_url(servers: Servers, name: str) -> str:
     return urlsplit(servers.postgres_url)._replace(path=f"/{name}").geturl()
-
-
-def _administer(servers: Servers, *statements: sql.Composed) -> None:
-    with psycopg.connect(servers.postgres_url, autocommit=True) as connection:
-        for statement in statements:
-            connection.execute(statement)
 
 
 def _drop(name: str) -> sql.Composed:

@@ -29,6 +29,8 @@ _SHARDS, _WORKERS = 16, 4
 # both servers: of two short periods, one of which is the lease of who is gone, too little is left.
 _LEASE_S = 4.0 if WHOLE else 8.0
 _TWO_LEASES = int(2 * _LEASE_S)  # in rounds of a worker: it looks around once a second
+_LOOK_S = 0.1  # to look more often costs as much as the workers do
+_WRITE_S = 0.02 if WHOLE else 0.1
 _SECONDS = float(os.environ.get("WRITEBEHIND_TEST_FLEET_SECONDS", "60" if WHOLE else "1"))
 
 
@@ -36,8 +38,8 @@ def owners(client: redis.Redis, queues: list[QueueKeys]) -> list[str]:
     """Who holds the leases that have not run out."""
     seconds, micros = client.time()
     now = seconds * 1000 + micros // 1000
-    values: list[Any] = [client.get(keys.lease) or b"" for keys in queues]
-    leases: list[list[bytes]] = [value.split(b"|") for value in values]
+    values: Any = client.mget([keys.lease for keys in queues])
+    leases: list[list[bytes]] = [(value or b"").split(b"|") for value in values]
     return [lease[2].decode() for lease in leases if len(lease) == 3 and int(lease[1]) > now]
 
 
@@ -81,7 +83,7 @@ def check_balance(
     slow = -1
     while slow != (slow := sum(map(run_out, workers))):
         rounds = Rounds(client, whole)
-        wait_until(lambda r=rounds: is_balanced() or r.fewest() > _TWO_LEASES, timeout=60)  # type: ignore[misc]
+        wait_until(lambda r=rounds: is_balanced() or r.fewest() > _TWO_LEASES, 60, _LOOK_S)  # type: ignore[misc]
         if is_balanced():
             return
     raise AssertionError(f"unbalanced after {_TWO_LEASES} rounds, two lease periods")
@@ -117,7 +119,7 @@ def test_sixteen_shards_and_four_workers_that_come_go_hang_and_die(
                     count[id] = count.get(id, 0) + 1
                     batch.increment("rows", id, {"n": 1})
                     batch.put("rows", id, {"v": count[id]})
-            time.sleep(0.02)
+            time.sleep(_WRITE_S)
 
     with ExitStack() as stack:
         stack.callback(done.set)  # also where it fails: who writes on disturbs the tests that come after
@@ -135,7 +137,7 @@ def test_sixteen_shards_and_four_workers_that_come_go_hang_and_die(
 
         for _ in range(_WORKERS):
             begin()
-        wait_until(lambda: are_balanced(redis_client, queues, _WORKERS), timeout=60)
+        wait_until(lambda: are_balanced(redis_client, queues, _WORKERS), 60, _LOOK_S)
         threads = [threading.Thread(target=write, args=(number,)) for number in range(2)]
         for thread in threads:
             thread.start()
@@ -179,7 +181,7 @@ def test_sixteen_shards_and_four_workers_that_come_go_hang_and_die(
             workers.pop().terminate()
         while len(workers) < _WORKERS:
             begin()
-        wait_until(lambda: are_balanced(redis_client, queues, _WORKERS), timeout=60)
+        wait_until(lambda: are_balanced(redis_client, queues, _WORKERS), 60, _LOOK_S)
         wait_until_drained(redis_client, queues, timeout=60)
         check_history(pg, written)
 

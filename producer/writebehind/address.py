@@ -11,6 +11,7 @@ own: ``sentinel_username``, ``sentinel_password``.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Collection, Mapping
@@ -133,11 +134,12 @@ def _options(url: str) -> dict[str, Any]:
     return found
 
 
-def _names(kind: type) -> set[str]:
+@functools.cache  # asking Python for signatures takes longer than reading the rest of the URL
+def _names(kind: type) -> frozenset[str]:
     """Options of those connections that a text can be the value of."""
     makers = [vars(one)["__init__"] for one in kind.__mro__ if "__init__" in vars(one)]
     found = {name for maker in makers for name in inspect.signature(maker).parameters}
-    return {name for name in found if _TEXTUAL.fullmatch(name)}
+    return frozenset(name for name in found if _TEXTUAL.fullmatch(name))
 
 
 def _check(options: Collection[str], known: Collection[str], url: str, prefix: str = "") -> None:
