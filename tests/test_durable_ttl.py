@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import redis
 from tests.support.clients import Make, clients_of
 from tests.support.workers import RunningWorker
 
+from writebehind import WriteBehind
 from writebehind.keys import QueueKeys
 from writebehind_worker.testing.wait import wait_until
 
@@ -76,3 +78,34 @@ def test_every_entry_has_a_time_to_live_once_its_write_is_durable(
                 assert left == -2 or 0 < left <= 100, (state, op, left, redis_client.hgetall(entry))
     assert len({(state, op) for state, op, _ in reached}) == len(STATES) * 4
     assert not redis_client.exists(queue)
+
+
+@pytest.mark.parametrize("forged_n", [1, 5000], ids=["applied", "rejected"])
+@pytest.mark.parametrize("own_n", [2, 6000], ids=["its own applied", "its own rejected"])
+@pytest.mark.parametrize("state", ["row", "marker", "tombstone"])
+def test_an_entry_does_not_stay_pending_because_a_raw_message_names_it_with_a_later_seq(
+    redis_url: str,
+    redis_client: redis.Redis,
+    queue: str,
+    pg: psycopg.Connection[Any],
+    options: dict[str, Any],
+    state: str,
+    own_n: int,
+    forged_n: int,
+) -> None:
+    pg.execute("CREATE TABLE docs (id int PRIMARY KEY, body text, n int CHECK (n < 1000))")
+    pg.execute("INSERT INTO docs VALUES (1, 'x', 0)")
+    entry = f"{queue}:docs:1"
+    wb = WriteBehind.from_url(redis_url, queue=queue, prefix=f"{queue}:", ttl=100)
+    if state == "row":
+        wb.put("docs", 1, {"n": own_n})
+    elif state == "marker":
+        wb.increment("docs", 1, {"n": own_n})
+    else:
+        wb.delete("docs", 1)
+    later = wb.put("docs", 2, {"n": 1}).seq
+    forged = {"seq": later, "table": "docs", "id": 3, "data": {"n": forged_n}, "key": entry}
+    redis_client.lpush(queue, json.dumps(forged, separators=(",", ":")))
+    with RunningWorker(**options):
+        wait_until(lambda: redis_client.ttl(entry) != -1)  # gone, or on its way
+    wb.close()

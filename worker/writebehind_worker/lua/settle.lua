@@ -27,6 +27,9 @@ for _, key in ipairs(KEYS) do
       else
         redis.call('EXPIRE', key, kind == 'tombstone' and ARGV[1] or ttl)
       end
+    elseif seq and (tonumber(seq) or math.huge) < math.max(tonumber(applied), tonumber(rejected)) and pending(key) then
+      -- Only where a seq was forged: nobody would settle it any more, as what is flushed goes up.
+      redis.call('EXPIRE', key, applied ~= '0' and not kind and ttl or ARGV[1])
     end
   end
 end
