@@ -493,7 +493,7 @@ def test_counters_are_exact_and_no_read_goes_back_whatever_the_cluster_does(
                 have_gone_on()
             cluster.fail_over(cluster.node_of(shard))
             have_gone_on()
-            wait_until(lambda: layout_of(client, keys).draining is None)
+            wait_until(lambda: not layout_of(client, keys).draining)
             divide(client, keys, 1)
             have_gone_on()
         finally:
@@ -524,7 +524,7 @@ def test_a_dead_letter_is_sent_again_to_where_its_rows_are_now(
             with pytest.raises(WriteRejected):
                 receipt.wait(30)
         divide(client, keys, 3)
-        wait_until(lambda: layout_of(client, keys).draining is None)
+        wait_until(lambda: not layout_of(client, keys).draining)
         pg.execute("ALTER TABLE counts DROP CONSTRAINT counts_n_check")
         assert "2" in run("dead", "retry", "--all")
         query = "SELECT id, n FROM counts ORDER BY id"

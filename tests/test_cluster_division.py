@@ -25,7 +25,7 @@ def keys(queue: str) -> QueueKeys:
 
 def drain(client: redis.Redis, keys: QueueKeys) -> None:
     assert still_draining(client, keys, layout_of(client, keys)) == 0
-    assert layout_of(client, keys).draining is None
+    assert not layout_of(client, keys).draining
 
 
 def shards_say(client: redis.Redis, keys: QueueKeys, shards: int) -> list[Any]:

@@ -219,7 +219,7 @@ def test_a_reshard_goes_on_while_workers_are_killed(
                 time.sleep(chance.uniform(0.2, 0.8))
                 workers.pop(chance.randrange(2)).kill()
                 workers.append(stack.enter_context(WorkerProcess(**given)))
-            wait_until(lambda: layout_of(redis_client, whole).draining is None, timeout=60)
+            wait_until(lambda: not layout_of(redis_client, whole).draining, timeout=60)
         done.set()
         thread.join()
         wait_until_drained(redis_client, all_queues(whole, 5), timeout=60)

@@ -79,7 +79,7 @@ def test_raw_writes_of_before_are_waited_for(
             raw(redis_client, keys, 1, 2)
             assert still_draining(redis_client, keys, layout) > 0
             assert not written.is_durable()
-            assert layout_of(redis_client, keys).draining == 1
+            assert layout_of(redis_client, keys).draining == (1,)
             other.rollback()
             written.wait(20)
     assert [v for (v,) in rows.execute("SELECT v FROM history WHERE id = 3 ORDER BY at")] == [0, 1, 2]
@@ -87,19 +87,20 @@ def test_raw_writes_of_before_are_waited_for(
 
 def test_what_is_left_is_marked_once_in_each_division(redis_client: redis.Redis, keys: QueueKeys) -> None:
     raw(redis_client, keys, 1, 1)
-    step = resharding._Steps(redis_client, keys, 1, 2)
+    step = resharding._Steps(redis_client, keys, [1], 2)
     for _ in range(2):
         assert step.begin()
         step.mark(keys)
         raw(redis_client, keys, 1, 2)
-        assert redis_client.hmget(keys.clock, "marked", "left") == [b"1", b"1"]
+        assert redis_client.hget(keys.clock, "left") == b"1"
     assert still_draining(redis_client, keys, divide(redis_client, keys, 2)) == 1
     redis_client.delete(keys.queue)  # somebody's
     assert still_draining(redis_client, keys, layout_of(redis_client, keys)) == 0
+    first = layout_of(redis_client, keys).number
     step.mark(keys)  # of one who slept
     divide(redis_client, keys, 1)
     assert still_draining(redis_client, keys, layout_of(redis_client, keys)) == 0
-    late = resharding._Steps(redis_client, keys, 1, 2, number=1)
+    late = resharding._Steps(redis_client, keys, [1], 2, number=first)
     for v in range(3):
         raw(redis_client, keys, 1, v)
     layout = divide(redis_client, keys, 3)

@@ -39,7 +39,7 @@ def flush(rows: Rows, shards: int) -> None:
     """By a fleet."""
     with RunningFleet(**rows.options):
         wait_until_drained(rows.client, all_queues(rows.keys, shards), 30)
-        wait_until(lambda: layout_of(rows.client, rows.keys).draining is None)
+        wait_until(lambda: not layout_of(rows.client, rows.keys).draining)
 
 
 # explain
@@ -163,7 +163,7 @@ def test_what_holds_a_shard_up_is_told(rows: Rows) -> None:
         assert f"{where(rows, 1, 2)}: 1 write waits in Redis" in (text := rows.run("status").output)
         assert f"it is {held}" in text
         other.rollback()
-        wait_until(lambda: layout_of(rows.client, rows.keys).draining is None)
+        wait_until(lambda: not layout_of(rows.client, rows.keys).draining)
         rows.run("drain", "--timeout", "20")
         assert held not in rows.run("status").output
         other.execute("SELECT FROM users FOR UPDATE")

@@ -26,14 +26,14 @@ def take(step: _Steps, name: str, keys: QueueKeys) -> list[Any]:
         return [step(name, one.clock) for one in shard_keys(keys.queue, BEFORE)]
     there = list(enumerate(shard_keys(keys.queue, AFTER)))
     if name == "open":
-        return [step(name, one.clock, one.paused, since=SINCE, name=stamp(n, AFTER)) for n, one in there]
-    return [step(name, one.clock, one.applied, since=SINCE) for _, one in there]
+        return [step.open(one, SINCE, stamp(n, AFTER)) for n, one in there]
+    return [step(name, one.clock, one.applied) for _, one in there]
 
 
 def begun(client: redis.Redis, keys: QueueKeys) -> _Steps:
     """Divided in BEFORE shards, and about to be divided in AFTER."""
     divided(client, keys, BEFORE)
-    step = _Steps(client, keys, BEFORE, AFTER)
+    step = _Steps(client, keys, [BEFORE], AFTER)
     assert step.begin()
     return step
 
@@ -84,7 +84,7 @@ def test_a_step_of_one_who_slept_while_a_later_division_is_half_made_changes_not
 ) -> None:
     first = begun(redis_client, keys)
     divided(redis_client, keys, AFTER)
-    back = _Steps(redis_client, keys, AFTER, BEFORE)
+    back = _Steps(redis_client, keys, [AFTER], BEFORE)
     assert back.begin()
     for one in shard_keys(keys.queue, AFTER):
         assert back("close", one.clock)
@@ -102,8 +102,8 @@ def test_a_shard_is_not_let_go_by_one_who_has_not_opened_it(
     take(step, "close", keys)
     assert not any(take(step, "let go", keys))
     for one in shard_keys(keys.queue, BEFORE):
-        assert not step("let go", one.clock, one.applied, since=SINCE)
-        assert not step("open", one.clock, since=SINCE, name="1of2")
+        assert not step("let go", one.clock, one.applied)
+        assert not step.open(one, SINCE, "1of2")
 
 
 def test_a_division_that_redis_forgot_is_made_by_running_it_again(
@@ -111,7 +111,7 @@ def test_a_division_that_redis_forgot_is_made_by_running_it_again(
 ) -> None:
     divided(redis_client, keys, BEFORE)
     before = redis_client.hgetall(keys.layout)
-    step = _Steps(redis_client, keys, BEFORE, AFTER)
+    step = _Steps(redis_client, keys, [BEFORE], AFTER)
     assert step.begin()
     redis_client.delete(keys.layout)
     redis_client.hset(keys.layout, mapping=before)  # type: ignore[arg-type]  # bytes are fields, too

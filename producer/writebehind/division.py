@@ -104,9 +104,8 @@ class Division:
     @property
     def with_former(self) -> list[QueueKeys]:
         """The keys of all shards, and of those that still drain."""
-        former = self.layout.draining
-        found = [way.keys for way in self.ways]
-        return found + (shard_keys(self._keys.queue, former) if former is not None else [])
+        former = [keys for shards in self.layout.draining for keys in shard_keys(self._keys.queue, shards)]
+        return [*(way.keys for way in self.ways), *former]
 
     def read(self) -> Steps[Layout]:
         """What Redis says; nothing is done by it yet."""

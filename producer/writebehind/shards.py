@@ -40,12 +40,13 @@ class Layout:
 
     ``number``: of the last division. ``closing``: how many there will be, while the present ones are being
     closed and none takes a write. ``draining``: how many there were, while theirs are not all in Postgres:
-    nothing of the present ones goes there before. ``moves``: how often a table has left or come.
+    nothing of the present ones goes there before; after a failover they are several such numbers.
+    ``moves``: how often a table has left or come.
     """
 
     shards: int = 1
     closing: int | None = None
-    draining: int | None = None
+    draining: tuple[int, ...] = ()
     number: int = 0
     moves: int = 0
     tables: Mapping[str, Assignment] = field(default_factory=dict)
@@ -53,7 +54,7 @@ class Layout:
     @property
     def is_undivided(self) -> bool:
         """One shard, and nothing of others is left."""
-        return self.shards == 1 and self.draining is None
+        return self.shards == 1 and not self.draining
 
 
 LAYOUT_FIELDS = ("shards", "closing", "draining", "number", "moves", "tables")
@@ -63,12 +64,16 @@ _COUNTS = ("number", "moves")
 
 def read_layout(values: Sequence[bytes | None]) -> Layout:
     """What those fields say; one shard where there is none. Raises ``ValueError`` for what is no layout."""
-    *values, tables = values
-    found = zip(LAYOUT_FIELDS[:-1], values, strict=True)
-    numbers = {name: int(text) for name, text in found if text is not None}
-    if bad := [n for name, n in numbers.items() if name not in _COUNTS and not 1 <= n <= MAX_SHARDS]:
+    told = {name: text for name, text in zip(LAYOUT_FIELDS, values, strict=True) if text is not None}
+    tables = told.pop("tables", None)
+    draining = tuple(int(text) for text in told.pop("draining", b"").split(b",") if text)
+    numbers = {name: int(text) for name, text in told.items()}
+    counts = [*draining, *(n for name, n in numbers.items() if name not in _COUNTS)]
+    if bad := [n for n in counts if not 1 <= n <= MAX_SHARDS]:
         raise ValueError(f"{bad[0]} is no number of shards")
-    return Layout(**{"shards": 1, **numbers}, tables=_decode_tables(tables) if tables else {})
+    return Layout(
+        **{"shards": 1, **numbers}, draining=draining, tables=_decode_tables(tables) if tables else {}
+    )
 
 
 def plain_table(table: str) -> str:

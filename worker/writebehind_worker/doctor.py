@@ -19,6 +19,7 @@ Check = Literal[
     "redis.connection", "redis.version", "redis.cluster", "redis.role", "redis.rights", "redis.changes",
     "redis.eviction", "redis.persistence", "redis.appendfsync", "redis.write_errors",
     "redis.memory", "redis.replicas", "redis.clients", "redis.timeout", "redis.socket_timeout",
+    "redis.division",
     "postgres.connection", "postgres.version", "postgres.hosts", "postgres.pooler",
     "postgres.writable", "postgres.ledger",
     "postgres.ledger_rights", "postgres.owner_role", "postgres.search_path", "postgres.temporary",

@@ -25,11 +25,13 @@ from writebehind.shards import Layout
 
 from .config import Config, one_line
 from .errors import FatalError
+from .known_counts import KnownCounts
 from .lease import read_lease
+from .lost_steps import find_lost_steps
 from .metrics import Metrics
 from .nodes import REDIS_ERRORS
 from .redis_server import RedisLink
-from .resharding import divide, is_unused, layout_of, mend, served, still_draining
+from .resharding import divide, divide_again, is_unused, layout_of, mend, served, still_draining
 from .share import fair_share, is_last, to_begin
 from .spare import Spare
 from .state import WorkerState
@@ -93,6 +95,7 @@ class Fleet:
         self._ttl_ms = int(config.lease_ttl_s * 1000)
         self._serving: dict[str, _Serving] = {}
         self._spare = Spare(config, state)
+        self._counts = KnownCounts(config)
         self._mode: Mode | None = None
         self._shards = 0  # as logged last
         self._turn = threading.Lock()  # of beginning to serve, and of:
@@ -106,6 +109,7 @@ class Fleet:
         A thread of its own asks Redis: one that is silent must not hold up the stop.
         """
         hurry = hurry or stop
+        self._counts.ask_the_ledger(stop)
         thread = threading.Thread(target=self._work, args=(stop, hurry), name="fleet", daemon=True)
         thread.start()
         stop.wait()
@@ -132,11 +136,9 @@ class Fleet:
         try:
             client = link.client
             view = self._look(client, self._checked_layout(client))
-            if view.layout.draining is not None:
-                still_draining(client, self._keys, view.layout)
+            mend(client, self._keys, view.layout)
+            still_draining(client, self._keys, view.layout)
             is_alone = view.layout.is_undivided
-            if not is_alone:
-                mend(client, self._keys, view.layout)
             free = [] if is_alone else self._free(client, served(self._keys, view.layout), view.now_ms)
         except REDIS_ERRORS as error:
             self._redis_is(False, one_line(error))
@@ -167,7 +169,7 @@ class Fleet:
 
     def _checked_layout(self, client: Redis) -> Layout:
         """Raises `FatalError` where there are not as many shards as this worker was told."""
-        told, layout = self._config.shards, layout_of(client, self._keys)
+        told, layout = self._config.shards, self._mended(client, layout_of(client, self._keys))
         if layout.closing is not None:
             layout = self._finished(client, layout)
         if not told or told in (layout.shards, layout.closing):
@@ -181,6 +183,21 @@ class Fleet:
             f"queue {self._config.queue!r} has {layout.shards} shards, and this worker was told {told}",
             f"give it --shards {layout.shards}, or --shards 0 for as many as there are; "
             f"or run `writebehind reshard {told}`",
+        )
+
+    def _mended(self, client: Redis, layout: Layout) -> Layout:
+        """After a failover it may be what it was before, or shards may be."""
+        self._counts.saw(layout)
+        lost = find_lost_steps(client, self._keys, layout, self._counts.all())
+        if lost is None:
+            return layout
+        self._log.warning(
+            "redis lost steps of a division: the queue is divided anew",
+            shards=lost.shards,
+            reason=lost.reason,
+        )
+        return divide_again(
+            client, self._keys, layout, lost.shards, former=lost.former, since=lost.since, known=lost.known
         )
 
     def _finished(self, client: Redis, layout: Layout) -> Layout:

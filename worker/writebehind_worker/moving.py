@@ -138,7 +138,7 @@ class Move:
 
     def _check_whole(self, stop: Stop) -> None:
         layout, queue = stop.layout, stop.keys.queue
-        if layout.shards != 1 or layout.closing is not None or layout.draining is not None:
+        if layout.shards != 1 or layout.closing is not None or layout.draining:
             raise FatalError(
                 f"queue {queue!r} is divided into shards, or is being divided: its tables cannot be moved",
                 f"`writebehind reshard 1 --queue {queue}` first; it can be divided again afterwards",

@@ -14,8 +14,9 @@ the clock of each shard.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import cast
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any, cast
 
 from redis import Redis
 
@@ -25,14 +26,15 @@ from writebehind.shards import LAYOUT_FIELDS, Layout, read_layout, shard_keys, s
 
 from .cache_names import CacheNames
 from .errors import FatalError
-from .nodes import is_clustered
+from .nodes import REDIS_ERRORS, home, is_clustered
 from .owned_queue import KEYS_VERSION
 from .pause import pause, read_pause, resume
 
 _LAYOUT = Script("writebehind_worker", "layout")
 _MARK = Script("writebehind_worker", "mark")
 _SHARD = Script("writebehind_worker", "shard")
-_OF_THE_LAYOUT = ("begin", "switch", "end")
+_REPLICATED_MS = 1000
+_OF_THE_LAYOUT = ("begin", "again", "switch", "end")
 
 
 def layout_of(client: Redis, keys: QueueKeys) -> Layout:
@@ -67,9 +69,9 @@ def divide(client: Redis, keys: QueueKeys, shards: int) -> Layout:
     before = layout_of(client, keys)
     if before.shards == shards and before.closing is None:
         return before
-    if before.draining is not None:
+    if before.draining:
         raise FatalError(
-            f"the queue is still being divided: writes of its {before.draining} former shards wait",
+            f"the queue is still being divided: writes of its {_counts(before.draining)} former shards wait",
             "let the workers bring them to Postgres (`writebehind drain`), then run it again",
         )
     if moving := [(table, says.queue) for table, says in before.tables.items() if says.waits]:
@@ -81,7 +83,7 @@ def divide(client: Redis, keys: QueueKeys, shards: int) -> Layout:
         raise FatalError(
             f"{keys.queue!r} is itself a shard of a queue", "reshard that queue: --queue with its name"
         )
-    step = _Steps(client, keys, before.shards, shards)
+    step = _Steps(client, keys, [before.shards], shards)
     if not step.begin():
         now = layout_of(client, keys)
         if now.shards == shards and now.closing is None:
@@ -96,7 +98,7 @@ def divide(client: Redis, keys: QueueKeys, shards: int) -> Layout:
         step.mark(keys)
     since = max((int(answer[1]) for answer in closed if answer), default=0)
     opened = [
-        step("open", one.clock, *_own_pause(keys, one), since=since, name=stamp(number, shards, moves))
+        step.open(one, since, stamp(number, shards, moves))
         for number, one in enumerate(shard_keys(keys.queue, shards))
     ]
     if not all((*closed, *opened)) or not step("switch", since=since):
@@ -110,19 +112,43 @@ def divide(client: Redis, keys: QueueKeys, shards: int) -> Layout:
     return layout_of(client, keys)
 
 
+def divide_again(
+    client: Redis,
+    keys: QueueKeys,
+    seen: Layout,
+    shards: int,
+    former: Sequence[int],
+    *,
+    since: int,
+    known: int,
+) -> Layout:
+    """So many shards there are from now on, and all ``former`` ones are waited for: see lost_steps.py.
+
+    Nothing is done where the layout is another one than that which was seen. ``since``, ``known``: highest
+    seq and highest number of a division that any shard knows of. Returns the layout of now.
+    """
+    step = _Steps(client, keys, former, shards, seen.number)
+    step("again", since=since, known=known)
+    layout = layout_of(client, keys)
+    mend(client, keys, layout)
+    return layout
+
+
 def still_draining(client: Redis, keys: QueueKeys, layout: Layout) -> int:
     """Writes of former shards that are not in Postgres. When there are none the present ones are let go."""
-    if layout.draining is None:
+    if not layout.draining:
         return 0
+    mend(client, keys, layout)  # who finds a former shard closed goes to a present one, which has to be held
     step = _Steps(client, keys, layout.draining, layout.shards, layout.number)
     # Again: a primary that failed over may have lost it, and who has written there since is waited for.
     closed = [step("close", one.clock) for one in _former(keys, layout)]
+    if 1 in layout.draining:
+        step.mark(keys)
     waiting = sum(waiting_of(client, one, str(layout.number)) for one in _former(keys, layout))
     if waiting == 0 and all(closed):
-        since = max(_since(client, keys), *(int(answer[1]) for answer in closed))
         _keep_pause(client, keys, layout)
         for one in shard_keys(keys.queue, layout.shards):
-            step("let go", one.clock, one.applied, since=since)
+            step("let go", one.clock, one.applied)
         step("end")
     return waiting
 
@@ -139,15 +165,14 @@ def mend(client: Redis, keys: QueueKeys, layout: Layout) -> None:
         for one in shards:
             pipe.hmget(one.clock, "division", "hold")
         told = pipe.execute()
-    step = _Steps(client, keys, layout.draining or 0, layout.shards, layout.number)
+    step = _Steps(client, keys, layout.draining, layout.shards, layout.number)
     for number, (one, (division, hold)) in enumerate(zip(shards, told, strict=True)):
         is_behind = int(division or 0) < layout.number
         if is_behind:
-            name, since = stamp(number, layout.shards, layout.moves), _since(client, keys)
-            step("open", one.clock, *_own_pause(keys, one), since=since, name=name)
-        if layout.draining is None and (is_behind or hold):
+            step.open(one, _since(client, keys), stamp(number, layout.shards, layout.moves))
+        if not layout.draining and (is_behind or hold):
             _keep_pause(client, keys, layout)
-            step("let go", one.clock, one.applied, since=_since(client, keys))
+            step("let go", one.clock, one.applied)
 
 
 def served(keys: QueueKeys, layout: Layout) -> list[QueueKeys]:
@@ -167,8 +192,8 @@ def names_in(client: Redis, keys: QueueKeys, names: CacheNames) -> CacheNames:
 
 
 def _former(keys: QueueKeys, layout: Layout) -> Iterator[QueueKeys]:
-    if layout.draining is not None:
-        yield from shard_keys(keys.queue, layout.draining)
+    for shards in layout.draining:
+        yield from shard_keys(keys.queue, shards)
 
 
 def _since(client: Redis, keys: QueueKeys) -> int:
@@ -190,22 +215,35 @@ def _keep_pause(client: Redis, keys: QueueKeys, layout: Layout) -> None:
             resume(client, one)
 
 
-def _own_pause(keys: QueueKeys, shard: QueueKeys) -> list[str]:
-    return [] if shard == keys else [shard.paused]
+def _counts(numbers: Sequence[int]) -> str:
+    return " and ".join(map(str, numbers))
 
 
 class _Steps:
     """The steps from one number of shards to another; what one returns is empty where it is not its turn."""
 
-    def __init__(self, client: Redis, keys: QueueKeys, before: int, after: int, number: int = 0) -> None:
-        self._client, self._layout = client, keys.layout
-        self._both, self._number = (before, after), number
+    def __init__(
+        self, client: Redis, keys: QueueKeys, before: Sequence[int], after: int, number: int = 0
+    ) -> None:
+        self._client, self._keys = client, keys
+        self._before, self._after, self._number = before, after, number
 
     def begin(self) -> bool:
         """Whether this division is under way now: it has a number of its own."""
         answer = self("begin")
         self._number = int(answer[1]) if answer else 0
+        if answer:
+            self._replicate()
         return bool(answer)
+
+    def _replicate(self) -> None:
+        """What replicas know of no failover forgets. Those that do not answer soon are not waited for."""
+        with suppress(*REDIS_ERRORS), cast(Any, home(self._client, self._keys.clock)).client() as client:
+            if replicas := int(client.info("replication")["connected_slaves"]):
+                _LAYOUT(
+                    client, [self._keys.layout], self._of_the_layout("begin")
+                )  # WAIT is of a connection's own
+                client.wait(replicas, _REPLICATED_MS)
 
     def mark(self, keys: QueueKeys) -> None:
         """What the queue itself holds is what has to be waited for, not what is pushed to it from now on.
@@ -214,15 +252,23 @@ class _Steps:
         """
         _MARK(self._client, [keys.layout, keys.clock, keys.queue, keys.inflight], [self._number])
 
-    def __call__(self, step: str, *keys: str, since: int = 0, name: str = "") -> list[bytes]:
-        arguments: list[Argument]
+    def open(self, shard: QueueKeys, since: int, name: str) -> list[bytes]:
+        """Held until it is let go."""
+        own_pause = [] if shard == self._keys else [shard.paused]
+        keys = [shard.clock, shard.applied, shard.queue, shard.inflight, *own_pause]
+        return self("open", *keys, since=since, name=name)
+
+    def __call__(self, step: str, *keys: str, since: int = 0, name: str = "", known: int = 0) -> list[bytes]:
         if step in _OF_THE_LAYOUT:
-            arguments = [step, *self._both, self._number, since]
-            done, *rest = _LAYOUT(self._client, [self._layout], arguments)
+            done, *rest = _LAYOUT(self._client, [self._keys.layout], self._of_the_layout(step, since, known))
         else:
-            arguments = [step, self._number, self._both[0], since, name, KEYS_VERSION]
+            before = _counts(self._before)
+            arguments: list[Argument] = [step, self._number, before, since, name, KEYS_VERSION, self._after]
             done, *rest = _SHARD(self._client, keys, arguments)
         return [b"done", *rest] if done else []
+
+    def _of_the_layout(self, step: str, since: int = 0, known: int = 0) -> list[Argument]:
+        return [step, ",".join(map(str, self._before)), self._after, self._number, since, known]
 
 
 def waiting_of(client: Redis, shard: QueueKeys, mark: str) -> int:

@@ -6,12 +6,13 @@
 -- which division it was closed or opened last, and who slept through a later one changes nothing. No shard is both
 -- closed and opened in one division: those of N and of M have other names.
 --
--- KEYS  1 {shard}:clock   2 for `open`: its {shard}:paused, unless it is the queue's own; for `let go`: its {shard}:applied
--- ARGV  1 step   2 number of this division   3 shards before   4 highest seq given out before, or 0
---       5 which shard it becomes   6 version of the keys
+-- KEYS  1 {shard}:clock   2 {shard}:applied   3 {shard}   4 {shard}:inflight   5 its {shard}:paused, unless that is the queue's own
+--       `close` needs the first one, `let go` two, `open` all
+-- ARGV  1 step   2 number of this division   3 shards before   4 for `open`: highest seq given out before, or 0
+--       5 which shard it becomes   6 version of the keys   7 shards after
 -- Returns {0} where it is not its turn, else {1}; of `close` {1, highest seq of the shard}.
 
-local step, number, before, since, name, version = unpack(ARGV)
+local step, number, before, since, name, version, after = unpack(ARGV)
 local clock = redis.call('HMGET', KEYS[1], 'seq', 'generation', 'shard', 'division')
 local division = tonumber(clock[4] or '0')
 local is_first = division < tonumber(number)
@@ -19,7 +20,10 @@ local is_ours, is_closed = division == tonumber(number), clock[3] == 'closed'
 
 if step == 'close' then
   if not is_first and not (is_ours and is_closed) then return {0} end
-  if is_first then redis.call('HSET', KEYS[1], 'shard', 'closed', 'division', number, 'version', version) end
+  -- ``into``: for who finds that the layout has forgotten this division.
+  if is_first then
+    redis.call('HSET', KEYS[1], 'shard', 'closed', 'division', number, 'version', version, 'into', after)
+  end
   return {1, clock[1] or '0'}
 elseif is_ours and is_closed then
   return {0}
@@ -27,15 +31,20 @@ elseif step == 'open' then
   if is_ours then return {1} end -- it may have been let go by now: no second hold
   if not is_first then return {0} end
   local time = redis.call('TIME')
-  local seq = math.max(tonumber(clock[1] or '0'), tonumber(since))
+  local last = tonumber(clock[1] or '0')
+  -- Where writes of its own wait here, with an older seq, nobody may hear of a later one that it is in Postgres.
+  local has_own = last > tonumber(redis.call('GET', KEYS[2]) or '0')
+    and redis.call('LLEN', KEYS[3]) + redis.call('LLEN', KEYS[4]) > 0
+  local seq = math.max(last, tonumber(since))
   redis.call('HSET', KEYS[1], 'seq', string.format('%.0f', seq),
     'generation', clock[2] or string.format('%.0f', time[1] * 1000000 + time[2]),
     'hold', 'until the writes of ' .. before .. ' former shards are in Postgres',
-    'shard', name, 'division', number, 'version', version)
-  if KEYS[2] then redis.call('DEL', KEYS[2]) end -- a pause of when it was a shard before
+    'shard', name, 'division', number, 'version', version, 'since', has_own and 0 or since)
+  if KEYS[5] then redis.call('DEL', KEYS[5]) end -- a pause of when it was a shard before
 elseif step == 'let go' then
   if not is_ours then return {0} end
   -- What was accepted before is in Postgres: who waits for such a write hears it from here.
+  since = redis.call('HGET', KEYS[1], 'since') or '0'
   if tonumber(redis.call('GET', KEYS[2]) or '0') < tonumber(since) then redis.call('SET', KEYS[2], since) end
   redis.call('HDEL', KEYS[1], 'hold')
 end

@@ -1,0 +1,117 @@
+"""Steps of a division that Redis has lost: the layout and the clocks of the shards do not belong together.
+
+By a failover a node goes back to what its replica had. On a cluster the layout and each shard are on nodes of
+their own, and go back one without the other: clients then write where nobody reads, or nowhere. It shows in
+the numbers of divisions, of which there are no two alike, and in shards that are not closed though they are
+none any more. Which step is lost is no matter. The queue is divided anew, with all the shards that there ever
+were as former ones: they are closed, and what they hold goes to Postgres before anything of the present ones.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from redis import Redis
+
+from writebehind.keys import QueueKeys
+from writebehind.shards import Layout, shard_keys
+
+from .resharding import layout_of
+
+_OF_ANOTHER_QUEUE = re.compile(r":[1-9]\d*of[1-9]\d*$")
+
+Clocks = Mapping[int, Sequence["Clock"]]
+"""By the number of shards, the clock of each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """What a shard says of itself, and whether anything is in it.
+
+    ``into``: of one that was closed, how many there were to be instead; 0 where it never was.
+    """
+
+    division: int
+    is_closed: bool
+    is_open: bool
+    seq: int
+    holds: bool
+    into: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LostSteps:
+    """Why the layout cannot stay as it is, and what it has to be; ``known``: highest number of a division."""
+
+    reason: str
+    shards: int
+    former: tuple[int, ...]
+    known: int
+    since: int
+
+
+def find_lost_steps(
+    client: Redis, keys: QueueKeys, layout: Layout, counts: Iterable[int]
+) -> LostSteps | None:
+    """``counts``: into how many shards the queue has been divided, as far as anybody knows.
+
+    The layout is read again after the clocks: what only happens meanwhile is none.
+    """
+    if not layout.number and _OF_ANOTHER_QUEUE.search(keys.queue):
+        return None  # a shard that is served by its own name
+    clocks = _read_clocks(client, keys, {1, layout.shards, *counts})
+    if more := {one.into for those in clocks.values() for one in those if one.into} - clocks.keys():
+        clocks = {**clocks, **_read_clocks(client, keys, more)}
+    if lost_steps(layout, clocks) is None:
+        return None
+    now = layout_of(client, keys)
+    return lost_steps(layout, clocks) if now == layout else None
+
+
+def lost_steps(layout: Layout, clocks: Clocks) -> LostSteps | None:
+    """What is lost, if anything is: a pure matter of what Redis says."""
+    each = [(shards, one) for shards, those in clocks.items() for one in those]
+    known = max(one.division for _, one in each)
+    waited_for = {layout.shards, *layout.draining}
+    strays = [
+        shards
+        for shards, one in each
+        if layout.closing is None and shards not in waited_for and (one.is_open or one.holds)
+    ]
+    if known > layout.number:
+        reason = f"shards know of division {known}, and the layout of {layout.number} only"
+    elif strays:
+        reason = f"of {strays[0]} former shards not all are closed and empty"
+    else:
+        return None
+    newer = [(one.division, shards) for shards, one in each if one.is_open and one.division > layout.number]
+    target = max(newer)[1] if newer else layout.closing or layout.shards
+    used = {shards for shards, one in each if one.is_open or one.is_closed or one.holds}
+    former = tuple(sorted(({1, layout.shards} | used) - {target}))
+    return LostSteps(reason, target, former, known, since=max(one.seq for _, one in each))
+
+
+def _read_clocks(client: Redis, keys: QueueKeys, counts: Iterable[int]) -> Clocks:
+    every = {shards: shard_keys(keys.queue, shards) for shards in sorted(counts)}
+    with client.pipeline(transaction=False) as pipe:
+        for those in every.values():
+            for one in those:
+                pipe.hmget(one.clock, "division", "shard", "seq", "into")
+                pipe.llen(one.queue)
+                pipe.llen(one.inflight)
+        told = iter(pipe.execute())
+    return {
+        shards: [_clock(one == keys, next(told), next(told), next(told)) for one in those]
+        for shards, those in every.items()
+    }
+
+
+def _clock(is_queue: bool, told: Sequence[bytes | None], waiting: int, frozen: int) -> Clock:
+    """The queue itself is one shard, unless it is closed; and to it anybody may push."""
+    division, shard, seq, into = told
+    is_closed = shard == b"closed"
+    is_open = not is_closed and (is_queue or bool(shard))
+    holds = not is_queue and bool(waiting or frozen)
+    return Clock(int(division or 0), is_closed, is_open, int(seq or 0), holds, int(into or 0))
