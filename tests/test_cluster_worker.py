@@ -281,7 +281,9 @@ def test_the_cache_is_compared_and_a_row_explained_where_its_shard_is(
         assert "20 agree" in run("verify", "--all", "--prefix", "c:")
         pg.execute("UPDATE counts SET n = 2 WHERE id = 7")
         run("verify", "--all", "--prefix", "c:", code=1)
-        assert f"/{layout_of(client, keys).number}/c:counts:7" in run("explain", "counts", "7", "--prefix", "c:", code=1)
+        assert f"/{layout_of(client, keys).number}/c:counts:7" in run(
+            "explain", "counts", "7", "--prefix", "c:", code=1
+        )
         run("verify", "--all", "--prefix", "c:", "--repair")
         run("verify", "--all", "--prefix", "c:")
         wb.put("counts", 8, {"n": 5}, route="elsewhere")
