@@ -99,7 +99,7 @@ def check_dead_letters(pg: psycopg.Connection[Any], sent: Iterable[Sample]) -> s
 def test_every_good_one_lands_and_every_bad_one_is_kept_with_a_reason(
     options: dict[str, str], redis_client: redis.Redis, pg: psycopg.Connection[Any], types: list[str]
 ) -> None:
-    part = 1 if WHOLE else 4
+    part = 1 if WHOLE else 8
     by_postgres = 1_000 if WHOLE else 500  # fewer would not have every type
     bad, good_ones = 186_000 // part, 12_500 // part
     sent = list(samples(seed=20, bad=bad, by_postgres=by_postgres, good_ones=good_ones, types=types))

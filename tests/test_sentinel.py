@@ -151,7 +151,7 @@ def test_a_paused_primary_that_comes_back_is_not_written_to(
         sentinels.pause_primary()
         sentinels.wait_for_promotion()
         sentinels.resume_primary()
-        wait_until(lambda: sentinels.role(first) == "slave", timeout=40)
+        wait_until(lambda: sentinels.role(first) == "slave", 40, 0.05)
         later = finish(sentinels, tally)
     applied = database.applied()
     assert replicated | later <= applied

@@ -28,6 +28,7 @@ class Cluster:
 
     def __init__(self, options: Mapping[str, str] | None = None) -> None:
         self._options = _OPTIONS | dict(options or {})
+        self._is_patient = _TIMEOUT not in (options or {})
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -39,6 +40,7 @@ class Cluster:
                 _start(node)
             self.clients = [stack.enter_context(redis.Redis.from_url(node.url)) for node in self.nodes]
             self._meet()
+            self._expect_deaths(False)
             self._stack = stack.pop_all()
         return self
 
@@ -91,6 +93,7 @@ class Cluster:
 
     def kill(self, place: int) -> None:
         """As if its machine had died."""
+        self._expect_deaths(True)
         self.nodes[place].kill()
 
     def lose(self, place: int) -> int:
@@ -127,6 +130,13 @@ class Cluster:
         for place in places:
             self.nodes[place].start()
         _wait(lambda: all(_is_whole(client) for client in self.clients))
+        self._expect_deaths(False)
+
+    def _expect_deaths(self, expected: bool) -> None:
+        """Where none is, who is slow is not taken for dead: its replica would lack what came last."""
+        for client in self.clients if self._is_patient else ():
+            with suppress(redis.RedisError):
+                client.config_set(_TIMEOUT, _OPTIONS[_TIMEOUT] if expected else _PATIENT_MS)
 
     def _meet(self) -> None:
         first = self.clients[0]
@@ -205,9 +215,11 @@ class _Node(EmbeddedRedis):
         return [*super()._command(port), "--cluster-port", str(port + _BUS)]
 
 
+_TIMEOUT = "cluster-node-timeout"
+_PATIENT_MS = 20_000
 _OPTIONS = FAST_REDIS | {
     "cluster-enabled": "yes",
-    "cluster-node-timeout": "1000",
+    _TIMEOUT: "1000",
     "cluster-require-full-coverage": "no",
     "repl-diskless-sync-delay": "0",
 }

@@ -118,8 +118,9 @@ class Sentinels:
     def wait_for_promotion(self) -> None:
         """Until the replica is the primary, and all sentinels say so."""
         second = self.servers[1]
-        wait_until(lambda: self.role(second) == "master", message="no promotion")
-        wait_until(lambda: all(s.primary_port() == second.port for s in self.sentinels if s.pid is not None))
+        wait_until(lambda: self.role(second) == "master", 60, 0.05, "no promotion")
+        watching = [sentinel for sentinel in self.sentinels if sentinel.pid is not None]
+        wait_until(lambda: all(sentinel.primary_port() == second.port for sentinel in watching), 60, 0.05)
 
     def _know_each_other(self) -> bool:
         return all(
