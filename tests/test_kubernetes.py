@@ -268,3 +268,19 @@ def test_in_production_two_workers_are_never_on_one_node() -> None:
     ]
     assert strict[0]["matchLabelKeys"] == ["pod-template-hash"]
     assert pod["priorityClassName"] == the("PriorityClass", objects)["metadata"]["name"]
+
+
+def test_a_fleets_rollout_waits_until_the_shards_are_shared_again(tmp_path: Path) -> None:
+    """That takes two lease periods at most: see test_fleet.py."""
+    spec = deployment("overlays/fleet")["spec"]
+    assert spec["replicas"] > deployment("overlays/production")["spec"]["replicas"]
+    assert spec["minReadySeconds"] == 2 * Config(**configuration(tmp_path)).lease_ttl_s
+
+
+def test_a_fleet_is_spread_over_the_nodes_that_are_left() -> None:
+    constraints = pod_of(deployment("overlays/fleet"))["topologySpreadConstraints"]
+    of_production = pod_of(deployment("overlays/production"))["topologySpreadConstraints"]
+    assert constraints == [
+        {**c, "nodeTaintsPolicy": "Honor"} if c["topologyKey"] == "kubernetes.io/hostname" else c
+        for c in of_production
+    ]

@@ -327,8 +327,9 @@ def test_who_is_killed_half_way_is_followed_by_who_does_the_rest(
     if step < 3:
         with pytest.raises(RedisRefused, match=r"run `writebehind move --queue \S+ rows"):
             clients[0].put("rows", 1, {"v": 1})
-        with pytest.raises(FatalError, match="is being moved from"):
+        with pytest.raises(FatalError, match="is being moved from") as refused:
             move(QueueKeys(f"{keys.queue}:third"))
+        assert f"writebehind move --queue {source.queue} rows {target.queue}`" in str(refused.value.hint)
         with pytest.raises(FatalError, match="is being moved to"):
             divide(redis_client, source, 2)
     assert move(target) == (step < 4)

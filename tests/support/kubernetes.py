@@ -18,7 +18,7 @@ Object = dict[str, Any]
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "deploy" / "kubernetes"
-RENDERED = ("base", "overlays/small", "overlays/production", "overlays/keda")
+RENDERED = ("base", "overlays/small", "overlays/production", "overlays/fleet", "overlays/keda")
 
 
 @functools.cache

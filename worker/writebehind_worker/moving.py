@@ -108,7 +108,8 @@ class Move:
         if says is not None and says.waits and says.queue != self._target.queue:
             raise FatalError(
                 f"{self._table} is being moved from {stop.keys.queue!r} to {says.queue!r}",
-                f"run `writebehind move {self._table} {says.queue}` to its end first",
+                f"run `writebehind move --queue {stop.keys.queue} {self._table} {says.queue}` "
+                "to its end first",
             )
         if says is None or not says.waits:
             self._check(stop)
