@@ -6,6 +6,7 @@ SECONDS ?= 60
 SEED ?= 1
 FULL ?=
 TOPOLOGY ?= single
+SHARDS ?= 1
 
 VENV := .venv
 RELEASE := .venv-release
@@ -42,8 +43,8 @@ exhaustive: $(VENV)/.dev-installed ## Run the tests of which `make test` does a 
 containers: $(VENV)/.dev-installed ## Run the image, the compose file and the systemd unit, where there is a container engine
 	@$(BIN)/python -m pytest -m container $(ARGS)
 
-chaos: $(VENV)/.dev-installed ## Kill, pause and cut everything for SECONDS, drawn from SEED; TOPOLOGY=sentinel, cluster
-	@$(BIN)/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED) --topology $(TOPOLOGY) $(ARGS)
+chaos: $(VENV)/.dev-installed ## Kill, pause and cut everything for SECONDS, drawn from SEED; TOPOLOGY=sentinel, cluster; SHARDS=4
+	@$(BIN)/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED) --topology $(TOPOLOGY) --shards $(SHARDS) $(ARGS)
 
 sabotage: $(VENV)/.dev-installed ## Break rules of the protocol on purpose, one by one: chaos must find each
 	@$(BIN)/python -m tests.chaos --sabotage all --seed $(SEED) $(ARGS)

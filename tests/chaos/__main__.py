@@ -45,6 +45,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=60, help="how long faults happen, in all rounds")
     parser.add_argument("--seed", type=int, default=1, help="of the first round; the next has the next")
     parser.add_argument("--topology", choices=list(TOPOLOGIES), default="single", help="what Redis is")
+    parser.add_argument("--shards", type=int, default=1, help="into how many the queue is divided at first")
     parser.add_argument("--rate", type=float, default=4500, help="writes offered per second")
     parser.add_argument("--keep", type=Path, help="keep everything in this new folder, found or not")
     parser.add_argument(
@@ -61,7 +62,7 @@ def _run(arguments: argparse.Namespace) -> int:
     found: Counter[str] = Counter()
     is_good = False
     try:
-        with Stage(folder, arguments.rate, arguments.topology) as stage:
+        with Stage(folder, arguments.rate, arguments.topology, arguments.shards) as stage:
             left, seed = arguments.seconds, arguments.seed
             while left > 0:
                 plan = Plan(seed, min(left, _ROUND_S))
@@ -87,6 +88,7 @@ def _run(arguments: argparse.Namespace) -> int:
             shutil.rmtree(folder, ignore_errors=True)
     if not is_good:
         again = f"SECONDS={plan.seconds:.0f} SEED={plan.seed} TOPOLOGY={arguments.topology}"
+        again += f" SHARDS={arguments.shards}"
         line.say(f"kept in {folder}; again: make chaos {again}")
     line.say(last_line(counts, found))
     return 0 if is_good else 1

@@ -1,9 +1,10 @@
 """Holds what the producers were told against what both servers hold. No I/O, and no code of the product.
 
 A group is refused as a whole, or one transaction has brought all of its rows to what it made of them.
-Each batch and each raw push has one write that must be refused, its mark. Its dead letter says whether the
-call was accepted, and where it came in the order of the queue: by (batch, position). So the order of all
-writes to a row is known, also of calls whose producer never heard of the outcome.
+Each marked call has one write that must be refused, its mark. Its dead letter says whether the call was
+accepted, and where it came in the order that is promised: that of the queue, (batch, position), for raw
+pushes; for the library's that of the seq, whichever shards a row has been in, and in each queue both are one.
+So the order of all writes to a row is known, also of calls whose producer never heard of the outcome.
 """
 
 from __future__ import annotations
@@ -81,8 +82,9 @@ class _Check:
     # Calls.
 
     def _accepted(self, marked: Iterable[Call]) -> list[Call]:
-        """Those that were accepted, in the order of the queue."""
+        """Those that were accepted, in the order that is promised for the writes of each row."""
         found: list[tuple[tuple[int, int], Call]] = []
+        by_queue: dict[str, list[tuple[tuple[int, int], Call]]] = defaultdict(list)
         for call in marked:
             assert call.mark is not None
             letters = self._dead.get(call.token(call.mark), [])
@@ -92,12 +94,15 @@ class _Check:
                 self._verdict.add("repeated", f"{call} was refused ({call.why}), but took effect")
             if letters:
                 self._check_seq(call, letters[0])
-                found.append((letters[0].place, call))
+                by_queue[letters[0].queue].append((letters[0].place, call))
+                found.append((letters[0].place if call.kind == "raw" else (call.seq or 0, 0), call))
             elif call.outcome == "acked":
                 self._verdict.add("lost", f"the mark of {call} is no dead letter")
                 self._unplaced |= {(w.table, w.id) for w in call.writes}
             else:
                 self._check_absent(call)
+        for taken in by_queue.values():
+            self._check_queue([call for _, call in sorted(taken, key=lambda f: f[0])])
         return [call for _, call in sorted(found, key=lambda f: f[0])]
 
     def _check_seq(self, call: Call, letter: DeadLetter) -> None:
@@ -117,18 +122,24 @@ class _Check:
                 return
 
     def _check_order(self, accepted: Sequence[Call]) -> None:
-        """The library's calls stand in the queue by seq, and those of one producer as it made them."""
-        last_seq, last_of = 0, dict[int, Call]()
+        """Those of one producer with one route stand as it made them, whichever shards they went by."""
+        last_of = dict[tuple[int, bool, int | None], Call]()
         for call in accepted:
+            if call.outcome == "acked":
+                those = call.who, call.kind == "raw", call.route
+                before = last_of.get(those)
+                if before is not None and before.number > call.number:
+                    self._verdict.add("out of order", f"{call} was taken after {before}")
+                last_of[those] = call
+
+    def _check_queue(self, taken: Sequence[Call]) -> None:
+        """The library's calls stand in a queue by seq."""
+        last_seq = 0
+        for call in taken:
             if call.seq is not None:
                 if call.seq < last_seq:
                     self._verdict.add("out of order", f"{call} was taken after seq {last_seq}")
                 last_seq = max(last_seq, call.seq)
-            if call.outcome == "acked":
-                before = last_of.get(call.who)
-                if before is not None and before.number > call.number:
-                    self._verdict.add("out of order", f"{call} was taken after {before}")
-                last_of[call.who] = call
 
     def _take(self, call: Call, is_certain: bool) -> None:
         for i, write in enumerate(call.writes):
@@ -203,19 +214,19 @@ class _Check:
 
     def _check_reads(self, history: History) -> None:
         """Of its own rows a producer sees all that it was told is accepted: nobody else writes to them."""
-        states: dict[str, State | None] = {}
+        states: dict[RowId, State | None] = {}
         for step in history.steps:
             if isinstance(step, Read):
                 self._verdict.counts["reads"] += 1
-                expected = states.get(step.id)
+                expected = states.get((step.table, step.id))
                 if not _shows(step.row, expected):
                     told = f"producer-{step.who}.jsonl read {step.row}, its writes had made it {expected}"
-                    self._verdict.add("read back", f"own {step.id}: {told}")
-            elif step.kind == "single" and step.outcome == "acked":
-                (write,) = step.writes
-                row = states.get(write.id)
-                if not (violates_check(write) or (write.op == "patch" and row is None)):
-                    states[write.id] = after(row, write)
+                    self._verdict.add("read back", f"{step.table} {step.id}: {told}")
+            elif step.kind in ("single", "batch") and step.mark is None and step.outcome == "acked":
+                for write in step.writes:
+                    row = states.get((write.table, write.id))
+                    if not (violates_check(write) or (write.op == "patch" and row is None)):
+                        states[write.table, write.id] = after(row, write)
 
     def _check_entry(self, entry: CacheEntry) -> None:
         if entry.ttl_ms < 0:

@@ -46,6 +46,10 @@ class Child:
         with suppress(ProcessLookupError):
             os.kill(self._process.pid, number)
 
+    def wait(self, timeout_s: float) -> None:
+        """Until it ends, but not longer."""
+        self._process.join(timeout_s)
+
     def kill(self) -> None:
         """SIGKILL, and waits."""
         self._process.kill()
@@ -66,9 +70,9 @@ def _run(target: Callable[..., None], arguments: tuple[Any, ...], log: str) -> N
     target(*arguments)
 
 
-def work(arguments: list[str], sabotage: str | None) -> None:
-    """``writebehind run``, spoilt if so asked."""
+def command(arguments: list[str], sabotage: str | None) -> None:
+    """``writebehind …``, spoilt if so asked."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sabotage is not None:
         SABOTAGES[sabotage].spoil_worker()
-    cli(["run", *arguments], prog_name="writebehind")
+    cli(arguments, prog_name="writebehind")

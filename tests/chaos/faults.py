@@ -14,10 +14,12 @@ import psycopg
 from redis import Redis, RedisError
 
 from writebehind.keys import QueueKeys
-from writebehind_worker.pause import pause, resume, wait_until_settled
+from writebehind_worker.pause import wait_until_settled
+from writebehind_worker.whole_pause import pause_all, resume_all
 
+from .child import Child
 from .schedule import Fault
-from .stage import QUEUE, Stage
+from .stage import KEYS, MOVED, QUEUE, SECOND, Stage
 from .topology import OfNodes, Single, UnderSentinels
 
 _LONGEST_WAIT_FOR_A_CALL_S = 0.5
@@ -25,7 +27,11 @@ _LONGEST_DELAY_S = 0.05
 _OWNERS_SHARE = 0.6
 _TINY_BYTES = 1 << 20
 _SETTLE_S = 1.0
-_KEYS = QueueKeys(QUEUE)
+_MOVE_S, _AGAIN_S = 10.0, 0.05
+_COMMITTED = (
+    "SELECT queue, recent_batches FROM writebehind.ledger "
+    "WHERE queue <> %s AND recent_batches <> '{}' ORDER BY queue"
+)
 
 
 class Faults:
@@ -39,6 +45,7 @@ class Faults:
             threading.Thread(target=self._run, args=(lane,), daemon=True) for lane in lanes.values() if lane
         ]
         self._began = 0.0
+        self._is_moved = False
         self.done: Counter[str] = Counter()
         self.failure: BaseException | None = None
         self._acts: dict[str, Callable[[Fault], None]] = {
@@ -60,6 +67,12 @@ class Faults:
             "restart postgres": self._restart_postgres,
             "read-only postgres": self._read_only_postgres,
             "terminate backends": self._terminate_backends,
+            "reshard": self._reshard,
+            "kill reshard": self._reshard,
+            "reshard twice": self._reshard,
+            "move": self._move,
+            "kill move": self._move,
+            "move twice": self._move,
             "pause queue": self._pause_queue,
             "cut": self._cut,
             "refuse": self._refuse,
@@ -99,8 +112,11 @@ class Faults:
 
     def _worker(self, fault: Fault) -> int:
         """The owner more often than another."""
-        owner = self._stage.owner() if fault.pick < _OWNERS_SHARE else None
-        return random.Random(fault.pick).randrange(len(self._stage.workers)) if owner is None else owner
+        chance = random.Random(fault.pick)
+        owner = None
+        if fault.pick < _OWNERS_SHARE:
+            owner = self._stage.owner(self._stage.one_queue(chance.random()))
+        return chance.randrange(len(self._stage.workers)) if owner is None else owner
 
     def _kill_worker(self, fault: Fault) -> None:
         index = self._worker(fault)
@@ -145,13 +161,14 @@ class Faults:
 
     def _replace_node(self, fault: Fault) -> None:
         assert isinstance(self._stage.topology, OfNodes)
-        if self._stage.topology.replace_node(fault.name):
+        if self._stage.topology.replace_node(fault.name, self._stage.one_queue(fault.pick)):
             self._count("failovers")
 
     def _move_slot(self, fault: Fault) -> None:
         assert isinstance(self._stage.topology, OfNodes)
         at_once = fault.name == "move slot"
-        if self._stage.topology.move_slot(None if at_once else fault.lasts_s):
+        queue = self._stage.one_queue(fault.pick)
+        if self._stage.topology.move_slot(queue, None if at_once else fault.lasts_s):
             self._count("slots moved")
 
     def _restart_sentinel(self, fault: Fault) -> None:
@@ -196,19 +213,69 @@ class Faults:
 
     # The operator.
 
+    def _reshard(self, fault: Fault) -> None:
+        """Into another number; killed before its end, it is run again, or the workers do the rest."""
+        chance = random.Random(fault.pick)
+        numbers = [str(chance.randint(1, 2 * self._stage.shards)) for _ in range(2)]
+        if self._command(fault, [["reshard", number] for number in numbers]):
+            self._count("reshards")
+
+    def _move(self, fault: Fault) -> None:
+        """To the other queue; killed before its end, it is run again, so that its writes do not wait."""
+        self._is_moved = not self._is_moved
+        there, back = ([SECOND], [QUEUE]) if self._is_moved else ([QUEUE], [SECOND])
+        move = ["move", MOVED, "--timeout", str(_MOVE_S)]
+        second = there if fault.pick < 0.5 else back
+        if self._command(fault, [[*move, *there], [*move, *second]]):
+            self._count("moves")
+
+    def _command(self, fault: Fault, commands: Sequence[Sequence[str]]) -> bool:
+        """The first, killed and run until it succeeds, or beside the second, as the fault says."""
+        first = self._stage.begin_command(*commands[0])
+        self._stop.wait(fault.lasts_s)
+        if fault.name.endswith("twice"):
+            second = self._stage.begin_command(*commands[1])
+            return self._succeeds(first) | self._succeeds(second)
+        if fault.name.startswith("kill"):
+            first.kill()
+            self._count("kills")
+            while not self._succeeds(self._stage.begin_command(*commands[0])):
+                if self._stop.wait(_AGAIN_S):
+                    return False
+            return True
+        return self._succeeds(first)
+
+    def _succeeds(self, child: Child) -> bool:
+        """At the end of all faults it is killed."""
+        while child.exit_code is None and not self._stop.is_set():
+            child.wait(_AGAIN_S)
+        code = child.exit_code
+        child.kill()
+        return code == 0
+
     def _pause_queue(self, fault: Fault) -> None:
         """Once a pause has said that nothing is written, nothing may be until its end."""
-        begun = self._asked(lambda client: pause(client, _KEYS, "chaos"))
-        frozen = begun and self._asked(lambda client: wait_until_settled(client, _KEYS, _SETTLE_S))
-        before = self._committed() if frozen == (0,) else None
+        begun = self._asked(lambda client: pause_all(client, KEYS, "chaos"))
+        before = self._committed() if begun and self._are_settled(begun[0]) else None
         self._stop.wait(fault.lasts_s)
         after = self._committed() if before is not None else None
-        while not self._asked(lambda client: resume(client, _KEYS)):
+        while not self._asked(lambda client: resume_all(client, KEYS)):
             time.sleep(0.05)
         if before is not None and after is not None:
             self._count("queue pauses")
             if before != after:
                 raise AssertionError(f"paused, but batches were committed: {before} became {after}")
+
+    def _are_settled(self, shards: Sequence[QueueKeys]) -> bool:
+        """Whether nothing is frozen in them: those that are made from now on claim nothing."""
+        try:
+            for keys in shards:
+                with self._stage.redis(keys.queue) as client:
+                    if wait_until_settled(client, keys, _SETTLE_S):
+                        return False
+        except RedisError:
+            return False
+        return True
 
     def _asked(self, question: Callable[[Redis], Any]) -> tuple[Any] | None:
         """The answer of a Redis that may be down: ``None`` then, though it may have heard the question."""
@@ -222,7 +289,7 @@ class Faults:
         """The batches that the ledger remembers; ``None`` if Postgres is down."""
         try:
             with self._stage.postgres() as pg:
-                return pg.execute("SELECT recent_batches FROM writebehind.ledger").fetchall()
+                return pg.execute(_COMMITTED, [SECOND]).fetchall()
         except psycopg.Error:
             return None
 

@@ -34,10 +34,12 @@ class Line(msgspec.Struct, omit_defaults=True):
     call: int = 0
     kind: Kind | None = None
     writes: list[Write] = []
+    route: int | None = None
     ok: int | None = None
     refused: str | None = None
     unknown: str | None = None
     read: str | None = None
+    table: str = "own"
     row: dict[str, Value | None] | None = None
 
 
@@ -47,7 +49,11 @@ _decode = msgspec.json.Decoder(Line).decode
 
 @dataclass(slots=True)
 class Call:
-    """One call of a producer. ``seq`` of its first write, where the library told it."""
+    """One call of a producer. ``seq`` of its first write, where the library told it.
+
+    ``route``: all of its writes have it, and all writes of their rows: one shard takes them. ``None``: each
+    row goes where its id says, or (raw) to the queue itself.
+    """
 
     who: int
     number: int
@@ -56,6 +62,7 @@ class Call:
     outcome: Literal["acked", "refused", "unknown"] = "unknown"
     seq: int | None = None
     why: str = "killed"
+    route: int | None = None
 
     def token(self, index: int) -> str:
         """The text that this write alone puts into its columns."""
@@ -82,6 +89,7 @@ class Read:
     who: int
     id: str
     row: dict[str, Value | None] | None
+    table: str = "own"
 
 
 @dataclass(slots=True)
@@ -120,10 +128,10 @@ def read_history(who: int, text: bytes) -> History:
             break
         line = _decode(raw)
         if line.kind is not None:
-            begun = Call(who, line.call, line.kind, line.writes)
+            begun = Call(who, line.call, line.kind, line.writes, route=line.route)
             history.steps.append(begun)
         elif line.read is not None:
-            history.steps.append(Read(who, line.read, line.row))
+            history.steps.append(Read(who, line.read, line.row, line.table))
         else:
             assert begun is not None and begun.number == line.call, f"{file_name(who)}: no call {line.call}"
             _end(begun, line)

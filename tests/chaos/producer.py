@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, MutableSequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 from redis import Redis, RedisError
@@ -32,7 +32,7 @@ from writebehind_worker.nodes import node_of
 
 from .history import Kind, Line, Write, encode, file_name
 from .sabotage import SABOTAGES
-from .stream import PLAIN_ROWS, Stream
+from .stream import PLAIN_ROWS, Stream, route_of
 
 CACHE_PREFIX = "c:"
 _LONGEST_QUEUE = 20_000
@@ -40,6 +40,7 @@ _TIMEOUT_S = 1.0
 _REFUSED_PAUSE_S = 0.02
 _OWN_PAUSE_S = 0.005
 _PLAIN_S = 2.0
+_PLAIN_READS = 0.2  # after so many batches
 _READ_TIMEOUT_S = 0.3  # a row that the cache cannot show yet
 _COLUMNS = ("a", "b", "n", "s")
 
@@ -127,7 +128,7 @@ class _LibraryProducer(_Producer):
                 stop.wait(PLAIN_ROWS / 2 / self._orders.writes_per_s)
                 continue
             writes = self._stream.batch(call)
-            self._send(call, "batch", writes)
+            self._send(call, "batch", writes, route_of(call))
             next_batch = time.monotonic() + len(writes) / self._orders.writes_per_s
             while time.monotonic() < next_batch and not stop.wait(_OWN_PAUSE_S):
                 self._use_own_row()
@@ -136,6 +137,8 @@ class _LibraryProducer(_Producer):
         writes = self._stream.plain(call)
         if self._send(call, "batch", writes).unknown is not None:
             self._stream.abandon_plain(write.id for write in writes)
+        elif self._stream.chance.random() < _PLAIN_READS:
+            self._read("plain", self._stream.plain_row())
 
     def _use_own_row(self) -> None:
         draw = self._stream.chance.random()
@@ -148,12 +151,12 @@ class _LibraryProducer(_Producer):
         row = self._stream.own_row()
         if draw < 0.6:
             self._invalidate(row)
-        self._read(row)
+        self._read("own", row)
 
     def _group(self) -> None:
         call = self._next_call()
         writes = self._stream.group(call)
-        if self._send(call, "group", writes).unknown is not None:
+        if self._send(call, "group", writes, self._orders.who).unknown is not None:
             self._stream.abandon_group(writes)
 
     def _next_call(self) -> int:
@@ -171,51 +174,55 @@ class _LibraryProducer(_Producer):
         elif outcome.ok is not None and write.op in ("put", "delete"):
             self._tainted.discard(write.id)
 
-    def _send(self, call: int, kind: Kind, writes: list[Write]) -> Line:
+    def _send(self, call: int, kind: Kind, writes: list[Write], route: int | None = None) -> Line:
         self._began()
-        self._note(Line(call, kind, writes))
-        outcome = self._outcome(call, kind, writes)
+        self._note(Line(call, kind, writes, route))
+        outcome = self._outcome(call, kind, writes, route)
         self._ended(outcome, len(writes))
         if outcome.refused is not None:
             time.sleep(_REFUSED_PAUSE_S)
         return outcome
 
-    def _outcome(self, call: int, kind: Kind, writes: list[Write]) -> Line:
+    def _outcome(self, call: int, kind: Kind, writes: list[Write], route: int | None) -> Line:
+        batch = self._wb.batch()
+        how: dict[str, Any] = {} if route is None else {"route": route}
         try:
             if kind == "single":
                 return Line(call, ok=self._ask(self._wb, writes[0]).seq)
             if kind == "group":
-                with self._wb.atomic(route=self._orders.who) as group:
+                with self._wb.atomic(**how) as group:
                     for write in writes:
                         self._ask(group, write)
                 assert group.receipt is not None
                 return Line(call, ok=group.receipt.seq)
-            with self._wb.batch() as batch:
+            with batch:
                 for write in writes:
-                    self._ask(batch, write)
+                    self._ask(batch, write, **how)
             return Line(call, ok=batch.receipts[0].seq)
         except (QueueFull, RedisRefused, InvalidWrite) as error:
-            return Line(call, refused=str(error))
+            # Without a route they are of several shards, and some have accepted theirs.
+            return Line(call, unknown=str(error)) if batch.receipts else Line(call, refused=str(error))
         except (RedisUnavailable, OutcomeUnknown) as error:
             return Line(call, unknown=str(error))
 
-    def _ask(self, target: Any, write: Write) -> Any:
+    def _ask(self, target: Any, write: Write, **how: Any) -> Any:
         arguments: list[Any] = [] if write.op == "delete" else [write.data]
-        return getattr(target, write.op)(write.table, self._id(write.table, write.id), *arguments)
+        return getattr(target, write.op)(write.table, self._id(write.table, write.id), *arguments, **how)
 
     def _id(self, table: str, row: str) -> Any:
         if table == "own":
             return {"owner": self._orders.who, "id": int(row)}
         return row if table in ("events", "marks") else int(row)
 
-    def _read(self, row: str) -> None:
+    def _read(self, table: str, row: str) -> None:
         if row in self._tainted:
             return
+        load = self._load if table == "own" else self._load_plain
         try:
-            found = self._wb.get("own", self._id("own", row), load=self._load, timeout=_READ_TIMEOUT_S)
+            found = self._wb.get(table, self._id(table, row), load=load, timeout=_READ_TIMEOUT_S)
         except (RedisUnavailable, RedisRefused, FlushTimeout, psycopg.Error):
             return
-        self._note(Line(read=row, row=found))
+        self._note(Line(read=row, table=table, row=found))
 
     def _invalidate(self, row: str) -> None:
         try:
@@ -224,13 +231,17 @@ class _LibraryProducer(_Producer):
             return
 
     def _load(self, id: Mapping[str, int]) -> dict[str, Any] | None:
+        return self._select("own WHERE owner = %s AND id = %s", id["owner"], id["id"])
+
+    def _load_plain(self, id: int) -> dict[str, Any] | None:
+        return self._select("plain WHERE id = %s", id)
+
+    def _select(self, which: LiteralString, *values: int) -> dict[str, Any] | None:
         if self._postgres is None or self._postgres.closed:
             self._postgres = psycopg.connect(
                 self._orders.postgres_url, autocommit=True, connect_timeout=2, application_name="loader"
             )
-        row = self._postgres.execute(
-            "SELECT a, b, n, s FROM own WHERE owner = %s AND id = %s", [id["owner"], id["id"]]
-        ).fetchone()
+        row = self._postgres.execute("SELECT a, b, n, s FROM " + which, values).fetchone()
         return None if row is None else dict(zip(_COLUMNS, row, strict=True))
 
 

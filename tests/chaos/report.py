@@ -16,6 +16,7 @@ _PLAIN_EVERY_S = 10.0
 _FAULTS = (
     "kills", "pauses", "restarts", "backends terminated", "links cut", "links delayed", "links half-open",
     "replies dropped", "times read-only", "times full", "queue pauses", "failovers", "slots moved",
+    "reshards", "moves",
 )  # fmt: skip
 _ALWAYS: tuple[Kind, ...] = ("lost", "repeated", "out of order")
 

@@ -30,7 +30,7 @@ class Plan:
     seconds: float
     only: Collection[str] | None = None
     hurry: float = 1.0
-    drain_timeout_s: float = 60.0
+    drain_timeout_s: float = 90.0
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,7 @@ def play(stage: Stage, plan: Plan, history: Path, line: LiveLine) -> Outcome:
     """Plays a round on a stage that is quiet, and leaves it quiet."""
     history.mkdir(parents=True, exist_ok=True)
     flushes = flushes_of(stage)
-    lanes = stage.topology.lanes
-    faults = Faults(stage, schedule(plan.seed, plan.seconds, plan.only, plan.hurry, lanes))
+    faults = Faults(stage, schedule(plan.seed, plan.seconds, plan.only, plan.hurry, stage.lanes))
     stage.start_producers(plan.seed, history)
     faults.start()
     try:
@@ -69,8 +68,8 @@ def play(stage: Stage, plan: Plan, history: Path, line: LiveLine) -> Outcome:
         troubles.append(
             f"{stage.pending()} writes were pending {plan.drain_timeout_s:.0f} s after the faults"
         )
-    with stage.postgres() as pg, stage.redis() as client:
-        snapshot = take_snapshot(pg, client, stage.cache_prefix)
+    with stage.postgres() as pg, stage.entries() as entries:
+        snapshot = take_snapshot(pg, entries)
     verdict = check(read_histories(history), snapshot)
     verdict.counts += flushes_of(stage) - flushes
     return Outcome(verdict, faults.done, troubles + crashes(stage), is_drained)
@@ -105,6 +104,8 @@ def heal(stage: Stage) -> None:
         child.send(signal.SIGCONT)
         if child.exit_code == -signal.SIGKILL:
             stage.workers[index] = stage.new_worker(index)
+    if "moves" in stage.lanes:
+        stage.end_move()
 
 
 def flushes_of(stage: Stage) -> Counter[str]:

@@ -1,7 +1,7 @@
 """Rules of the protocol, broken on purpose: the check must find each. The product has no such switch.
 
-A child process calls ``spoil_worker`` or ``spoil_producer`` before it begins: methods of the product are
-replaced there.
+A child process calls ``spoil_worker`` (commands do, too) or ``spoil_producer`` before it begins: methods of
+the product are replaced there.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from writebehind.script import Script
 from writebehind_worker import apply, ledger, owned_queue, takeover, worker
 from writebehind_worker.frozen import FrozenBatch
 from writebehind_worker.ledger import Ledger
+from writebehind_worker.moving import Move
 from writebehind_worker.owned_queue import OwnedQueue
 
 
@@ -39,6 +40,7 @@ class Sabotage:
     spoil_producer: Callable[[], None] = _nothing
     batch_size: int = 200
     hurry: float = 1.5
+    shards: int = 1
 
 
 def _forget_batches() -> None:
@@ -148,6 +150,14 @@ def _cut_groups() -> None:
     _replace(apply, "halves", lambda writes: (writes[: len(writes) // 2], writes[len(writes) // 2 :]))
 
 
+def _hold_nothing() -> None:
+    _rewrite(owned_queue._CLAIM, b"if state[2] then return", b"if false then return")
+
+
+def _move_at_once() -> None:
+    _replace(Move, "_is_empty", lambda *_: True)
+
+
 def _replace(owner: Any, name: str, new: Any) -> None:
     setattr(owner, name, new)
 
@@ -207,5 +217,20 @@ SABOTAGES = {
         frozenset({"repeated", "torn apart"}),
         frozenset(),
         spoil_worker=_cut_groups,
+    ),
+    "no-hold": Sabotage(
+        "nothing of new shards is written before all of the former ones is",
+        _ORDER,
+        frozenset({"division/reshard", "paused workers/pause worker for long"}),
+        spoil_worker=_hold_nothing,
+        hurry=3,
+        shards=3,
+    ),
+    "hasty-move": Sabotage(
+        "a table moves once all that its queue has accepted is written",
+        _ORDER,
+        frozenset({"moves/move", "paused workers/pause worker for long"}),
+        spoil_worker=_move_at_once,
+        hurry=3,
     ),
 }

@@ -71,6 +71,12 @@ LANES = {
             "move slot key by key": (2, 0.1, 1.0),
         },
     ),
+    "division": _Lane(  # by how long: until it is killed, or until the second one begins
+        (1.0, 4.0), {"reshard": (2, 0.0, 0.0), "kill reshard": (2, 0.0, 0.3), "reshard twice": (1, 0.0, 0.2)}
+    ),
+    "moves": _Lane(
+        (1.0, 4.0), {"move": (2, 0.0, 0.0), "kill move": (2, 0.0, 1.0), "move twice": (1, 0.0, 0.2)}
+    ),
     "operator": _Lane((3.0, 8.0), {"pause queue": (1, 0.3, 1.5)}),
     "worker-redis": _Lane((3.0, 8.0), _LINK),
     "worker-postgres": _Lane((3.0, 8.0), _LINK),

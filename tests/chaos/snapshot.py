@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,10 +31,11 @@ class DeadLetter:
     kind: str
     seq: int | None
     reason: str
+    queue: str = ""
 
     @property
     def place(self) -> tuple[int, int]:
-        """Where it came in the order of the queue."""
+        """Where it came in the order of its queue."""
         return self.batch, self.position
 
 
@@ -57,9 +59,10 @@ class Snapshot:
     cache: list[CacheEntry] = field(default_factory=list)
 
 
-def take_snapshot(pg: psycopg.Connection[Any], redis: Redis, cache_prefix: str) -> Snapshot:
-    """Reads both servers; the prefix is taken off the cache keys."""
-    return Snapshot(_rows(pg), *_versions(pg), _dead_letters(pg), _cache(redis, cache_prefix))
+def take_snapshot(pg: psycopg.Connection[Any], entries: Iterable[tuple[Redis, str]]) -> Snapshot:
+    """Reads both servers. ``entries``: where cache entries are, and what is taken off their keys."""
+    cache = [entry for redis, prefix in entries for entry in _cache(redis, prefix)]
+    return Snapshot(_rows(pg), *_versions(pg), _dead_letters(pg), cache)
 
 
 def _rows(pg: psycopg.Connection[Any]) -> dict[RowId, State]:
@@ -81,7 +84,7 @@ def _versions(pg: psycopg.Connection[Any]) -> tuple[dict[RowId, list[State | Non
 
 
 def _dead_letters(pg: psycopg.Connection[Any]) -> list[DeadLetter]:
-    query = "SELECT body, batch, position, kind, seq, reason FROM writebehind.dead_letters"
+    query = "SELECT body, batch, position, kind, seq, reason, queue FROM writebehind.dead_letters"
     found = []
     for body, *rest in pg.execute(f"{query} ORDER BY batch, position"):
         token = _TOKEN.search(body)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from .history import Data, Write, token
 
 SHARED_ROWS = 300
+ROUTES = 6  # of the shared rows: all writes of a call have one
 RAW_ROWS = 60
 OWN_ROWS = 6  # at a time
 PLAIN_ROWS = 80  # at a time
@@ -30,12 +31,12 @@ class Stream:
 
     def _new_row(self) -> int:
         self._fresh += 1
-        return self._who * 10_000 + self._fresh
+        return self._who * 100_000 + self._fresh
 
     def batch(self, call: int) -> list[Write]:
-        """Writes to rows of all, new rows, and one mark."""
+        """Writes to rows of all that have one route, new rows, and one mark."""
         size = min(_MOST_IN_A_CALL, 1 + int(self.chance.expovariate(1 / 80)))
-        writes = [self._shared(token(self._who, call, i)) for i in range(size)]
+        writes = [self._shared(token(self._who, call, i), route_of(call)) for i in range(size)]
         return self._marked(call, writes)
 
     def raw(self, call: int) -> list[Write]:
@@ -105,6 +106,9 @@ class Stream:
     def own_row(self) -> str:
         return str(self.chance.choice(self._own))
 
+    def plain_row(self) -> str:
+        return str(self.chance.choice(self._plain))
+
     def abandon(self, row: str) -> None:
         """A write to this own row has an unknown outcome: it must stay the last one."""
         self._own[self._own.index(int(row))] = self._new_row()
@@ -115,8 +119,8 @@ class Stream:
         writes[place] = Write("put", "marks", at, {"id": "of the key", "a": at})
         return writes
 
-    def _shared(self, at: str) -> Write:
-        draw, row = self.chance.random(), str(self.chance.randrange(SHARED_ROWS))
+    def _shared(self, at: str, route: int) -> Write:
+        draw, row = self.chance.random(), str(self.chance.randrange(route, SHARED_ROWS, ROUTES))
         if draw < 0.1:
             return Write("put", "events", at, {"a": at})
         if draw < 0.1002:
@@ -143,3 +147,8 @@ class Stream:
             return Write("put", table, row, whole)
         column = self.chance.choice("ab")
         return Write("put" if draw < 0.7 else "patch", table, row, {column: at})
+
+
+def route_of(call: int) -> int:
+    """Of a batch to shared rows."""
+    return call % ROUTES

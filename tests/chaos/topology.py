@@ -18,7 +18,7 @@ from writebehind_worker.testing.wait import wait_until
 from .schedule import LANES
 
 _NO_EVICTION = {"maxmemory-policy": "noeviction"}
-_FAILOVER, _NODES = "failover", "nodes"
+_FAILOVER, _NODES, _MOVES = "failover", "nodes", "moves"
 _OF_ONE_REDIS = {"redis", "worker-redis", "producer-redis"}
 _WRITES_WAIT_MS = 30_000  # longer than all that is waited for until a promotion
 _DOWN_AFTER_MS = 2000  # of a busy machine, too: a failover of their own would lose writes
@@ -26,7 +26,6 @@ _CAUGHT_UP_S = 3.0
 _PROMOTED_S = 20.0
 _AGREED_S = 90.0  # a sentinel that was kept waiting by a busy machine decides nothing for half a minute
 _NODE_TIMEOUT_MS = 5000
-_QUEUE = "chaos:queue"
 
 
 class Topology(Protocol):
@@ -156,23 +155,23 @@ def _hold_writes(first: Redis, second: Redis) -> bool:
 
 
 class OfNodes(Cluster):
-    """Six nodes. The primary of the queue's slot is replaced as under sentinels, or the slot goes elsewhere.
+    """Six nodes. The primary of a shard's slot is replaced as under sentinels, or the slot goes elsewhere.
 
     Their own failover is slow, so that a busy machine does not begin one, which would lose writes.
     """
 
-    lanes: ClassVar[frozenset[str]] = frozenset(LANES) - _OF_ONE_REDIS - {_FAILOVER}
+    lanes: ClassVar[frozenset[str]] = frozenset(LANES) - _OF_ONE_REDIS - {_FAILOVER, _MOVES}
     has_links: ClassVar[bool] = False
     has_entries_by_queue: ClassVar[bool] = True
 
     def __init__(self, folder: Path) -> None:
         super().__init__({"cluster-node-timeout": str(_NODE_TIMEOUT_MS)})
 
-    def replace_node(self, fault: str) -> bool:
+    def replace_node(self, fault: str, queue: str) -> bool:
         """Whether ``fault`` came to be: a replica may not have caught up yet after the last one."""
         if not self.is_whole():
             return False
-        primary = self.node_of(_QUEUE)
+        primary = self.node_of(queue)
         replica = self.replica_of(primary)
         if fault == "replace node":
             self.fail_over(primary)
@@ -193,15 +192,15 @@ class OfNodes(Cluster):
         self.clients[primary].client_unpause()  # it may be the primary again before long
         return True
 
-    def move_slot(self, slowly_s: float | None) -> bool:
+    def move_slot(self, queue: str, slowly_s: float | None) -> bool:
         """To another primary: at once, or key by key within so many seconds."""
         if not self.is_whole():
             return False
-        target = self.other_primary(self.node_of(_QUEUE))
+        target = self.other_primary(self.node_of(queue))
         if slowly_s is None:
-            self.move_at_once(_QUEUE, target)
+            self.move_at_once(queue, target)
         else:
-            move = self.slot_moves(_QUEUE, target)
+            move = self.slot_moves(queue, target)
             move.begin()
             time.sleep(slowly_s / 2)
             move.move_keys(50)
