@@ -270,7 +270,7 @@ class Stage:
                 layout = layout_of(client, KEYS)
         except RedisError:
             return False
-        return layout.closing is None and layout.draining is None
+        return layout.closing is None and not layout.draining
 
     def is_drained(self, timeout_s: float, tell: Callable[[], None] = lambda: None) -> bool:
         """Waits until nothing is pending, and no division is under way."""
