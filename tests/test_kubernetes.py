@@ -102,6 +102,7 @@ def test_a_kind_and_a_key_that_nobody_knows_would_be_named() -> None:
         ("PodMonitor", "metadata.lables", {}),
         ("ScaledObject", "spec.minReplicas", 0),
         ("ScaledObject", "spec.maxReplicaCount", 0),
+        ("ScaledObject", "spec.advanced.horizontalPodAutoscalerConfig.behavior.scaleDown.policies", {}),
         ("TriggerAuthentication", "spec.secretRef", []),
     ],
 )

@@ -18,7 +18,14 @@ Object = dict[str, Any]
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "deploy" / "kubernetes"
-RENDERED = ("base", "overlays/small", "overlays/production", "overlays/fleet", "overlays/keda")
+RENDERED = (
+    "base",
+    "overlays/small",
+    "overlays/production",
+    "overlays/fleet",
+    "overlays/fleet-keda",
+    "overlays/keda",
+)
 
 
 @functools.cache
