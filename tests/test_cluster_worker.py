@@ -25,6 +25,7 @@ from writebehind_worker.cli import cli
 from writebehind_worker.config import Config
 from writebehind_worker.doctor_redis import examine_redis
 from writebehind_worker.nodes import identity
+from writebehind_worker.pause import copy_pause
 from writebehind_worker.resharding import divide, layout_of, still_draining
 from writebehind_worker.testing.wait import wait_until
 
@@ -225,6 +226,30 @@ def test_commands_about_a_queue_with_shards(
         wait_until(lambda: not layout_of(client, keys).draining)
         assert "2 shards" in run("reshard", "2")
     assert applied() == 20
+
+
+def test_a_pause_that_is_over_holds_no_shard_up_though_a_worker_writes_it_to_one_late(
+    client: redis.Redis, options: dict[str, Any], keys: QueueKeys, sender: Sender, applied: Applied, run: Run
+) -> None:
+    with RunningFleet(**options):
+        run("reshard", "3")
+        first, second, third = shard_keys(keys.queue, 3)
+        run("pause", "--reason", "a migration")
+        whole = client.get(keys.paused)
+        assert isinstance(whole, bytes)
+        run("resume")
+        copy_pause(client, first, whole)  # it slept between asking and writing
+        run("pause", "--reason", "of this one", queue=third.queue)
+        for one in (first, second, third):
+            sender.send(10, one.queue)
+        wait_until(lambda: applied() == 20)
+        wait_until(lambda: client.llen(third.queue) == 10)
+        assert "of this one" in run("status", queue=third.queue)
+        run("pause", "--reason", "all")
+        client.delete(second.paused)  # whoever paused was killed before
+        wait_until(lambda: client.get(second.paused) is not None)
+        run("resume")
+        wait_until(lambda: applied() == 30)
 
 
 def test_the_wrong_kind_of_url_is_told_with_the_right_one(

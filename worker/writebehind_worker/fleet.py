@@ -31,7 +31,16 @@ from .lost_steps import find_lost_steps
 from .metrics import Metrics
 from .nodes import REDIS_ERRORS
 from .redis_server import RedisLink
-from .resharding import divide, divide_again, is_unused, layout_of, mend, served, still_draining
+from .resharding import (
+    copy_to_shards,
+    divide,
+    divide_again,
+    is_unused,
+    layout_of,
+    mend,
+    served,
+    still_draining,
+)
 from .share import fair_share, is_last, to_begin
 from .spare import Spare
 from .state import WorkerState
@@ -138,6 +147,7 @@ class Fleet:
             view = self._look(client, self._checked_layout(client))
             mend(client, self._keys, view.layout)
             still_draining(client, self._keys, view.layout)
+            copy_to_shards(client, self._keys, view.layout)
             is_alone = view.layout.is_undivided
             free = [] if is_alone else self._free(client, served(self._keys, view.layout), view.now_ms)
         except REDIS_ERRORS as error:

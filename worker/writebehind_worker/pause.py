@@ -31,8 +31,9 @@ class Pause:
 
 
 def read_pause(value: bytes) -> Pause:
-    """What the key holds: ``ms|reason``; anything else pauses too."""
+    """What the key holds: ``ms|reason``, ``ms*|reason`` of a copy; anything else pauses too."""
     ms, bar, reason = value.decode(errors="replace").partition("|")
+    ms = ms.removesuffix("*")
     if bar and ms.isdecimal() and len(ms) < 16:
         return Pause(int(ms) / 1000, reason)
     return Pause(0, value.decode(errors="replace"))
@@ -46,6 +47,17 @@ def pause(client: Redis, keys: QueueKeys, reason: str) -> None:
 def resume(client: Redis, keys: QueueKeys) -> bool:
     """Ends it; whether there was one."""
     return bool(_PAUSE(client, [keys.paused], ["resume", ""]))
+
+
+def copy_pause(client: Redis, shard: QueueKeys, whole: bytes) -> None:
+    """Pauses a shard as the whole queue is: for a cluster, where claiming does not see that key."""
+    _PAUSE(client, [shard.paused], ["copy", whole.replace(b"|", b"*|", 1)])
+
+
+def drop_copy(client: Redis, shard: QueueKeys, copy: bytes | None) -> None:
+    """Where it is one, as it was read. A shard that was paused by itself stays so."""
+    if copy is not None and copy.partition(b"|")[0].endswith(b"*"):
+        _PAUSE(client, [shard.paused], ["drop", copy])
 
 
 def wait_until_settled(client: Redis, keys: QueueKeys, timeout_s: float) -> int:

@@ -28,7 +28,7 @@ from .cache_names import CacheNames
 from .errors import FatalError
 from .nodes import REDIS_ERRORS, home, is_clustered
 from .owned_queue import KEYS_VERSION
-from .pause import pause, read_pause, resume
+from .pause import copy_pause, drop_copy
 
 _LAYOUT = Script("writebehind_worker", "layout")
 _MARK = Script("writebehind_worker", "mark")
@@ -146,7 +146,7 @@ def still_draining(client: Redis, keys: QueueKeys, layout: Layout) -> int:
         step.mark(keys)
     waiting = sum(waiting_of(client, one, str(layout.number)) for one in _former(keys, layout))
     if waiting == 0 and all(closed):
-        _keep_pause(client, keys, layout)
+        copy_to_shards(client, keys, layout)
         for one in shard_keys(keys.queue, layout.shards):
             step("let go", one.clock, one.applied)
         step("end")
@@ -171,7 +171,7 @@ def mend(client: Redis, keys: QueueKeys, layout: Layout) -> None:
         if is_behind:
             step.open(one, _since(client, keys), stamp(number, layout.shards, layout.moves))
         if not layout.draining and (is_behind or hold):
-            _keep_pause(client, keys, layout)
+            copy_to_shards(client, keys, layout)
             step("let go", one.clock, one.applied)
 
 
@@ -201,18 +201,25 @@ def _since(client: Redis, keys: QueueKeys) -> int:
     return int(cast(bytes | None, client.hget(keys.layout, "since")) or 0)
 
 
-def _keep_pause(client: Redis, keys: QueueKeys, layout: Layout) -> None:
-    """A pause of the queue is one of its new shards: on a cluster each has to know, as their slots do not."""
-    if not is_clustered(client):
+def copy_to_shards(client: Redis, keys: QueueKeys, layout: Layout) -> None:
+    """A pause of the queue is one of its shards, and its end is one: on a cluster each has to know.
+
+    Whoever does that may be killed within, so that all do it again.
+    """
+    shards = [one for one in served(keys, layout) if one != keys]
+    if not shards or not is_clustered(client):
         return
-    paused = cast(bytes | None, client.get(keys.paused))
-    if paused is None or layout.shards == 1:
-        return
-    for one in shard_keys(keys.queue, layout.shards):
-        pause(client, one, read_pause(paused).reason)
-    if client.get(keys.paused) is None:  # ended meanwhile
-        for one in shard_keys(keys.queue, layout.shards):
-            resume(client, one)
+    with client.pipeline(transaction=False) as pipe:
+        for one in shards:
+            pipe.get(one.paused)
+        copies = pipe.execute()
+    # Asked after the copies: where there is none now, they are of an earlier one.
+    whole = cast(bytes | None, client.get(keys.paused))
+    for one, copy in zip(shards, copies, strict=True):
+        if whole is None:
+            drop_copy(client, one, copy)
+        elif copy is None:
+            copy_pause(client, one, whole)
 
 
 def _counts(numbers: Sequence[int]) -> str:

@@ -10,14 +10,14 @@ from writebehind.keys import QueueKeys
 
 from .nodes import is_clustered
 from .pause import pause, resume
-from .resharding import layout_of, served
+from .resharding import copy_to_shards, layout_of, served
 
 
 def pause_all(client: Redis, keys: QueueKeys, reason: str) -> Sequence[QueueKeys]:
     """Begins it; returns the shards that may have something frozen: those made from now on do not.
 
     Each shard looks at the key of the whole queue as it claims. On a cluster that is in another slot: there
-    each has to be paused, and new ones are by whoever lets them go, who looks at that of the queue.
+    each has a copy, which workers see to, also where who paused or resumed was killed half-way.
     """
     pause(client, keys, reason)
     while True:
@@ -25,8 +25,7 @@ def pause_all(client: Redis, keys: QueueKeys, reason: str) -> Sequence[QueueKeys
         shards = served(keys, layout)
         if not is_clustered(client):
             return shards
-        for one in shards:
-            pause(client, one, reason)
+        copy_to_shards(client, keys, layout)
         if layout_of(client, keys) == layout:
             return shards
 
