@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import tomllib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -123,6 +124,8 @@ class Desk:
 
     def __init__(self, redis_url: str, postgres_url: str, pg: psycopg.Connection[Any], folder: Path) -> None:
         self.redis_url, self.pg, self.folder = redis_url, pg, folder
+        self.workers = ExitStack()
+        """Of other queues than the default one."""
         self.environment = {
             "WRITEBEHIND_REDIS_URL": redis_url,
             "WRITEBEHIND_POSTGRES_URL": postgres_url,
@@ -200,6 +203,10 @@ class Desk:
 
     def _writebehind(self, words: list[str]) -> None:
         name = parse(words)
+        if name == "run" and "--queue" in words:
+            given = {"redis_url": self.redis_url, "queue": words[words.index("--queue") + 1]}
+            given["postgres_url"] = self.environment["WRITEBEHIND_POSTGRES_URL"]
+            self.workers.enter_context(RunningWorker(**given))
         if name in NOT_RUN:
             return
         typed = as_typed(words)
@@ -307,7 +314,9 @@ def desk(
     if not servers.ours:
         pytest.skip("the default queue of a Redis that is not ours is left alone")
     with RunningWorker(redis_url=redis_url, postgres_url=postgres_url):
-        yield Desk(redis_url, postgres_url, pg, tmp_path)
+        desk = Desk(redis_url, postgres_url, pg, tmp_path)
+        with desk.workers:
+            yield desk
 
 
 TABLES = """

@@ -43,7 +43,7 @@ def move(redis_client: redis.Redis, keys: QueueKeys) -> Callable[..., bool]:
     """Moves the table `rows`, as seen from the first queue."""
 
     def move(target: QueueKeys, table: str = "rows", letters: int = 0, home: QueueKeys = keys) -> bool:
-        return Move(redis_client, home, table, target, lambda *_: letters, 20).move()
+        return Move(redis_client, home, table, target, lambda *_: letters, 20, unserved=True).move()
 
     return move
 
@@ -275,8 +275,8 @@ def test_a_table_moves_there_and_back_under_load(
         except BaseException as error:
             errors.append(error)
 
-    run("move", "rows", bulk.queue)
-    run("move", "rows", "--back")
+    run("move", "rows", bulk.queue, "--unserved")
+    run("move", "rows", "--back", "--unserved")
     threads = [threading.Thread(target=guarded, args=(write, n)) for n in range(3)]
     threads += [threading.Thread(target=guarded, args=(read,)) for _ in range(2)]
     # What the first queue has waits longer than the other: a move that did not wait would be overtaken.
@@ -330,8 +330,9 @@ def test_who_is_killed_half_way_is_followed_by_who_does_the_rest(
         with pytest.raises(FatalError, match="is being moved from") as refused:
             move(QueueKeys(f"{keys.queue}:third"))
         assert f"writebehind move --queue {source.queue} rows {target.queue}`" in str(refused.value.hint)
-        with pytest.raises(FatalError, match="is being moved to"):
+        with pytest.raises(FatalError, match="is being moved to") as refused:
             divide(redis_client, source, 2)
+        assert f"writebehind move --queue {source.queue} rows {target.queue}`" in str(refused.value.hint)
     assert move(target) == (step < 4)
     receipts = [client.put("rows", 1, {"v": 2}) for client in clients]
     assert {receipt.queue for receipt in receipts} == {target.queue}, accepted
@@ -527,7 +528,7 @@ def test_a_move_is_refused_where_what_waits_is_not_brought_to_postgres(
     wb.put("rows", 1, {"v": 1})
     with pytest.raises(FatalError, match="does a worker serve it"):
         try:
-            Move(redis_client, keys, "rows", bulk, lambda *_: 0, 0.2).move()
+            Move(redis_client, keys, "rows", bulk, lambda *_: 0, 0.2, unserved=True).move()
         except FatalError as error:
             raise FatalError(f"{error} {error.hint}", "") from error
     assert wb.put("rows", 1, {"v": 2}).queue == keys.queue

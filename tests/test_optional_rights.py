@@ -121,7 +121,7 @@ def test_with_shards_the_rights_of_the_comment_suffice(
         with redis.Redis.from_url(worker) as operator:
             bulk = QueueKeys("db:write:queue:bulk")
             for target in (bulk, wb.keys):
-                assert Move(operator, wb.keys, "users", target, lambda *_: 0, 20).move()
+                assert Move(operator, wb.keys, "users", target, lambda *_: 0, 20, target == bulk).move()
             wb.put("users", 0, {"n": 1}, wait=20)
             divide(operator, wb.keys, 3)
         for id in range(9):

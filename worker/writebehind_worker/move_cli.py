@@ -12,7 +12,7 @@ from .config import Config
 from .connections import reading_postgres, reading_redis
 from .errors import FatalError, LedgerMissing
 from .ledger import OF_WHOLE
-from .moving import Move
+from .moving import Move, is_served
 from .nodes import is_clustered
 from .options import config_options
 from .postgres import Connection
@@ -33,12 +33,17 @@ _IS_OF_TABLE = "regexp_replace({}, '^.*[.]', '') = $2::text"
     type=click.FloatRange(0),
     help="Seconds to wait for a moment in which what its present queue holds gets to Postgres soon.",
 )
+@click.option(
+    "--unserved", is_flag=True, help="Also to a queue that no worker serves: its writes wait there."
+)
 @config_options("redis_url", "postgres_url", "queue")
-def move_command(config: Config, table: str, target: str | None, back: bool, timeout_s: float) -> None:
+def move_command(
+    config: Config, table: str, target: str | None, back: bool, timeout_s: float, unserved: bool
+) -> None:
     """Let the writes of TABLE go to QUEUE from now on, without stopping producers, readers or workers.
 
     Clients find out by themselves. Its writes wait for a moment, at most 8 s: until all that its present
-    queue has accepted is in Postgres. Another worker has to serve QUEUE: `writebehind run --queue QUEUE`.
+    queue has accepted is in Postgres. A worker has to serve QUEUE: `writebehind run --queue QUEUE`.
     --queue is any queue that has had the table. Run again after it was killed, it does the rest.
     """
     if back == (target is not None):
@@ -54,12 +59,13 @@ def move_command(config: Config, table: str, target: str | None, back: bool, tim
         def open_letters(queue: str, name: str) -> int:
             return _open_letters(conn, queue, name)
 
-        moved = Move(client, QueueKeys(config.queue), table, goal, open_letters, timeout_s).move()
-        is_served = client.get(goal.epoch) is not None
+        home = QueueKeys(config.queue)
+        moved = Move(client, home, table, goal, open_letters, timeout_s, unserved).move()
+        is_waiting = not is_served(client, goal)
     name = plain_table(table)
     click.echo(f"{name} is in {goal.queue} now." if moved else f"{name} is in {goal.queue} already.")
-    if not is_served:
-        click.echo(f"No worker has served it yet: writebehind run --queue {goal.queue}", err=True)
+    if is_waiting:
+        click.echo(f"No worker serves it now: writebehind run --queue {goal.queue}", err=True)
 
 
 def _open_letters(conn: Connection, queue: str, table: str) -> int:

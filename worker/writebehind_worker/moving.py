@@ -32,14 +32,24 @@ from writebehind.script import Script
 from writebehind.shards import Assignment, Layout, plain_table
 
 from .errors import FatalError
+from .lease import read_lease
 from .resharding import is_shard, layout_of, waiting_of
 
 _TABLES = Script("writebehind_worker", "tables")
 CLOSED_FOR_S = 8.0
 """Longest that the table's writes wait: clients wait for 10 s."""
+_TAKEOVER_S = 15.0  # no longer is a queue without an owner while a worker starts, or takes over
 
 OpenLetters = Callable[[str, str], int]
 """How many dead letters of a table (by queue, and table without schema) could still be sent again."""
+
+
+def is_served(client: Redis, keys: QueueKeys) -> bool:
+    """Whether some worker holds the queue's lease."""
+    pipe: Any = client.pipeline(transaction=False)
+    lease, (seconds, micros) = pipe.get(keys.lease).time().execute()
+    _, until_ms = read_lease(lease)
+    return until_ms is not None and until_ms > seconds * 1000 + micros // 1000
 
 
 class Stop(NamedTuple):
@@ -75,7 +85,7 @@ class Move:
     """One run of the command: ``move`` brings the table there, whatever an earlier run has done of it.
 
     ``open_letters`` asks Postgres. ``timeout_s``: how long a moment is waited for in which what the queue
-    holds gets to Postgres soon.
+    holds gets to Postgres soon. ``unserved``: also to a queue that no worker serves.
     """
 
     def __init__(
@@ -86,10 +96,11 @@ class Move:
         target: QueueKeys,
         open_letters: OpenLetters,
         timeout_s: float,
+        unserved: bool = False,
     ) -> None:
         self._client, self._keys, self._target = client, keys, target
         self._table, self._open_letters = plain_table(table), open_letters
-        self._timeout_s = timeout_s
+        self._timeout_s, self._unserved = timeout_s, unserved
 
     def move(self) -> bool:
         """Whether there was anything to do.
@@ -135,7 +146,18 @@ class Move:
                 f"{stop.keys.queue!r} for those of {self._keys.queue!r}",
                 f"leave one place: `writebehind move --queue {self._target.queue} {self._table} --back`",
             )
+        if not self._unserved:
+            self._check_served()
         self._check_letters(stop.keys)
+
+    def _check_served(self) -> None:
+        """Else what is written from then on would wait there, and grow."""
+        deadline = time.monotonic() + min(_TAKEOVER_S, self._timeout_s)
+        if not _in_time(partial(is_served, self._client, self._target), deadline):
+            raise FatalError(
+                f"no worker serves {self._target.queue!r}: what is written to {self._table} would wait there",
+                f"`writebehind run --queue {self._target.queue}`, and run it again; or give --unserved",
+            )
 
     def _check_whole(self, stop: Stop) -> None:
         layout, queue = stop.layout, stop.keys.queue

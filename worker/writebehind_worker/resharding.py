@@ -77,7 +77,7 @@ def divide(client: Redis, keys: QueueKeys, shards: int) -> Layout:
     if moving := [(table, says.queue) for table, says in before.tables.items() if says.waits]:
         raise FatalError(
             f"{moving[0][0]} is being moved to {moving[0][1]!r}",
-            f"run `writebehind move {moving[0][0]} {moving[0][1]}` to its end first",
+            f"run `writebehind move --queue {keys.queue} {moving[0][0]} {moving[0][1]}` to its end first",
         )
     if before.number == 0 and is_shard(client, keys):
         raise FatalError(
