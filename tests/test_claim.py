@@ -26,33 +26,17 @@ def packed(number: int, table: str, size: int) -> bytes:
     return json.dumps(message, separators=(",", ":")).encode()
 
 
-def as_user_without_sort(redis_url: str, client: redis.Redis) -> str:
-    """The URL of a user as it was set up for an earlier version."""
-    client.acl_setuser(
-        "pusher",
-        enabled=True,
-        nopass=True,
-        keys=["*"],
-        channels=["*"],
-        categories=["+@all"],
-        commands=["-sort"],
-    )
-    return redis_url.replace("://", "://pusher:x@", 1)
-
-
 _sizes = st.lists(st.one_of(st.integers(1, 60), st.integers(900, 3000)), min_size=1, max_size=40)
 
 
-@pytest.mark.parametrize(
-    ("is_full", "may_sort"), [(False, True), (True, True), (False, False)], ids=["", "full", "pushed"]
-)
+@pytest.mark.parametrize("is_full", [False, True], ids=["", "full"])
 def test_every_item_comes_once_in_order_and_within_the_bounds(
-    redis_url: str, redis_client: redis.Redis, queue: str, is_full: bool, may_sort: bool
+    redis_url: str, redis_client: redis.Redis, queue: str, is_full: bool
 ) -> None:
-    """Large items and small ones take different ways; small ones another one where the user lacks SORT."""
+    """Large items and small ones take different ways."""
     keys = QueueKeys(queue)
     numbers = itertools.count()
-    with RedisLink(redis_url if may_sort else as_user_without_sort(redis_url, redis_client)) as link:
+    with RedisLink(redis_url) as link:
         assert Lease(redis_client, keys, "token", "me", 60).take() is None
         link.open(CONNECTIONS)
         owned = OwnedQueue(link, keys, "token")
@@ -83,7 +67,6 @@ def test_every_item_comes_once_in_order_and_within_the_bounds(
             check()
         finally:
             redis_client.config_set("maxmemory", before)
-            redis_client.acl_deluser("pusher")
 
 
 def test_what_is_packed_counts_as_it_is_unpacked(

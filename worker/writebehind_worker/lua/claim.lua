@@ -79,11 +79,6 @@ if is_large and redis.acl_check_cmd('LMOVE', KEYS[1], KEYS[7], 'RIGHT', 'RIGHT')
     taken = taken + 1
   end
 else
-  -- Unsorted, from the tail: SORT copies them as it is told once all are weighed. They do not come back from here, nor
-  -- are they written to the append-only file once more: 0.6 of the time. A user may lack it, a server may have none.
-  local sort = {'SORT', KEYS[1], 'BY', 'nosort', 'DESC', 'LIMIT', 0, 0, 'STORE', KEYS[7]}
-  local has_sort, may_sort = pcall(redis.acl_check_cmd, unpack(sort))
-  local copies = not (has_sort and may_sort)
   while taken < math.min(most, length) do
     local want = math.min(CHUNK, most - taken, length - taken)
     local items = redis.call('LRANGE', KEYS[1], -(taken + want), -(taken + 1))
@@ -94,14 +89,10 @@ else
       bytes = bytes + weighs
       taken = taken + 1
       size = size + 1
-      if copies then chunk[size] = items[i] end
+      chunk[size] = items[i]
     end
-    if copies and size > 0 then redis.call('RPUSH', KEYS[7], unpack(chunk)) end
+    if size > 0 then redis.call('RPUSH', KEYS[7], unpack(chunk)) end
     if size < #items then break end
-  end
-  if not copies then
-    sort[8] = taken
-    redis.call(unpack(sort))
   end
   redis.call('LTRIM', KEYS[1], 0, -(taken + 1))
 end
