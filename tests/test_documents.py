@@ -52,7 +52,7 @@ PROGRAMS = {
     "amtool", "apt", "apt-get", "cat", "cd", "chmod", "chown", "cosign", "cp", "curl", "docker", "echo",
     "git", "groupadd", "helm", "install", "journalctl", "jq", "kill", "kubectl", "kustomize", "loginctl",
     "mkdir", "node", "npm", "openssl", "pg_dump", "pg_restore", "podman", "printf", "promtool", "psql",
-    "python", "python3", "redis-cli", "scp", "sh", "ssh", "sudo", "systemctl", "systemd-analyze",
+    "python", "python3", "redis-cli", "scp", "sed", "sh", "ssh", "sudo", "systemctl", "systemd-analyze",
     "systemd-creds", "systemd-run", "useradd", "valkey-cli", "watch",
 }  # fmt: skip
 """Other programs that a command may be: only their names are looked at here."""
