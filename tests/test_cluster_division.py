@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import redis
+from redis.connection import AbstractConnection
 from tests.support.cluster import Cluster, client, cluster
 
 from writebehind.keys import QueueKeys
 from writebehind.shards import shard_keys, stamp
 from writebehind_worker import resharding
-from writebehind_worker.resharding import divide, layout_of, still_draining
+from writebehind_worker.resharding import divide, layout_of, still_draining, waiting_of
 
 __all__ = ["client", "cluster"]  # fixtures
 
@@ -73,3 +74,27 @@ def test_nodes_that_change_places_within_a_division_are_found(
     assert moved
     assert shards_say(client, keys, 3) == [[stamp(n, 3).encode(), None] for n in range(3)]
     assert shards_say(client, keys, 2) == [[b"closed", None]] * 2
+
+
+def test_a_write_that_is_claimed_while_its_slot_moves_is_not_missed(
+    cluster: Cluster, client: redis.Redis, keys: QueueKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.rpush(keys.inflight, 1)
+    client.lpush(keys.queue, "a write")
+    client.hset(keys.clock, "seq", 1)
+    move = cluster.slot_moves(keys.queue, cluster.other_primary(cluster.node_of(keys.queue)))
+    move.begin()
+    move.move_key(keys.queue)
+    send = AbstractConnection.send_command
+
+    def claimed_before(self: Any, *args: Any, **options: Any) -> None:
+        if args[0] == "ASKING":
+            monkeypatch.undo()
+            move.end()
+            with cluster.connect() as worker:
+                worker.lmove(keys.queue, keys.processing(2))
+                worker.rpush(keys.inflight, 2)
+        send(self, *args, **options)
+
+    monkeypatch.setattr(AbstractConnection, "send_command", claimed_before)
+    assert waiting_of(client, keys, "1") == 2

@@ -283,13 +283,12 @@ def waiting_of(client: Redis, shard: QueueKeys, mark: str) -> int:
 
     In the order in which they move on: one that is claimed meanwhile counts twice, and none is missed.
     """
-    with client.pipeline(transaction=False) as pipe:
-        pipe.hmget(shard.clock, "marked", "left", "last")
-        pipe.llen(shard.queue)
-        pipe.lrange(shard.inflight, 0, -1)
-        (marked, left, last), length, batches = pipe.execute()
+    # One by one: a cluster's pipeline asks last what is elsewhere in a slot that moves key by key.
+    marked, left, last = cast(list[bytes | None], client.hmget(shard.clock, "marked", "left", "last"))
+    length = cast(int, client.llen(shard.queue))
+    batches = cast(list[bytes], client.lrange(shard.inflight, 0, -1))
     if marked is not None and marked.decode() == mark:
-        length = min(length, int(left))
-        if int(left) == 0:  # ``last`` has the last of them, and batches go to Postgres in their order
-            batches = batches[: batches.index(last) + 1] if last in batches else []
+        length = min(length, int(left or 0))
+        if int(left or 0) == 0:  # ``last`` has the last of them, and batches go to Postgres in their order
+            batches = batches[: batches.index(last) + 1] if last is not None and last in batches else []
     return int(length) + sum(max(1, int(client.llen(shard.processing(int(batch))))) for batch in batches)
