@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import redis
@@ -94,7 +94,7 @@ def test_a_write_that_is_claimed_while_its_slot_moves_is_not_missed(
             with cluster.connect() as worker:
                 worker.lmove(keys.queue, keys.processing(2))
                 worker.rpush(keys.inflight, 2)
-        send(self, *args, **options)
+        cast(Any, send)(self, *args, **options)
 
     monkeypatch.setattr(AbstractConnection, "send_command", claimed_before)
     assert waiting_of(client, keys, "1") == 2

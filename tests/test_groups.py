@@ -22,7 +22,7 @@ from tests.support.rows import Rows
 from tests.support.sharded import all_queues, wait_until_drained
 from tests.support.workers import RunningWorker, flags
 
-from writebehind import Change, InvalidWrite, QueueFull, WriteBehind, WriteRejected
+from writebehind import Change, InvalidWrite, QueueFull, RedisRefused, WriteBehind, WriteRejected, core
 from writebehind.group import MAX_GROUP
 from writebehind.keys import QueueKeys
 from writebehind.route import shard_of_route
@@ -112,7 +112,7 @@ def test_what_is_no_group_is_refused_before_it_is_sent(clients: EitherClient) ->
 def test_a_group_that_was_refused_can_be_entered_again(
     connect: Connect, redis_client: redis.Redis, queue: str
 ) -> None:
-    wb = connect(max_queue_length=3)
+    wb = connect(max_queue_length=1)
     wb.put("stock", 1, {"n": 1})
     tx = wb.atomic(route=7)
     with pytest.raises(QueueFull), tx:
@@ -122,6 +122,29 @@ def test_a_group_that_was_refused_can_be_entered_again(
     with tx:
         pass
     assert tx.receipt is not None and redis_client.llen(queue) == 1
+
+
+def test_a_group_counts_as_the_one_message_that_it_is(
+    connect: Connect, redis_client: redis.Redis, queue: str
+) -> None:
+    wb = connect(max_queue_length=2)
+    for _ in range(2):
+        with wb.atomic(route=7) as tx:
+            order(tx)
+    with pytest.raises(QueueFull), wb.atomic(route=7) as tx:
+        order(tx)
+    assert redis_client.llen(queue) == 2
+
+
+def test_a_group_whose_rows_find_no_common_shard_is_refused_in_time(
+    connect: Connect, redis_client: redis.Redis, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wb = connect()
+    monkeypatch.setattr(core, "CLOSED_FOR_S", 0.2)
+    monkeypatch.setattr(core.Core, "_way_of", lambda *_: (None, None))
+    with pytest.raises(RedisRefused, match=r"orders.*nothing was written"), wb.atomic(route=7) as tx:
+        order(tx)
+    assert redis_client.llen(queue) == 0
 
 
 def test_a_group_of_large_values_is_whole(connect: Connect, redis_client: redis.Redis, queue: str) -> None:

@@ -14,7 +14,7 @@ from .directory import TableDirectory
 from .division import CLOSED_FOR_S
 from .durability import Accepted, Assurance, Durability, assurance, assure
 from .enqueue import Enqueue, EntryChanged, ShardMoved, Variant, pack_write, pack_write_with_frames
-from .errors import FlushTimeout, InvalidWrite
+from .errors import FlushTimeout, InvalidWrite, RedisRefused
 from .group import group_message
 from .home import Wanted
 from .identity import TableKey, cache_key
@@ -119,6 +119,9 @@ class Core:
                 if not as_group:
                     break
                 yield from self._check_one_queue(writes)
+                if time.monotonic() + pause > deadline:
+                    raise _not_one_way(writes)
+                yield Pause(pause)
                 continue
             if waits is not None:
                 if not as_group and len({plain_table(write.table) for write in writes}) > 1:
@@ -131,6 +134,8 @@ class Core:
             one = None if variant is None else variant(way.keys)
             try:
                 most = self.settings.max_queue_length
+                if as_group:
+                    most += len(writes) - 1  # the script counts rows, and they are one message
                 return (yield from way.steps(entries, ops, packed, most, one, wanted))
             except ShardMoved:
                 for table in dict.fromkeys(write.table for write in writes):
@@ -404,6 +409,14 @@ class ObservedCore(Core):
         for write, size in zip(writes, sizes, strict=True):
             observer.wrote(write.table, write.op, size)
         return accepted
+
+
+def _not_one_way(writes: Sequence[Write]) -> RedisRefused:
+    tables = ", ".join(dict.fromkeys(write.table for write in writes))
+    return RedisRefused(
+        f"the rows of a group ({tables}) have had no shard in common for {CLOSED_FOR_S:.0f} s: nothing was "
+        "written. Is one of the tables being moved? Enter the group again"
+    )
 
 
 def send_all(

@@ -285,7 +285,7 @@ def waiting_of(client: Redis, shard: QueueKeys, mark: str) -> int:
     """
     # One by one: a cluster's pipeline asks last what is elsewhere in a slot that moves key by key.
     marked, left, last = cast(list[bytes | None], client.hmget(shard.clock, "marked", "left", "last"))
-    length = cast(int, client.llen(shard.queue))
+    length = client.llen(shard.queue)
     batches = cast(list[bytes], client.lrange(shard.inflight, 0, -1))
     if marked is not None and marked.decode() == mark:
         length = min(length, int(left or 0))
