@@ -19,12 +19,13 @@ from tests.support.sharded import Run, killed_after, run
 from tests.support.workers import ROOT, RunningWorker, WorkerProcess
 
 from writebehind import RedisRefused, RedisUnavailable, WriteBehind
+from writebehind.address import read_address
 from writebehind.keys import QueueKeys
 from writebehind.shards import shard_keys
 from writebehind_worker.cli import cli
 from writebehind_worker.config import Config
 from writebehind_worker.doctor_redis import examine_redis
-from writebehind_worker.nodes import identity
+from writebehind_worker.nodes import has_moved, identity
 from writebehind_worker.pause import copy_pause
 from writebehind_worker.resharding import divide, layout_of, still_draining
 from writebehind_worker.testing.wait import wait_until
@@ -118,6 +119,33 @@ def test_a_worker_follows_the_slot_and_knows_that_nothing_is_lost(
         assert cluster.node_of(keys.clock) != before
         assert worker.facts["role"] == "owner"
     assert generation_of(cluster, keys) == generation
+
+
+def test_a_node_whose_clock_is_wrong_does_not_put_a_moved_slot_in_doubt(
+    cluster: Cluster,
+    options: dict[str, Any],
+    keys: QueueKeys,
+    sender: Sender,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sender.send_stamped()
+    place = cluster.node_of(keys.clock)
+    former, target = cluster.nodes[place], cluster.other_primary(place)
+    name = identity(cluster.clients[place].info())
+    assert name is not None
+    cluster.move_at_once(keys.clock, target)
+    time_of = redis.Redis.time
+
+    def wrong_elsewhere(self: Any, **given: Any) -> Any:
+        seconds, micros = time_of(self, **given)
+        is_former = self.connection_pool.connection_kwargs["port"] == former.port
+        return seconds + (0 if is_former else 3600), micros
+
+    monkeypatch.setattr(redis.Redis, "time", wrong_elsewhere)
+    address = read_address(options["redis_url"])
+    now_us = time.time_ns() // 1000
+    for since_us, expected in ((now_us, True), (now_us - 3600 * 1_000_000, False)):
+        assert has_moved(address, keys.clock, cluster.clients[target], {}, name, since_us) is expected
 
 
 def test_a_worker_goes_on_with_the_successor_of_its_node(

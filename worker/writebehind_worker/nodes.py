@@ -125,19 +125,20 @@ def has_moved(
     """Whether the slot has come to this node from the one that is called ``former``, with all that it held.
 
     It has where that one is still the primary that it was, and says that the slot is another's; and where no
-    primary has been promoted, or started, since ``since_us``: then none can have lost what it had of it.
-    Where anything is unknown, it has not.
+    primary has been promoted, or started, since ``since_us``, by the clock of ``former``: then none can have
+    lost what it had of it. Where anything is unknown, it has not. Other nodes' clocks are not asked.
     """
     with suppress(RedisError, ValueError, KeyError), ExitStack() as stack:
-        found = False
+        now_s, longest_ago_s = None, []
         for host, port in _known_primaries(client, address):
             node = stack.enter_context(_connect(address, host, port, options))
             info: dict[str, Any] = node.info()
-            started_us = (node.time()[0] - int(info["uptime_in_seconds"]) + 1) * 1_000_000
-            if info["role"] != "master" or started_us >= since_us or _was_promoted(info):
+            if info["role"] != "master" or _was_promoted(info):
                 return False
-            found = found or (identity(info) == former and _is_elsewhere(node, clock))
-        return found
+            longest_ago_s.append(int(info["uptime_in_seconds"]) - 1)
+            if identity(info) == former and _is_elsewhere(node, clock):
+                now_s = node.time()[0]
+        return now_s is not None and (now_s - min(longest_ago_s)) * 1_000_000 < since_us
     return False
 
 
