@@ -235,6 +235,23 @@ UNLABELLED = (
 )
 
 
+def test_each_shard_that_the_worker_owns_has_a_row(chromium: Browser) -> None:
+    told = Told()
+    with told.served() as url:
+        chromium.open(url)
+        wait_until(lambda: "All is well" in chromium.text("sentence"), 20)
+        assert not chromium.driver.find_element("id", "shards").is_displayed()
+        for n in (1, 2):
+            part = told.metrics.part(f"db:write:queue:{n}of2")
+            part.lease_is(n == 2)
+            part.queue_is(7, 0, 0, 1.5)
+        wait_until(lambda: chromium.driver.find_element("id", "shards").is_displayed(), 20)
+        rows = [row.text for row in chromium.driver.find_elements("css selector", "#shards tbody tr")]
+        assert rows == ["db:write:queue:2of2 1.5 s 7", "db:write:queue 0 s 0"]
+        chromium.be(*DESKTOP)
+        chromium.screenshot(SCREENSHOTS / "shards.png")
+
+
 def test_it_rests_while_nobody_sees_it(chromium: Browser) -> None:
     told = Told()
     hide = "Object.defineProperty(document, 'hidden', {value: %s, configurable: true});"

@@ -131,6 +131,46 @@ def test_the_owner_is_shown_and_the_others_are_listed(told: Told) -> None:
     assert "✗ http://three:3 does not answer: refused" in text
 
 
+def test_each_shard_has_its_row_whichever_of_the_workers_owns_it(told: Told) -> None:
+    others = Told()
+    for n, worker in enumerate((told, others)):
+        worker.metrics.lease_is(n == 0)
+        for shard in (1, 2):
+            part = worker.metrics.part(f"db:write:queue:{shard}of2")
+            part.lease_is(shard == n + 1)
+            part.queue_is(10 * shard, 2, 1, float(shard))
+    found = told.overview()
+    assert [(s.queue, s.oldest_age_s, s.waiting) for s in found.shards] == [
+        ("db:write:queue:1of2", 1.0, 12),
+        ("db:write:queue", 0.0, 0),
+    ]
+    later = msgspec.structs.replace(others.overview(), process="later:2")
+    text = drawn([answer(found), answer(later)], ["http://one:1", "http://two:2"])
+    rows = [line.split() for line in text.splitlines() if re.match(r"db:write:queue\S* +oldest", line)]
+    assert [(row[0], row[-1]) for row in rows] == [
+        ("db:write:queue:2of2", "later:2"),
+        ("db:write:queue:1of2", found.process),
+        ("db:write:queue", found.process),
+    ]
+    assert "oldest 2.0 s  22 wait  later:2" in text
+
+
+def test_a_queue_without_shards_has_no_such_rows(told: Told) -> None:
+    assert told.overview().shards == []
+    assert "shards" not in drawn([answer(told.overview())], ["http://one:1"])
+
+
+def test_of_many_shards_the_latest_are_told(told: Told) -> None:
+    for n in range(1, 101):
+        part = told.metrics.part(f"db:write:queue:{n}of100")
+        part.lease_is(True)
+        part.queue_is(1, 0, 0, float(n))
+    found = told.overview()
+    assert (found.shards_owned, found.shards[0].queue) == (101, "db:write:queue:100of100")
+    text = drawn([answer(found)], ["http://one:1"])
+    assert f"and {101 - len(found.shards)} shards more" in text and "db:write:queue:1of100 " not in text
+
+
 def test_of_two_who_believe_to_be_the_owner_the_last_one_is_shown(told: Told) -> None:
     zombie, later = told.overview(), msgspec.structs.replace(told.overview(), epoch=9)
     assert chosen([zombie, later, zombie]) is later

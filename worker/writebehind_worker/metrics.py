@@ -180,6 +180,13 @@ class Metrics:
         found = [m._own_figures() for m in self._all()]
         return found[0] if len(found) == 1 else summed(found)
 
+    def owned_shards(self) -> dict[str, Figures]:
+        """Of a queue with shards: what this process serves of it, the queue itself too, by name."""
+        if len(those := self._all()) == 1:
+            return {}
+        found = {one.queue: one._own_figures() for one in those}
+        return {queue: figures for queue, figures in found.items() if figures.is_owner}
+
     def _own_figures(self) -> Figures:
         with self._lock:
             return replace(self._figures, lag=self._lag.counts())

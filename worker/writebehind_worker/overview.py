@@ -6,13 +6,13 @@ Only tables, SQLSTATEs and numbers: no value of a row, no key, no password.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 from .course import Course, Rates
-from .figures import Reason
+from .figures import Figures, Reason
 from .findings import Finding, Situation, findings
 from .lease import own_name
 from .metrics import Metrics
@@ -20,6 +20,8 @@ from .sqlstate import condition
 from .state import WorkerState
 from .version import installed_version
 
+MOST_SHARDS = 16
+"""So many are told one by one."""
 _DRAWN = 8  # reasons of dead letters that come with their course
 _LONGEST = 500  # characters; a producer may name a table as it likes
 
@@ -32,6 +34,14 @@ class ReasonCount(msgspec.Struct, frozen=True):
     condition: str | None
     count: int
     course: list[float | None] | None = None
+
+
+class Shard(msgspec.Struct, frozen=True):
+    """One that this process owns, or the queue itself, which stays beside them. None: not looked at yet."""
+
+    queue: str
+    oldest_age_s: float | None
+    waiting: int | None
 
 
 class Overview(msgspec.Struct, frozen=True):
@@ -70,6 +80,9 @@ class Overview(msgspec.Struct, frozen=True):
     dead_letter_reasons: int | None
     dead_letters_by_reason: list[ReasonCount]
     course: dict[str, list[float | None]]
+    shards_owned: int = 0
+    shards: list[Shard] = []
+    """Of a queue that has some; the most late ones, if there are more."""
 
     @property
     def waiting(self) -> int | None:
@@ -135,7 +148,21 @@ def overview(metrics: Metrics, state: WorkerState, course: Course) -> Overview:
         dead_letter_reasons=None if dead is None else dead.reasons,
         dead_letters_by_reason=[] if dead is None else _reasons(dead.largest.items(), course),
         course=course.series(),
+        shards_owned=len(shards := _shards(metrics.owned_shards())),
+        shards=shards[:MOST_SHARDS],
     )
+
+
+def _shards(owned: Mapping[str, Figures]) -> list[Shard]:
+    """The latest first."""
+    backlogs = [(queue, figures.backlog) for queue, figures in sorted(owned.items())]
+    found = [
+        Shard(_cut(queue), None, None)
+        if b is None
+        else Shard(_cut(queue), round(b.oldest_age_s, 3), b.waiting)
+        for queue, b in backlogs
+    ]
+    return sorted(found, key=lambda shard: -(shard.oldest_age_s or 0))
 
 
 def _reasons(counts: Iterable[tuple[Reason, int]], course: Course) -> list[ReasonCount]:

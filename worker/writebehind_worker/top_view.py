@@ -12,7 +12,7 @@ from rich.text import Text
 
 from .dead_view import printable
 from .findings import Finding
-from .overview import Overview, ReasonCount
+from .overview import MOST_SHARDS, Overview, ReasonCount
 from .quantities import count, duration, rate, ratio
 from .watch import Answer
 
@@ -54,6 +54,7 @@ def frame(answers: Sequence[Answer | None], urls: Sequence[str], now_s: float) -
         parts.append(_text("Asking again until somebody answers.", "dim"))
         return Group(*parts)
     parts += [_title(shown), *_headline(shown), Text(), _figures(shown), *_dead(shown)]
+    parts += _shards([a.overview for a in fresh if a and a.overview and a.overview.queue == shown.queue])
     if len(urls) > 1:
         parts += [Text(), *_workers(urls, fresh, shown)]
     return Group(*parts)
@@ -142,6 +143,30 @@ def _dead(found: Overview) -> Iterator[RenderableType]:
     more = (found.dead_letter_reasons or 0) - len(found.dead_letters_by_reason)
     if more > 0:
         yield _text(f"and {count(more)} reasons more", "dim")
+
+
+def _shards(workers: Sequence[Overview]) -> Iterator[RenderableType]:
+    """Of all workers that were asked, the latest first."""
+    found = [(shard, worker.process) for worker in workers for shard in worker.shards]
+    if not found:
+        return
+    found.sort(key=lambda one: (-(one[0].oldest_age_s or 0), one[0].queue))
+    table = Table.grid(padding=(0, 2))
+    for justify in ("left", "right", "right", "left"):
+        table.add_column(justify=justify, overflow="fold")
+    for shard, owner in found[:MOST_SHARDS]:
+        table.add_row(
+            _text(shard.queue),
+            f"oldest {duration(shard.oldest_age_s)}",
+            f"{count(shard.waiting)} wait",
+            _text(owner),
+        )
+    yield Text()
+    yield _text("shards, and who owns them", "dim")
+    yield table
+    more = sum(worker.shards_owned for worker in workers) - len(found[:MOST_SHARDS])
+    if more > 0:
+        yield _text(f"and {count(more)} shards more", "dim")
 
 
 def _why(reason: ReasonCount) -> str:
