@@ -18,6 +18,7 @@ from tests.support.sharded import Run, killed_after, run
 from writebehind import RedisRefused, WriteBehind
 from writebehind.keys import QueueKeys
 from writebehind.shards import Layout, shard_keys
+from writebehind_worker import former_shards
 from writebehind_worker.lost_steps import Clock, find_lost_steps, lost_steps
 from writebehind_worker.resharding import divide, divide_again, layout_of, still_draining
 from writebehind_worker.testing.wait import wait_until
@@ -232,6 +233,8 @@ def test_a_shard_that_forgot_a_division_that_is_long_over(
             stack.enter_context(RunningFleet(**options))
         for slot in {"a former shard": former, "a present shard": present, "both": former + present}[lost]:
             slot.goes_back()
+        if is_watched:  # what is written until they see it has no order between old shards and new ones
+            wait_until(lambda: is_settled(client, keys))
         if lost != "a present shard" and not is_watched:
             old.write_where_accepted()  # it has heard of nothing
             assert sum(client.llen(one.queue) for one in shard_keys(keys.queue, BEFORE)) > 0
@@ -272,6 +275,87 @@ def test_a_write_that_waits_is_not_said_to_be_committed_by_what_a_former_shard_h
             with RunningFleet(**options):
                 for receipt in waiting:
                     receipt.wait(30)
+
+
+def test_a_write_that_was_lost_is_not_said_to_be_committed_as_its_shard_is_let_go(
+    cluster: Cluster, client: redis.Redis, keys: QueueKeys, rows: psycopg.Connection[Any]
+) -> None:
+    divide(client, keys, BEFORE)
+    drain(client, keys)
+    first = shard_keys(keys.queue, AFTER)[0]
+    divide(client, keys, AFTER)
+    drain(client, keys)
+    present = Slot(cluster, first.clock)
+    with WriteBehind.from_url(cluster.url, queue=keys.queue, ttl=60) as wb:
+        mine = [
+            one for one in (wb.put("rows", row, {"v": 1}) for row in range(20)) if one.queue == first.queue
+        ]
+        assert mine
+        present.goes_back()
+        client.hset(shard_keys(keys.queue, BEFORE)[1].clock, "shard", "2of2")  # which had lost a step, too
+        layout = layout_of(client, keys)
+        lost = find_lost_steps(client, keys, layout, [BEFORE])
+        assert lost is not None and lost.since >= mine[0].seq
+        divide_again(
+            client, keys, layout, lost.shards, former=lost.former, since=lost.since, known=lost.known
+        )
+        drain(client, keys)
+        assert not any(receipt.is_durable() for receipt in mine)
+
+
+def test_what_is_pushed_to_a_former_shard_is_written_and_divides_nothing(
+    cluster: Cluster,
+    client: redis.Redis,
+    keys: QueueKeys,
+    options: dict[str, Any],
+    rows: psycopg.Connection[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(former_shards, "_EVERY_S", 0.1)
+    divide(client, keys, BEFORE)
+    drain(client, keys)
+    divide(client, keys, 1)
+    drain(client, keys)
+    before = layout_of(client, keys)
+    with RunningFleet(**options) as fleet:
+        fleet.fleet._former._add([BEFORE])
+        for row, one in enumerate(2 * [keys, *shard_keys(keys.queue, BEFORE)]):
+            client.lpush(one.queue, json.dumps({"table": "rows", "id": row, "data": {"v": 1}}))
+            wait_until(lambda row=row: rows.execute("SELECT max(id) FROM rows").fetchone() == (row,))  # type: ignore[misc]
+    assert layout_of(client, keys) == before
+
+
+def test_a_dead_node_of_former_shards_alone_stops_nothing(
+    cluster: Cluster, client: redis.Redis, options: dict[str, Any], rows: psycopg.Connection[Any]
+) -> None:
+    keys, place = next(
+        (keys, place)
+        for keys in (QueueKeys(f"{options['queue']}:{n}") for n in range(1000))
+        for place in places(cluster, keys, 3) - places(cluster, keys, BEFORE)
+    )
+    divide(client, keys, 3)
+    drain(client, keys)
+    divide(client, keys, BEFORE)
+    drain(client, keys)
+    nodes = (cluster.replica_of(place), place)
+    for node in nodes:
+        cluster.kill(node)
+    try:
+        with (
+            WriteBehind.from_url(cluster.url, queue=keys.queue, ttl=60) as wb,
+            RunningFleet(**options | {"queue": keys.queue}) as fleet,
+        ):
+            fleet.fleet._former._add([3])
+            for row in range(10):
+                wb.put("rows", row, {"v": 1})
+            wait_until(lambda: rows.execute("SELECT count(*) FROM rows").fetchone() == (10,))
+    finally:
+        cluster.restart(*nodes)
+
+
+def places(cluster: Cluster, keys: QueueKeys, shards: int) -> set[int]:
+    """The primaries that the queue and so many shards are on."""
+    return {cluster.node_of(one.clock) for one in (keys, *shard_keys(keys.queue, shards))}
 
 
 def test_the_command_divides_again_what_the_layout_forgot(
@@ -355,6 +439,7 @@ def closed(division: int, holds: bool = False) -> Clock:
         (Layout(4, draining=(1,), number=5), clocks(n1=closed(5), n4=opened(5))),
         (Layout(4, draining=(1, 2), number=5), clocks(n1=closed(5), n2=opened(3, True), n4=opened(5))),
         (Layout(4, number=5), clocks(n1=closed(5), n4=opened(5))),
+        (Layout(4, number=5), clocks(n1=closed(5), n2=closed(5, True), n4=opened(5))),
         (Layout(4, number=5), clocks(n1=closed(5), n4=opened(3))),  # opened again elsewhere
         (Layout(1, number=9), clocks(n1=opened(9), n4=closed(9))),
     ],
@@ -373,7 +458,6 @@ def test_what_a_division_leaves_at_any_moment_is_no_loss(layout: Layout, told: A
         (Layout(2, closing=8, number=3), clocks(n1=closed(3), n2=closed(5), n8=None), 8, (1, 2)),
         (Layout(2, draining=(1,), number=3), clocks(n1=closed(9), n2=opened(3)), 2, (1,)),
         (Layout(4, number=5), clocks(n1=closed(5), n2=opened(3), n4=opened(5)), 4, (1, 2)),
-        (Layout(4, number=5), clocks(n1=closed(5), n2=closed(5, True), n4=opened(5)), 4, (1, 2)),
         (Layout(4, number=5), clocks(n1=opened(0), n4=opened(5)), 4, (1,)),
         (Layout(1, number=9), clocks(n1=opened(9), n2=opened(5), n4=closed(9)), 1, (2, 4)),
     ],

@@ -11,7 +11,7 @@ from . import postgres
 from .config import Config
 from .doctor import Finding
 from .errors import FatalError
-from .known_counts import counts_in_ledger
+from .former_shards import counts_in_ledger
 from .lost_steps import LostSteps, find_lost_steps
 from .nodes import REDIS_ERRORS
 from .redis_server import RedisLink

@@ -25,7 +25,7 @@ from writebehind.shards import Layout
 
 from .config import Config, one_line
 from .errors import FatalError
-from .known_counts import KnownCounts
+from .former_shards import FormerShards
 from .lease import read_lease
 from .lost_steps import find_lost_steps
 from .metrics import Metrics
@@ -104,7 +104,7 @@ class Fleet:
         self._ttl_ms = int(config.lease_ttl_s * 1000)
         self._serving: dict[str, _Serving] = {}
         self._spare = Spare(config, state)
-        self._counts = KnownCounts(config)
+        self._former = FormerShards(config)
         self._mode: Mode | None = None
         self._shards = 0  # as logged last
         self._turn = threading.Lock()  # of beginning to serve, and of:
@@ -118,7 +118,7 @@ class Fleet:
         A thread of its own asks Redis: one that is silent must not hold up the stop.
         """
         hurry = hurry or stop
-        self._counts.ask_the_ledger(stop)
+        self._former.watch(stop)
         thread = threading.Thread(target=self._work, args=(stop, hurry), name="fleet", daemon=True)
         thread.start()
         stop.wait()
@@ -148,8 +148,9 @@ class Fleet:
             mend(client, self._keys, view.layout)
             still_draining(client, self._keys, view.layout)
             copy_to_shards(client, self._keys, view.layout)
-            is_alone = view.layout.is_undivided
-            free = [] if is_alone else self._free(client, served(self._keys, view.layout), view.now_ms)
+            queues = self._served(view.layout)
+            is_alone = len(queues) == 1
+            free = [] if is_alone else self._free(client, queues, view.now_ms)
         except REDIS_ERRORS as error:
             self._redis_is(False, one_line(error))
             if isinstance(error, redis.ResponseError) and one_line(error) not in self._refused:
@@ -164,10 +165,10 @@ class Fleet:
         if is_alone:
             self._serve_alone(hurry, "alone again" if view.layout.number else "alone")
         else:
-            self._share(view, free, hurry)
+            self._share(view, queues, free, hurry)
 
     def _look(self, client: Redis, layout: Layout) -> _View:
-        if layout.is_undivided:
+        if len(self._served(layout)) == 1:
             return _View(0, layout, ())
         ttl_ms = self._ttl_ms if self._is_fit() else 0
         now_ms, *workers = _FLEET(client, [self._keys.fleet], [self._name, ttl_ms])
@@ -197,8 +198,8 @@ class Fleet:
 
     def _mended(self, client: Redis, layout: Layout) -> Layout:
         """After a failover it may be what it was before, or shards may be."""
-        self._counts.saw(layout)
-        lost = find_lost_steps(client, self._keys, layout, self._counts.all())
+        self._former.saw(layout)
+        lost = find_lost_steps(client, self._keys, layout, self._former.suspects)
         if lost is None:
             return layout
         self._log.warning(
@@ -244,13 +245,19 @@ class Fleet:
         self._mode = mode
         return True
 
-    def _share(self, view: _View, free: Sequence[str], hurry: threading.Event) -> None:
+    def _served(self, layout: Layout) -> list[QueueKeys]:
+        """And what former shards hold though all that they had accepted is in Postgres."""
+        return list(dict.fromkeys((*served(self._keys, layout), *self._former.left)))
+
+    def _share(
+        self, view: _View, served: Sequence[QueueKeys], free: Sequence[str], hurry: threading.Event
+    ) -> None:
         if not self._becomes("shared"):
             return
         if self._shards != view.layout.shards:
             self._log.info("serving shards", shards=view.layout.shards)
             self._shards = view.layout.shards
-        queues = [keys.queue for keys in served(self._keys, view.layout)]
+        queues = [keys.queue for keys in served]
         self._state.progress()
         self._end_those(queue for queue in self._serving if queue not in queues)
         self._metrics.keep_parts({*queues, *self._serving})

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from redis import Redis
 
 from writebehind.keys import QueueKeys
-from writebehind.shards import Layout, shard_keys
+from writebehind.shards import MAX_SHARDS, Layout, shard_keys
 
 from .resharding import layout_of
 
@@ -55,15 +55,16 @@ class LostSteps:
 def find_lost_steps(
     client: Redis, keys: QueueKeys, layout: Layout, counts: Iterable[int]
 ) -> LostSteps | None:
-    """``counts``: into how many shards the queue has been divided, as far as anybody knows.
+    """``counts``: numbers of shards to look at, besides the present ones and the queue itself.
 
     The layout is read again after the clocks: what only happens meanwhile is none.
     """
     if not layout.number and _OF_ANOTHER_QUEUE.search(keys.queue):
         return None  # a shard that is served by its own name
-    clocks = _read_clocks(client, keys, {1, layout.shards, *counts})
-    if more := {one.into for those in clocks.values() for one in those if one.into} - clocks.keys():
-        clocks = {**clocks, **_read_clocks(client, keys, more)}
+    clocks = read_clocks(client, keys, {1, layout.shards, *counts})
+    followed = {one.into for those in clocks.values() for one in those if one.division > layout.number}
+    if more := {count for count in followed if 1 <= count <= MAX_SHARDS} - clocks.keys():
+        clocks = {**clocks, **read_clocks(client, keys, more)}
     if lost_steps(layout, clocks) is None:
         return None
     now = layout_of(client, keys)
@@ -72,46 +73,71 @@ def find_lost_steps(
 
 def lost_steps(layout: Layout, clocks: Clocks) -> LostSteps | None:
     """What is lost, if anything is: a pure matter of what Redis says."""
+    if not (found := suspects(layout, clocks)):
+        return None
     each = [(shards, one) for shards, those in clocks.items() for one in those]
     known = max(one.division for _, one in each)
-    waited_for = {layout.shards, *layout.draining}
-    strays = [
-        shards
-        for shards, one in each
-        if layout.closing is None and shards not in waited_for and (one.is_open or one.holds)
-    ]
     if known > layout.number:
         reason = f"shards know of division {known}, and the layout of {layout.number} only"
-    elif strays:
-        reason = f"of {strays[0]} former shards not all are closed and empty"
     else:
-        return None
+        reason = f"not all of {min(found)} former shards are closed"
     newer = [(one.division, shards) for shards, one in each if one.is_open and one.division > layout.number]
     target = max(newer)[1] if newer else layout.closing or layout.shards
-    used = {shards for shards, one in each if one.is_open or one.is_closed or one.holds}
+    used = {shards for shards, one in each if one.is_open or one.is_closed}
     former = tuple(sorted(({1, layout.shards} | used) - {target}))
     return LostSteps(reason, target, former, known, since=max(one.seq for _, one in each))
 
 
-def _read_clocks(client: Redis, keys: QueueKeys, counts: Iterable[int]) -> Clocks:
+def suspects(layout: Layout, clocks: Clocks) -> frozenset[int]:
+    """Numbers of shards of which one knows a later division than the layout, or is open and should not be."""
+    former = _former(layout, clocks)
+    return frozenset(
+        shards
+        for shards, those in clocks.items()
+        if any(one.division > layout.number or (shards in former and one.is_open) for one in those)
+    )
+
+
+def left_behind(keys: QueueKeys, layout: Layout, clocks: Clocks) -> list[QueueKeys]:
+    """Shards that are none any more, and closed, and hold something: a raw push, or what it had long ago."""
+    return [
+        shard
+        for shards in _former(layout, clocks)
+        for shard, one in zip(shard_keys(keys.queue, shards), clocks[shards], strict=True)
+        if one.holds and not one.is_open
+    ]
+
+
+def _former(layout: Layout, clocks: Clocks) -> set[int]:
+    """Numbers of shards that are not the present ones, nor waited for, nor about to be."""
+    return set() if layout.closing is not None else clocks.keys() - {layout.shards, *layout.draining}
+
+
+def read_clocks(
+    client: Redis, keys: QueueKeys, counts: Iterable[int], *, with_content: bool = False
+) -> dict[int, list[Clock]]:
+    """Of the shards of each of these numbers; ``with_content``: whether they hold anything is asked, too."""
     every = {shards: shard_keys(keys.queue, shards) for shards in sorted(counts)}
     with client.pipeline(transaction=False) as pipe:
-        for those in every.values():
-            for one in those:
-                pipe.hmget(one.clock, "division", "shard", "seq", "into")
+        for one in (one for those in every.values() for one in those):
+            pipe.hmget(one.clock, "division", "shard", "seq", "into")
+            if with_content:
                 pipe.llen(one.queue)
                 pipe.llen(one.inflight)
         told = iter(pipe.execute())
     return {
-        shards: [_clock(one == keys, next(told), next(told), next(told)) for one in those]
+        shards: [
+            _clock(one == keys, next(told), [next(told), next(told)] if with_content else []) for one in those
+        ]
         for shards, those in every.items()
     }
 
 
-def _clock(is_queue: bool, told: Sequence[bytes | None], waiting: int, frozen: int) -> Clock:
+def _clock(is_queue: bool, told: Sequence[bytes | None], content: Sequence[int]) -> Clock:
     """The queue itself is one shard, unless it is closed; and to it anybody may push."""
     division, shard, seq, into = told
     is_closed = shard == b"closed"
     is_open = not is_closed and (is_queue or bool(shard))
-    holds = not is_queue and bool(waiting or frozen)
-    return Clock(int(division or 0), is_closed, is_open, int(seq or 0), holds, int(into or 0))
+    return Clock(
+        int(division or 0), is_closed, is_open, int(seq or 0), not is_queue and any(content), int(into or 0)
+    )

@@ -270,7 +270,9 @@ class _Steps:
             done, *rest = _LAYOUT(self._client, [self._keys.layout], self._of_the_layout(step, since, known))
         else:
             before = _counts(self._before)
-            arguments: list[Argument] = [step, self._number, before, since, name, KEYS_VERSION, self._after]
+            shares_entries = int(not is_clustered(self._client))
+            of_all: list[Argument] = [step, self._number, before, since, name, KEYS_VERSION]
+            arguments = [*of_all, self._after, shares_entries]
             done, *rest = _SHARD(self._client, keys, arguments)
         return [b"done", *rest] if done else []
 

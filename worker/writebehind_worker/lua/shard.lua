@@ -9,10 +9,11 @@
 -- KEYS  1 {shard}:clock   2 {shard}:applied   3 {shard}   4 {shard}:inflight   5 its {shard}:paused, unless that is the queue's own
 --       `close` needs the first one, `let go` two, `open` all
 -- ARGV  1 step   2 number of this division   3 shards before   4 for `open`: highest seq given out before, or 0
---       5 which shard it becomes   6 version of the keys   7 shards after
+--       5 which shard it becomes   6 version of the keys   7 shards after   8 '1' for `open` where a reader may wait here
+--         for a write of a former shard: on a cluster their cache entries have other names
 -- Returns {0} where it is not its turn, else {1}; of `close` {1, highest seq of the shard}.
 
-local step, number, before, since, name, version, after = unpack(ARGV)
+local step, number, before, since, name, version, after, is_waited_for = unpack(ARGV)
 local clock = redis.call('HMGET', KEYS[1], 'seq', 'generation', 'shard', 'division')
 local division = tonumber(clock[4] or '0')
 local is_first = division < tonumber(number)
@@ -39,7 +40,7 @@ elseif step == 'open' then
   redis.call('HSET', KEYS[1], 'seq', string.format('%.0f', seq),
     'generation', clock[2] or string.format('%.0f', time[1] * 1000000 + time[2]),
     'hold', 'until the writes of ' .. before .. ' former shards are in Postgres',
-    'shard', name, 'division', number, 'version', version, 'since', has_own and 0 or since)
+    'shard', name, 'division', number, 'version', version, 'since', is_waited_for == '1' and not has_own and since or 0)
   if KEYS[5] then redis.call('DEL', KEYS[5]) end -- a pause of when it was a shard before
 elseif step == 'let go' then
   if not is_ours then return {0} end
