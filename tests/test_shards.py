@@ -254,7 +254,18 @@ def test_a_dead_letter_of_a_former_shard_is_retried_where_its_row_is_now(
 ) -> None:
     rows.execute("ALTER TABLE rows ADD CHECK (n < 100)")
     wb = connect()
-    with RunningFleet(**options):
+
+    def open_letters() -> dict[str, int]:
+        """By the queue that tells of them."""
+        told = re.findall(
+            r'^writebehind_dead_letters_open\{.*queue="(.*?)".*\} (\S+)$', fleet.metrics.text().decode(), re.M
+        )
+        found = Counter[str]()
+        for name, count in told:
+            found[name] += int(float(count))
+        return dict(found)
+
+    with RunningFleet(**options) as fleet:
         run("reshard", "3")
         for n in range(12):
             with pytest.raises(WriteRejected):
@@ -263,6 +274,8 @@ def test_a_dead_letter_of_a_former_shard_is_retried_where_its_row_is_now(
         wb.put("rows", 3, {"v": 2, "n": 2}, wait=20)  # supersedes the letter
         rows.execute("ALTER TABLE rows DROP CONSTRAINT rows_n_check")
         assert len(json.loads(run("dead", "list", "--json"))) == 11
+        wait_until(lambda: open_letters() == {keys.queue: 11})  # no owner of theirs tells of them any more
+        assert sum(one["count"] for one in json.loads(run("status", "--json"))["dead_letters"]) == 11
         run("dead", "retry", "--all")
         run("drain", "--timeout", "20")
     found = dict(rows.execute("SELECT id, n FROM rows ORDER BY id"))

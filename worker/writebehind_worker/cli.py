@@ -77,9 +77,10 @@ def status(config: Config, as_json: bool) -> None:
     from .status import read_status, render, shards_of_queue  # noqa: PLC0415 - no other command needs them
     from .verdict import verdict  # noqa: PLC0415
 
-    found = read_status(config)
+    present = shards_of_queue(config)
+    found = read_status(config, [shard.queue for shard in present])
     opening = verdict(found)
-    shards = {s.queue: s for s in (read_status(shard) for shard in shards_of_queue(config))}
+    shards = {s.queue: s for s in map(read_status, present)}
     if as_json:
         answer = {"verdict": opening, **msgspec.to_builtins(found)}
         if shards:

@@ -170,12 +170,12 @@ class Flusher:
         """No rollback of Redis is being dealt with, and no breaker counts."""
         return digest.catalog is self.catalog and not self._rollback_items and self._breaker.trial().is_quiet
 
-    def count_dead_letters(self) -> dict[tuple[str | None, str | None], int] | None:
+    def count_dead_letters(self, present: Collection[str]) -> dict[tuple[str | None, str | None], int] | None:
         """As :meth:`Ledger.open_dead_letters`; ``None`` if somebody's lock, or their number, holds it up."""
         limit = milliseconds(min(self._statement_timeout_s, _COUNT_TIMEOUT_S))
         begin(self._conn, f"SET LOCAL lock_timeout = {limit}; SET LOCAL statement_timeout = {limit}")
         try:
-            counts = self._ledger.open_dead_letters()
+            counts = self._ledger.open_dead_letters(present)
             tables = _tables_of(self._ledger, counts)
         except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled):
             return None

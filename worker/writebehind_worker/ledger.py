@@ -5,7 +5,7 @@ It gives out the epochs, fences whoever is not the owner, and tells which batche
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -88,6 +88,8 @@ OF_WHOLE = (
     "OR starts_with(queue, $1::text || ':') AND queue ~ ':[1-9][0-9]{0,3}of[1-9][0-9]{0,3}$')"
 )
 """The queue $1 and its shards, former ones too, as far as they have dead letters."""
+OPEN_BESIDE = f"queue = ANY ({OF_WHOLE}) AND queue <> ALL ($2::text[]) AND superseded_at IS NULL"
+"""Open dead letters of the queue $1 and its shards, but for the shards $2."""
 
 _WRITTEN = "unnest($3::text[], $4::text[], $5::int[], $6::bigint[]) AS w(table_name, key, position, letter)"
 _IS_OLDER = (
@@ -362,13 +364,17 @@ class Ledger:
             ).fetchall()
         return {table for (table,) in rows}
 
-    def open_dead_letters(self) -> dict[tuple[str | None, str | None], int]:
-        """How many no later write has superseded, by (``schema.table`` or ``None``, SQLSTATE)."""
+    def open_dead_letters(self, present: Collection[str] = ()) -> dict[tuple[str | None, str | None], int]:
+        """How many no later write has superseded, by (``schema.table`` or ``None``, SQLSTATE).
+
+        Those of former shards are the queue's own: nobody else would tell of them. ``present``: shards that
+        have an owner who does.
+        """
         with self._guarded():
             rows = self._conn.execute(
                 "SELECT table_name, sqlstate, count(*) FROM writebehind.dead_letters "
-                "WHERE queue = $1 AND superseded_at IS NULL GROUP BY table_name, sqlstate",
-                [self._queue],
+                f"WHERE {OPEN_BESIDE} GROUP BY table_name, sqlstate",
+                [self._queue, [queue for queue in present if queue != self._queue]],
             ).fetchall()
         return {(table, sqlstate): count for table, sqlstate, count in rows}
 

@@ -51,6 +51,8 @@ class Metrics:
     def __init__(self, queue: str = "", *, is_part: bool = False) -> None:
         self.queue = queue
         self._parts: dict[str, Metrics] = {}
+        self.present_shards: Collection[str] = ()
+        """Those that some process serves: each owner tells of its own."""
         self._figures = Figures()
         self._lock = threading.Lock()
         self.registry = CollectorRegistry()
@@ -156,6 +158,7 @@ class Metrics:
     def keep_parts(self, queues: Collection[str]) -> None:
         """The other shards are none any more."""
         with self._lock:
+            self.present_shards = queues
             self._parts = {queue: part for queue, part in self._parts.items() if queue in queues}
 
     def _identify(self, is_part: bool) -> None:

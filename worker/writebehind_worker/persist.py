@@ -104,7 +104,7 @@ class Persister:
         began = time.monotonic()
         if began < self._count_at:
             return
-        counts = self._flusher.count_dead_letters()
+        counts = self._flusher.count_dead_letters(self._metrics.present_shards)
         if counts is not None:
             self._metrics.dead_letters_are(counts)
         now = time.monotonic()

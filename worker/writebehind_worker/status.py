@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from . import connections
 from .config import Config
 from .frozen import stamped_seq
 from .lease import read_lease
+from .ledger import OPEN_BESIDE
 from .nodes import REDIS_ERRORS
 from .pause import read_pause
 from .pending import read_frozen
@@ -26,6 +27,7 @@ from .resharding import layout_of, served
 from .sqlstate import condition
 
 _TIMEOUT_S = 5
+_OPEN = "queue = $1 AND superseded_at IS NULL"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +107,11 @@ class Status:
         return self.redis_error is None and self.postgres_error is None
 
 
-def read_status(config: Config) -> Status:
-    """Asks both servers, a few seconds at most. Raises nothing for a server that does not answer."""
+def read_status(config: Config, present: Collection[str] | None = None) -> Status:
+    """Asks both servers, a few seconds at most. Raises nothing for a server that does not answer.
+
+    With the names of the ``present`` shards, the dead letters of former ones count as the queue's own.
+    """
     queue, redis_error = None, None
     try:
         queue = _read_redis(config)
@@ -114,7 +119,7 @@ def read_status(config: Config) -> Status:
         redis_error = connections.redis_error(config, error)
     ledger, dead_letters, postgres_error = None, None, None
     try:
-        ledger, dead_letters = _read_postgres(config)
+        ledger, dead_letters = _read_postgres(config, present)
     except (pg.UndefinedTable, pg.InvalidSchemaName):
         postgres_error = "the ledger's tables are missing: run `writebehind init`"
     except psycopg.Error as error:
@@ -176,7 +181,9 @@ def _age_s(item: bytes | None, now_us: int) -> float | None:
     return None if seq is None else max(0, now_us - seq) / 1e6
 
 
-def _read_postgres(config: Config) -> tuple[LedgerStatus, tuple[DeadLetterCount, ...]]:
+def _read_postgres(
+    config: Config, present: Collection[str] | None
+) -> tuple[LedgerStatus, tuple[DeadLetterCount, ...]]:
     with connect(config.postgres_url) as conn, conn.transaction():
         conn.execute("SET TRANSACTION READ ONLY")
         conn.execute(f"SET LOCAL statement_timeout = '{_TIMEOUT_S}s'")
@@ -188,8 +195,8 @@ def _read_postgres(config: Config) -> tuple[LedgerStatus, tuple[DeadLetterCount,
         ).fetchone()
         counts = conn.execute(
             "SELECT kind, sqlstate, count(*) FROM writebehind.dead_letters"
-            " WHERE queue = $1 AND superseded_at IS NULL GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2",
-            [config.queue],
+            f" WHERE {OPEN_BESIDE if present is not None else _OPEN} GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2",
+            [config.queue] if present is None else [config.queue, list(present)],
         ).fetchall()
     found = tuple(DeadLetterCount(kind, code, n, condition(code)) for kind, code, n in counts)
     return LedgerStatus(*row or ()), found
