@@ -30,7 +30,7 @@ _SWITCH_INTERVAL_S = 0.0005
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="writebehind")
+@click.version_option(package_name="writebehind", prog_name="writebehind")
 def cli() -> None:
     """Brings the writes of a Redis queue to Postgres: exactly once, in order.
 
