@@ -111,6 +111,11 @@ def drain(client: redis.Redis, keys: QueueKeys) -> None:
     assert not layout_of(client, keys).draining
 
 
+def divided(client: redis.Redis, keys: QueueKeys, shards: int) -> None:
+    divide(client, keys, shards)
+    drain(client, keys)
+
+
 def shards_of_all(keys: QueueKeys) -> list[QueueKeys]:
     return [one for count in (1, 2, 3, 4) for one in shard_keys(keys.queue, count)]
 
@@ -133,8 +138,7 @@ def go_on(
                 writer.write()
         wait_until(lambda: is_settled(client, keys), 60)
         assert layout_of(client, keys).shards == shards
-        divide(client, keys, 3)
-        drain(client, keys)
+        divided(client, keys, 3)
         for writer in writers:
             writer.write()
         wait_until(lambda: is_settled(client, keys), 60)
@@ -155,8 +159,7 @@ def test_a_layout_that_forgot_a_division(
     killed: str,
     shards: int,
 ) -> None:
-    divide(client, keys, BEFORE)
-    drain(client, keys)
+    divided(client, keys, BEFORE)
     old, new = writers
     layout = Slot(cluster, keys.layout)
     with ExitStack() as stack:
@@ -165,8 +168,7 @@ def test_a_layout_that_forgot_a_division(
         old.write()
         if killed:
             stack.enter_context(killed_after(killed, monkeypatch))
-        divide(client, keys, AFTER)
-        drain(client, keys)
+        divided(client, keys, AFTER)
         new.write()
         wait_until(lambda: is_settled(client, keys))
     layout.goes_back()
@@ -186,8 +188,7 @@ def test_a_layout_that_is_gone_with_the_queue_is_known_from_the_ledger(
     with RunningFleet(**options):
         wait_until(lambda: is_settled(client, keys))
         before = Slot(cluster, keys.layout)
-        divide(client, keys, AFTER)
-        drain(client, keys)
+        divided(client, keys, AFTER)
         writers[1].write()
         wait_until(lambda: is_settled(client, keys))
     before.goes_back()
@@ -217,15 +218,13 @@ def test_a_shard_that_forgot_a_division_that_is_long_over(
     is_watched: bool,
 ) -> None:
     old, new = writers
-    divide(client, keys, BEFORE)
-    drain(client, keys)
+    divided(client, keys, BEFORE)
     with RunningFleet(**options):
         old.write()
         wait_until(lambda: is_settled(client, keys))
         former = [Slot(cluster, shard_keys(keys.queue, BEFORE)[0].clock)]
         present = [Slot(cluster, shard_keys(keys.queue, AFTER)[0].clock)]
-        divide(client, keys, AFTER)
-        drain(client, keys)
+        divided(client, keys, AFTER)
         new.write()
         wait_until(lambda: is_settled(client, keys))
     with ExitStack() as stack:
@@ -250,14 +249,12 @@ def test_a_write_that_waits_is_not_said_to_be_committed_by_what_a_former_shard_h
     rows: psycopg.Connection[Any],
 ) -> None:
     """The present shards have writes of their own then, older than the last one of the former shard."""
-    divide(client, keys, BEFORE)
-    drain(client, keys)
+    divided(client, keys, BEFORE)
     former = Slot(cluster, shard_keys(keys.queue, BEFORE)[0].clock)
     with WriteBehind.from_url(cluster.url, queue=keys.queue, ttl=60) as old:
         old.put("rows", 1, {"v": 0})
         client.delete(*(one.queue for one in shard_keys(keys.queue, BEFORE)))
-        divide(client, keys, AFTER)
-        drain(client, keys)
+        divided(client, keys, AFTER)
         former.goes_back()
         with WriteBehind.from_url(cluster.url, queue=keys.queue, ttl=60) as new:
             waiting = [new.put("rows", row, {"v": 1}) for row in range(20)]
@@ -267,9 +264,7 @@ def test_a_write_that_waits_is_not_said_to_be_committed_by_what_a_former_shard_h
             assert lost is not None and max(r.seq for r in stale) <= lost.since
             for one in shard_keys(keys.queue, BEFORE):
                 client.delete(one.queue)  # as if they were in Postgres
-            divide_again(
-                client, keys, layout, lost.shards, former=lost.former, since=lost.since, known=lost.known
-            )
+            divide_again(client, keys, layout, lost)
             drain(client, keys)
             assert not any(receipt.is_durable() for receipt in waiting)
             with RunningFleet(**options):
@@ -280,11 +275,9 @@ def test_a_write_that_waits_is_not_said_to_be_committed_by_what_a_former_shard_h
 def test_a_write_that_was_lost_is_not_said_to_be_committed_as_its_shard_is_let_go(
     cluster: Cluster, client: redis.Redis, keys: QueueKeys, rows: psycopg.Connection[Any]
 ) -> None:
-    divide(client, keys, BEFORE)
-    drain(client, keys)
+    divided(client, keys, BEFORE)
     first = shard_keys(keys.queue, AFTER)[0]
-    divide(client, keys, AFTER)
-    drain(client, keys)
+    divided(client, keys, AFTER)
     present = Slot(cluster, first.clock)
     with WriteBehind.from_url(cluster.url, queue=keys.queue, ttl=60) as wb:
         mine = [
@@ -296,9 +289,7 @@ def test_a_write_that_was_lost_is_not_said_to_be_committed_as_its_shard_is_let_g
         layout = layout_of(client, keys)
         lost = find_lost_steps(client, keys, layout, [BEFORE])
         assert lost is not None and lost.since >= mine[0].seq
-        divide_again(
-            client, keys, layout, lost.shards, former=lost.former, since=lost.since, known=lost.known
-        )
+        divide_again(client, keys, layout, lost)
         drain(client, keys)
         assert not any(receipt.is_durable() for receipt in mine)
 
@@ -312,10 +303,8 @@ def test_what_is_pushed_to_a_former_shard_is_written_and_divides_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(former_shards, "_EVERY_S", 0.1)
-    divide(client, keys, BEFORE)
-    drain(client, keys)
-    divide(client, keys, 1)
-    drain(client, keys)
+    divided(client, keys, BEFORE)
+    divided(client, keys, 1)
     before = layout_of(client, keys)
     with RunningFleet(**options) as fleet:
         fleet.fleet._former._add([BEFORE])
@@ -333,10 +322,8 @@ def test_a_dead_node_of_former_shards_alone_stops_nothing(
         for keys in (QueueKeys(f"{options['queue']}:{n}") for n in range(1000))
         for place in places(cluster, keys, 3) - places(cluster, keys, BEFORE)
     )
-    divide(client, keys, 3)
-    drain(client, keys)
-    divide(client, keys, BEFORE)
-    drain(client, keys)
+    divided(client, keys, 3)
+    divided(client, keys, BEFORE)
     nodes = (cluster.replica_of(place), place)
     for node in nodes:
         cluster.kill(node)

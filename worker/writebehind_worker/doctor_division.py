@@ -12,10 +12,10 @@ from .config import Config
 from .doctor import Finding
 from .errors import FatalError
 from .former_shards import counts_in_ledger
-from .lost_steps import LostSteps, find_lost_steps
+from .lost_steps import find_lost_steps
 from .nodes import REDIS_ERRORS
 from .redis_server import RedisLink
-from .resharding import layout_of
+from .resharding import LostSteps, layout_of
 from .verify_view import many
 
 

@@ -55,11 +55,12 @@ _LEAVE_S = 1.0  # for the last word to Redis
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """What Redis says: its time in ms, the layout, and who is there."""
+    """What Redis says: its time in ms, the layout, and who is there; ``queues``: what has to be served."""
 
     now_ms: int
     layout: Layout
     workers: Sequence[str]
+    queues: Sequence[QueueKeys]
 
 
 class _Serving:
@@ -145,12 +146,13 @@ class Fleet:
         try:
             client = link.client
             view = self._look(client, self._checked_layout(client))
-            mend(client, self._keys, view.layout)
-            still_draining(client, self._keys, view.layout)
+            if view.layout.draining:
+                still_draining(client, self._keys, view.layout)
+            else:
+                mend(client, self._keys, view.layout)
             copy_to_shards(client, self._keys, view.layout)
-            queues = self._served(view.layout)
-            is_alone = len(queues) == 1
-            free = [] if is_alone else self._free(client, queues, view.now_ms)
+            is_alone = len(view.queues) == 1
+            free = [] if is_alone else self._free(client, view.queues, view.now_ms)
         except REDIS_ERRORS as error:
             self._redis_is(False, one_line(error))
             if isinstance(error, redis.ResponseError) and one_line(error) not in self._refused:
@@ -165,14 +167,15 @@ class Fleet:
         if is_alone:
             self._serve_alone(hurry, "alone again" if view.layout.number else "alone")
         else:
-            self._share(view, queues, free, hurry)
+            self._share(view, free, hurry)
 
     def _look(self, client: Redis, layout: Layout) -> _View:
-        if len(self._served(layout)) == 1:
-            return _View(0, layout, ())
+        queues = self._served(layout)
+        if len(queues) == 1:
+            return _View(0, layout, (), queues)
         ttl_ms = self._ttl_ms if self._is_fit() else 0
         now_ms, *workers = _FLEET(client, [self._keys.fleet], [self._name, ttl_ms])
-        return _View(int(now_ms), layout, [name.decode() for name in workers])
+        return _View(int(now_ms), layout, [name.decode() for name in workers], queues)
 
     def _is_fit(self) -> bool:
         """Whether the others can count on us: who does not reach Postgres serves no shard."""
@@ -207,9 +210,7 @@ class Fleet:
             shards=lost.shards,
             reason=lost.reason,
         )
-        return divide_again(
-            client, self._keys, layout, lost.shards, former=lost.former, since=lost.since, known=lost.known
-        )
+        return divide_again(client, self._keys, layout, lost)
 
     def _finished(self, client: Redis, layout: Layout) -> Layout:
         """Nothing is accepted while shards are closed: whoever closed them may be dead."""
@@ -249,15 +250,13 @@ class Fleet:
         """And what former shards hold though all that they had accepted is in Postgres."""
         return list(dict.fromkeys((*served(self._keys, layout), *self._former.left)))
 
-    def _share(
-        self, view: _View, served: Sequence[QueueKeys], free: Sequence[str], hurry: threading.Event
-    ) -> None:
+    def _share(self, view: _View, free: Sequence[str], hurry: threading.Event) -> None:
         if not self._becomes("shared"):
             return
         if self._shards != view.layout.shards:
             self._log.info("serving shards", shards=view.layout.shards)
             self._shards = view.layout.shards
-        queues = [keys.queue for keys in served]
+        queues = [keys.queue for keys in view.queues]
         self._state.progress()
         self._end_those(queue for queue in self._serving if queue not in queues)
         self._metrics.keep_parts({*queues, *self._serving})

@@ -54,17 +54,16 @@ class FormerShards:
         self._add((layout.shards, *layout.draining, *((layout.closing,) if layout.closing else ())))
 
     def look(self, client: Redis) -> None:
-        """Once. What cannot be asked now is asked the next time."""
-        with suppress(*REDIS_ERRORS, FatalError):
-            layout = layout_of(client, self._keys)
-            self.saw(layout)
-            clocks: dict[int, list[Clock]] = {}
-            for count in self._counts:
-                with suppress(*REDIS_ERRORS):
-                    clocks |= read_clocks(client, self._keys, [count], with_content=True)
-            self.suspects = suspects(layout, clocks)
-            found = left_behind(self._keys, layout, clocks)
-            self.left = tuple(dict.fromkeys((*self.left, *found)))
+        """Once. Shards that cannot be asked now are asked the next time."""
+        layout = layout_of(client, self._keys)
+        self.saw(layout)
+        clocks: dict[int, list[Clock]] = {}
+        for count in self._counts:
+            with suppress(*REDIS_ERRORS):
+                clocks |= read_clocks(client, self._keys, [count], with_content=True)
+        self.suspects = suspects(layout, clocks)
+        found = left_behind(self._keys, layout, clocks)
+        self.left = tuple(dict.fromkeys((*self.left, *found)))
 
     def _watch(self, stop: threading.Event, looked: threading.Event) -> None:
         with RedisLink(self._config.redis_url) as link:
@@ -72,7 +71,7 @@ class FormerShards:
                 began = time.monotonic()
                 self._ask_ledger()
                 if self._counts != {1}:
-                    with suppress(*REDIS_ERRORS):
+                    with suppress(*REDIS_ERRORS, FatalError):  # whoever serves tells of them
                         self.look(link.client)
                 looked.set()
                 stop.wait(max(_EVERY_S, _REST * (time.monotonic() - began)))

@@ -9,18 +9,15 @@ were as former ones: they are closed, and what they hold goes to Postgres before
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from redis import Redis
 
 from writebehind.keys import QueueKeys
-from writebehind.shards import MAX_SHARDS, Layout, shard_keys
+from writebehind.shards import MAX_SHARDS, Layout, shard_keys, shards_of
 
-from .resharding import layout_of
-
-_OF_ANOTHER_QUEUE = re.compile(r":[1-9]\d*of[1-9]\d*$")
+from .resharding import LostSteps, layout_of
 
 Clocks = Mapping[int, Sequence["Clock"]]
 """By the number of shards, the clock of each."""
@@ -41,17 +38,6 @@ class Clock:
     into: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class LostSteps:
-    """Why the layout cannot stay as it is, and what it has to be; ``known``: highest number of a division."""
-
-    reason: str
-    shards: int
-    former: tuple[int, ...]
-    known: int
-    since: int
-
-
 def find_lost_steps(
     client: Redis, keys: QueueKeys, layout: Layout, counts: Iterable[int]
 ) -> LostSteps | None:
@@ -59,16 +45,14 @@ def find_lost_steps(
 
     The layout is read again after the clocks: what only happens meanwhile is none.
     """
-    if not layout.number and _OF_ANOTHER_QUEUE.search(keys.queue):
+    if not layout.number and shards_of(keys.queue.rpartition(":")[0], keys.queue):
         return None  # a shard that is served by its own name
     clocks = read_clocks(client, keys, {1, layout.shards, *counts})
     followed = {one.into for those in clocks.values() for one in those if one.division > layout.number}
     if more := {count for count in followed if 1 <= count <= MAX_SHARDS} - clocks.keys():
         clocks = {**clocks, **read_clocks(client, keys, more)}
-    if lost_steps(layout, clocks) is None:
-        return None
-    now = layout_of(client, keys)
-    return lost_steps(layout, clocks) if now == layout else None
+    found = lost_steps(layout, clocks)
+    return None if found is None or layout_of(client, keys) != layout else found
 
 
 def lost_steps(layout: Layout, clocks: Clocks) -> LostSteps | None:

@@ -161,7 +161,7 @@ class Move:
 
     def _check_whole(self, stop: Stop) -> None:
         layout, queue = stop.layout, stop.keys.queue
-        if layout.shards != 1 or layout.closing is not None or layout.draining:
+        if layout.closing is not None or not layout.is_undivided:
             raise FatalError(
                 f"queue {queue!r} is divided into shards, or is being divided: its tables cannot be moved",
                 f"`writebehind reshard 1 --queue {queue}` first; it can be divided again afterwards",

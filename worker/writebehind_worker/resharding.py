@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, cast
 
 from redis import Redis
@@ -35,6 +36,20 @@ _MARK = Script("writebehind_worker", "mark")
 _SHARD = Script("writebehind_worker", "shard")
 _REPLICATED_MS = 1000
 _OF_THE_LAYOUT = ("begin", "again", "switch", "end")
+
+
+@dataclass(frozen=True, slots=True)
+class LostSteps:
+    """Why the layout cannot stay as it is, and what it has to be.
+
+    ``known``, ``since``: highest number of a division and highest seq that any shard knows of.
+    """
+
+    reason: str
+    shards: int
+    former: tuple[int, ...]
+    known: int
+    since: int
 
 
 def layout_of(client: Redis, keys: QueueKeys) -> Layout:
@@ -112,23 +127,13 @@ def divide(client: Redis, keys: QueueKeys, shards: int) -> Layout:
     return layout_of(client, keys)
 
 
-def divide_again(
-    client: Redis,
-    keys: QueueKeys,
-    seen: Layout,
-    shards: int,
-    former: Sequence[int],
-    *,
-    since: int,
-    known: int,
-) -> Layout:
-    """So many shards there are from now on, and all ``former`` ones are waited for: see lost_steps.py.
+def divide_again(client: Redis, keys: QueueKeys, seen: Layout, lost: LostSteps) -> Layout:
+    """All former shards are waited for from now on: see lost_steps.py. Returns the layout of now.
 
-    Nothing is done where the layout is another one than that which was seen. ``since``, ``known``: highest
-    seq and highest number of a division that any shard knows of. Returns the layout of now.
+    Nothing is done where the layout is another one than that which was seen.
     """
-    step = _Steps(client, keys, former, shards, seen.number)
-    step("again", since=since, known=known)
+    step = _Steps(client, keys, lost.former, lost.shards, seen.number)
+    step("again", since=lost.since, known=lost.known)
     layout = layout_of(client, keys)
     mend(client, keys, layout)
     return layout
@@ -247,9 +252,8 @@ class _Steps:
         """What replicas know of no failover forgets. Those that do not answer soon are not waited for."""
         with suppress(*REDIS_ERRORS), cast(Any, home(self._client, self._keys.clock)).client() as client:
             if replicas := int(client.info("replication")["connected_slaves"]):
-                _LAYOUT(
-                    client, [self._keys.layout], self._of_the_layout("begin")
-                )  # WAIT is of a connection's own
+                # Once more, for WAIT is about what its own connection has written.
+                _LAYOUT(client, [self._keys.layout], self._of_the_layout("begin"))
                 client.wait(replicas, _REPLICATED_MS)
 
     def mark(self, keys: QueueKeys) -> None:
