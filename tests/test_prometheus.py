@@ -5,21 +5,28 @@ from __future__ import annotations
 import re
 import subprocess
 import urllib.request
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import click
+import psycopg
 import pytest
+import redis
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from tests.support.documents import blocks
 from tests.support.prometheus import DEPLOYED, ROOT, Prometheus, free_port, program
 from tests.support.workers import WorkerProcess, Workload
 
+from writebehind import WriteBehind, WriteRejected
+from writebehind.keys import QueueKeys
 from writebehind_worker.cli import cli
 from writebehind_worker.dead_cli import dead
 from writebehind_worker.metrics import Metrics
 from writebehind_worker.pause import pause, resume
+from writebehind_worker.resharding import divide
 from writebehind_worker.testing.wait import wait_until
 
 CASES = Path(__file__).parent / "prometheus"
@@ -209,6 +216,46 @@ def test_a_real_prometheus_sees_a_real_worker(
         worker.kill()
         alert = _fires(prometheus, "WritebehindAbsent")
         assert alert["labels"]["queue"] == queue
+
+
+def test_a_real_prometheus_sees_a_fleet_that_is_well_and_one_that_is_not(
+    connect: Callable[..., WriteBehind],
+    redis_client: redis.Redis,
+    users: psycopg.Connection[Any],
+    options: dict[str, Any],
+    queue: str,
+    tmp_path: Path,
+) -> None:
+    """Three workers share two shards, and divide the queue anew."""
+    divide(redis_client, QueueKeys(queue), 2)
+    ports, wb = [free_port() for _ in range(3)], connect()
+    prometheus = Prometheus(tmp_path, free_port(), *(f"127.0.0.1:{port}" for port in ports))
+
+    def owners() -> dict[str, float]:
+        found = prometheus.query("sum by (queue) (writebehind_lease_held)")
+        return {sample.labels["queue"].removeprefix(queue): sample.value for sample in found}
+
+    def is_quiet(*but: str) -> bool:
+        # What a busy machine, or a Redis of the user's, brings about is none of a quiet queue.
+        may = {"WritebehindLagBudgetBurn", "WritebehindUnsafeRedis", "WritebehindRetrying", *but}
+        return not prometheus.firing().keys() - may
+
+    with prometheus, ExitStack() as workers:
+        for port in ports:
+            one = WorkerProcess(**options, metrics_port=port, metrics_host="127.0.0.1", lease_ttl_s=2.0)
+            workers.enter_context(one)
+        wait_until(lambda: owners() == {"": 1, ":1of2": 1, ":2of2": 1}, message="not each has one owner")
+        wait_until(lambda: [s.value for s in prometheus.query("sum(up)")] == [3])
+        wait_until(is_quiet, message="an alert without a reason")
+
+        with pytest.raises(WriteRejected):
+            wb.put("users", 1, {"nmae": "Ada"}, wait=20)
+        shard = _fires(prometheus, "WritebehindDeadLetters")["labels"]["queue"]
+        assert re.fullmatch(rf"{queue}:[12]of2", shard)
+        divide(redis_client, QueueKeys(queue), 3)
+        wait_until(lambda: owners() == {"": 1, ":1of3": 1, ":2of3": 1, ":3of3": 1})
+        wait_until(lambda: is_quiet("WritebehindDeadLetters"), message="former shards are missed")
+        wait_until(lambda: prometheus.firing()["WritebehindDeadLetters"]["labels"]["queue"] == queue)
 
 
 def _fires(prometheus: Prometheus, name: str) -> dict[str, Any]:

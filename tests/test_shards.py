@@ -317,6 +317,45 @@ def test_each_serves_its_share_and_takes_over_from_who_is_gone(
         assert redis_client.zcard(keys.fleet) == 1
 
 
+def test_each_tells_of_every_queue_that_it_could_serve_whether_it_reaches_the_servers(
+    redis_client: redis.Redis, keys: QueueKeys, options: dict[str, Any], redis_url: str, postgres_url: str
+) -> None:
+    """Of those that another serves, too: else it would seem to be cut off for ever, or never."""
+    divide(redis_client, keys, 3)
+
+    def told(fleet: RunningFleet, server: str) -> set[str]:
+        text = fleet.metrics.text().decode()
+        return set(re.findall(rf"^writebehind_{server}_up{{.*?}} (\S+)", text, re.MULTILINE))
+
+    def are_up(*fleets: RunningFleet) -> bool:
+        return all(told(fleet, server) == {"1.0"} for fleet in fleets for server in ("redis", "postgres"))
+
+    with Proxy.to(redis_url) as redis_proxy, Proxy.to(postgres_url) as postgres_proxy:
+        cut = {
+            **options,
+            "redis_url": proxied_url(redis_url, redis_proxy.port),
+            "postgres_url": proxied_url(postgres_url, postgres_proxy.port),
+        }
+        with (
+            RunningFleet(**options) as first,
+            RunningFleet(**options) as second,
+            RunningFleet(**cut) as third,
+        ):
+            wait_until(lambda: sum(len(one.owned()) for one in (first, second, third)) == 4)
+            wait_until(lambda: third.owned() and are_up(first, second, third))
+            postgres_proxy.refuse()
+            postgres_proxy.drop_connections()
+            wait_until(lambda: told(third, "postgres") == {"0.0"})
+            wait_until(lambda: len(first.owned()) + len(second.owned()) == 4 and are_up(first, second))
+            assert told(third, "redis") == {"1.0"}
+            redis_proxy.refuse()
+            redis_proxy.drop_connections()
+            wait_until(lambda: told(third, "redis") == {"0.0"})
+            redis_proxy.accept()
+            postgres_proxy.accept()
+            wait_until(lambda: third.owned() and are_up(first, second, third))
+
+
 def test_a_worker_without_postgres_leaves_its_share_to_the_others(
     redis_client: redis.Redis, keys: QueueKeys, options: dict[str, Any], postgres_url: str
 ) -> None:

@@ -48,16 +48,17 @@ class Sample:
 
 
 class Prometheus:
-    """Scrapes one worker several times a second: ``with Prometheus(folder, port=..., target="host:port")``.
+    """Scrapes workers several times a second: ``with Prometheus(folder, port, "host:port")``.
 
     It runs the deployed rules; but alerts begin at once, and a minute that a rule looks back is some seconds.
     """
 
-    def __init__(self, folder: Path, port: int, target: str) -> None:
+    def __init__(self, folder: Path, port: int, *targets: str) -> None:
         self._url = f"http://127.0.0.1:{port}"
         config = (DEPLOYED / "prometheus.yaml").read_text()
-        assert _EXAMPLE_TARGET in config
-        config = config.replace(_EXAMPLE_TARGET, target).replace("15s", "300ms")
+        example = f"- {_EXAMPLE_TARGET}"
+        assert example in config
+        config = config.replace(example, f"[{', '.join(targets)}]").replace("15s", "300ms")
         (folder / "prometheus.yaml").write_text(config)
         for name in ("rules.yaml", "alerts.yaml"):
             text = (DEPLOYED / name).read_text().replace("[1m]", "[3s]")

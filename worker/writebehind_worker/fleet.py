@@ -328,4 +328,5 @@ class Fleet:
     def _redis_is(self, up: bool, reason: str | None = None) -> None:
         if self._mode == "shared":
             self._state.redis_is(up, None if reason is None else f"Redis: {reason}")
+            self._metrics.unserved_are(self._serving, up, self._state.facts()["postgres_up"])
             self._state.progress()

@@ -161,6 +161,17 @@ class Metrics:
             self.present_shards = queues
             self._parts = {queue: part for queue, part in self._parts.items() if queue in queues}
 
+    def unserved_are(self, served: Collection[str], redis_up: bool, postgres_up: bool | None) -> None:
+        """Of the queues that no worker of this process serves now: whether it reaches what that would take.
+
+        ``postgres_up`` is None where that is not known.
+        """
+        for one in self._all():
+            if one.queue not in served:
+                one.redis_is(redis_up)
+                if postgres_up is not None:
+                    one.postgres_is(postgres_up)
+
     def _identify(self, is_part: bool) -> None:
         self._epoch = Gauge(
             "writebehind_epoch",
