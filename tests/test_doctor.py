@@ -41,6 +41,7 @@ from writebehind_worker.embedded import EmbeddedRedis, EmbeddedServers, ServerNo
 from writebehind_worker.errors import UnsupportedPostgres
 from writebehind_worker.redis_rights import missing
 from writebehind_worker.redis_server import RedisLink, check
+from writebehind_worker.resharding import divide
 from writebehind_worker.testing.servers import missing as service_missing
 from writebehind_worker.testing.wait import wait_until
 
@@ -175,6 +176,25 @@ def test_the_users_of_the_files_are_enough(sound: EmbeddedServers, redis_admin: 
     with configured(redis_admin, appendonly="no"):
         found = doctor(redis_url=redis_as(sound, "worker"), postgres_url=postgres_as(sound, "worker"))
     assert bad(found) == {("redis.persistence", "warning")}
+
+
+def test_one_connection_to_redis_is_enough(redis_admin: redis.Redis, urls: dict[str, Any]) -> None:
+    before = redis_admin.info("stats")["total_connections_received"]
+    doctor(**urls)
+    assert redis_admin.info("stats")["total_connections_received"] == before + 1
+
+
+def test_shards_that_the_user_may_not_look_at(
+    sound: EmbeddedServers, redis_admin: redis.Redis, urls: dict[str, Any]
+) -> None:
+    """As where `deploy/redis-acl.conf` was taken over before the queue was divided."""
+    divide(redis_admin, QueueKeys(), 2)
+    try:
+        (found,) = doctor(**{**urls, "redis_url": redis_as(sound, "worker")})["redis.division"]
+        assert found.severity == "fatal"
+        assert "{db:write:queue*" in found.remedy
+    finally:
+        redis_admin.delete(*redis_admin.keys("*db:write:queue*"))
 
 
 def test_both_servers_down_are_two_findings_without_a_password() -> None:

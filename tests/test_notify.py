@@ -96,6 +96,7 @@ def known(**facts: Any) -> dict[str, Any]:
         (known(), "owner, 12 waiting"),
         (known(role="starting"), "starting"),
         (known(role="standby", owner="other:1"), "standby, the owner is other:1"),
+        (known(role="standby"), "standby, others have all shards"),
         (known(role="stopping", postgres_up=False), "stopping"),
         (
             known(postgres_up=False, postgres_reason="Postgres: refused; start it"),

@@ -36,7 +36,7 @@ def test_doctor_names_the_missing_wish(options: dict[str, Any], postgres_url: st
     second = f",127.0.0.1:{free_port()}/"
     several = second.join(postgres_url.rsplit("/", 1))
     for url, severity in ((several, "warning"), (f"{several}?target_session_attrs=read-write", "ok")):
-        found, _ = examine_postgres(Config(**{**options, "postgres_url": url}))
+        found = examine_postgres(Config(**{**options, "postgres_url": url})).findings
         [hosts] = [f for f in found if f.check == "postgres.hosts"]
         assert hosts.severity == severity
         assert ("target_session_attrs=read-write" in hosts.remedy) == (severity == "warning")

@@ -26,6 +26,7 @@ from writebehind.keys import QueueKeys
 from writebehind.route import shard_of
 from writebehind.shards import shard_queues
 from writebehind_worker.errors import FatalError
+from writebehind_worker.lease import own_name
 from writebehind_worker.resharding import divide, layout_of, still_draining
 from writebehind_worker.share import fair_share, is_last
 from writebehind_worker.testing.proxy import Proxy, proxied_url
@@ -343,6 +344,7 @@ def test_each_tells_of_every_queue_that_it_could_serve_whether_it_reaches_the_se
         ):
             wait_until(lambda: sum(len(one.owned()) for one in (first, second, third)) == 4)
             wait_until(lambda: third.owned() and are_up(first, second, third))
+            assert third.state.facts()["owner"] == own_name()
             postgres_proxy.refuse()
             postgres_proxy.drop_connections()
             wait_until(lambda: told(third, "postgres") == {"0.0"})

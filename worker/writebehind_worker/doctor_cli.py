@@ -52,13 +52,12 @@ def doctor_command(config: Config, as_json: bool) -> None:
 
 def examine(config: Config) -> list[Finding]:
     """Looks at everything. A server that does not answer is a finding; the other one is looked at too."""
-    from .doctor_division import examine_division  # noqa: PLC0415 - with all of the worker
-    from .doctor_postgres import examine_postgres  # noqa: PLC0415
+    from .doctor_postgres import examine_postgres  # noqa: PLC0415 - with all of the worker
     from .doctor_redis import examine_redis  # noqa: PLC0415
 
-    in_redis, redis_clock = examine_redis(config)
-    in_postgres, postgres_clock = examine_postgres(config)
-    return [*in_redis, *examine_division(config), *in_postgres, *clock_findings(redis_clock, postgres_clock)]
+    postgres = examine_postgres(config)
+    in_redis, redis_clock = examine_redis(config, counts=postgres.counts)
+    return [*in_redis, *postgres.findings, *clock_findings(redis_clock, postgres.clock)]
 
 
 def shown(finding: Finding) -> Finding:

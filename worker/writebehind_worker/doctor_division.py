@@ -2,40 +2,38 @@
 
 from __future__ import annotations
 
-import psycopg
+from collections.abc import Collection
+
+from redis import Redis
+from redis.exceptions import NoPermissionError, ResponseError
 
 from writebehind.keys import QueueKeys
 from writebehind.shards import Layout
 
-from . import postgres
-from .config import Config
+from .config import one_line
 from .doctor import Finding
 from .errors import FatalError
-from .former_shards import counts_in_ledger
 from .lost_steps import find_lost_steps
-from .nodes import REDIS_ERRORS
-from .redis_server import RedisLink
 from .resharding import LostSteps, layout_of
 from .verify_view import many
 
 
-def examine_division(config: Config) -> list[Finding]:
-    """Asks both servers. Whether they answer is told by others; what the ledger does not say is not asked."""
+def examine_division(client: Redis, keys: QueueKeys, counts: Collection[int]) -> Finding:
+    """Asks the server, or all nodes. ``counts``: numbers of shards that the ledger knows of.
+
+    Raises ``redis.RedisError`` if it does not answer any more.
+    """
     try:
-        with postgres.connect(config.postgres_url) as conn:
-            counts = counts_in_ledger(conn, config.queue)
-    except psycopg.Error:
-        counts = set()
-    keys = QueueKeys(config.queue)
-    try:
-        with RedisLink(config.redis_url) as link:
-            layout = layout_of(link.client, keys)
-            lost = find_lost_steps(link.client, keys, layout, counts)
+        layout = layout_of(client, keys)
+        return division_finding(layout, find_lost_steps(client, keys, layout, counts))
     except FatalError as error:
-        return [Finding("redis.division", "fatal", str(error), error.hint)]
-    except (*REDIS_ERRORS, OSError):
-        return []
-    return [division_finding(layout, lost)]
+        return Finding("redis.division", "fatal", str(error), error.hint)
+    except NoPermissionError as error:
+        what = f"the user may not look at the queue's shards, and the worker must: {one_line(error)}"
+        remedy = f"say {keys.queue}* and {{{keys.queue}* where deploy/redis-acl.conf names the queue"
+        return Finding("redis.division", "fatal", what, remedy)
+    except ResponseError as error:
+        return Finding("redis.division", "note", f"could not be looked at: {one_line(error)}")
 
 
 def division_finding(layout: Layout, lost: LostSteps | None) -> Finding:

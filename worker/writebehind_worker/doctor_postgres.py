@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import psycopg
@@ -15,6 +16,7 @@ from .config import Config, one_line, redacted
 from .doctor import Check, ClockReading, Finding, duration
 from .doctor_tables import TableFacts, choose, table_findings
 from .errors import FatalError, LedgerRefused, UnsupportedPostgres
+from .former_shards import counts_in_ledger
 from .ledger import Ledger
 from .ledger_schema import SCHEMA_VERSION
 from .postgres import Connection, check_version, connect, is_broken, may_find_standby, roll_back
@@ -58,22 +60,32 @@ _read_server = msgspec.json.Decoder(Server).decode
 _read_facts = msgspec.json.Decoder(TableFacts).decode
 
 
-def examine_postgres(
-    config: Config, clock: Callable[[], float] = time.time
-) -> tuple[list[Finding], ClockReading | None]:
+class Examined(NamedTuple):
+    """What there is to say of Postgres, and what the other looks need.
+
+    ``counts``: numbers of shards of the queue that the ledger knows of.
+    """
+
+    findings: list[Finding]
+    clock: ClockReading | None
+    counts: frozenset[int] = frozenset()
+
+
+def examine_postgres(config: Config, clock: Callable[[], float] = time.time) -> Examined:
     """Asks the server, some seconds at most. Raises nothing if it does not answer."""
-    where, found = redacted(config.postgres_url), list[Finding]()
+    where, found, counts = redacted(config.postgres_url), list[Finding](), frozenset[int]()
     try:
         with connect(config.postgres_url, _REPLY_TIMEOUT_S) as conn:
             for finding in _examine(conn, config, where):
                 found.append(finding)
-            return found, min((_clock(conn, clock) for _ in range(3)), key=lambda r: r.error_s)
+            with suppress(psycopg.Error):  # what is wrong with the ledger has been said
+                counts = frozenset(counts_in_ledger(conn, config.queue))
+            reading = min((_clock(conn, clock) for _ in range(3)), key=lambda r: r.error_s)
+            return Examined(found, reading, counts)
     except psycopg.Error as error:
         found = [finding for finding in found if finding.check != "postgres.connection"]
-        return [
-            Finding("postgres.connection", "fatal", f"{where}: {one_line(error)}", advice(error)),
-            *found,
-        ], None
+        down = Finding("postgres.connection", "fatal", f"{where}: {one_line(error)}", advice(error))
+        return Examined([down, *found], None, counts)
 
 
 def server_findings(server: Server, config: Config) -> Iterator[Finding]:

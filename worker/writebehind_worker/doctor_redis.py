@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from writebehind.keys import QueueKeys
 from .config import Config, one_line, redacted
 from .doctor import ClockReading, Finding, duration, names, size
 from .doctor_cluster import ClusterFacts, cluster_finding, read_cluster
+from .doctor_division import examine_division
 from .errors import FatalError
 from .nodes import REDIS_ERRORS
 from .redis_rights import may_publish, missing
@@ -56,16 +57,20 @@ class RedisFacts:
 
 
 def examine_redis(
-    config: Config, clock: Callable[[], float] = time.time
+    config: Config, clock: Callable[[], float] = time.time, counts: Collection[int] = ()
 ) -> tuple[list[Finding], ClockReading | None]:
-    """Asks the server, some seconds at most. Raises nothing if it does not answer."""
-    where = redacted(config.redis_url)
+    """Asks the server, some seconds at most. Raises nothing if it does not answer.
+
+    ``counts``: numbers of shards that the ledger knows of.
+    """
+    where, keys = redacted(config.redis_url), QueueKeys(config.queue)
     try:
-        with RedisLink(config.redis_url, config.queue) as link:
-            facts = _read(link.client, QueueKeys(config.queue), clock)
+        with RedisLink(config.redis_url, config.queue) as link, ExitStack() as stack:
+            facts, whole = _read(link.client, keys, clock), link.client
             if link.is_clustered:
-                with RedisLink(config.redis_url) as whole:
-                    facts = replace(facts, cluster=read_cluster(whole.client))
+                whole = stack.enter_context(RedisLink(config.redis_url)).client
+                facts = replace(facts, cluster=read_cluster(whole))
+            division = examine_division(whole, keys, counts)
     except NoPermissionError as error:
         what = f"the user of {where} may not ask for INFO, and the worker must: {one_line(error)}"
         return [Finding("redis.rights", "fatal", what, _RIGHTS_REMEDY)], None
@@ -73,7 +78,7 @@ def examine_redis(
         remedy = "check --redis-url, its user and password, and that the server runs"
         return [Finding("redis.connection", "fatal", f"{where}: {one_line(error)}", remedy)], None
     answered = Finding("redis.connection", "ok", f"{where} answers")
-    return [answered, *redis_findings(facts, config)], facts.clock
+    return [answered, *redis_findings(facts, config), division], facts.clock
 
 
 def redis_findings(facts: RedisFacts, config: Config) -> Iterator[Finding]:

@@ -129,7 +129,8 @@ def status_line(facts: Mapping[str, Any], waiting: int) -> str:
             reason = facts[f"{server}_reason"] or "it does not answer"
             return f"waiting for {name}: {reason.removeprefix(name + ': ')}"
     if facts["role"] == "standby":
-        return f"standby, the owner is {facts['owner']}"
+        who = f"the owner is {facts['owner']}" if facts["owner"] else "others have all shards"
+        return f"standby, {who}"
     if facts["role"] != "owner":
         return "starting"
     held = facts["held"] and f"waiting for a lock: {facts['held']}"

@@ -159,8 +159,9 @@ def _of_all(own: Mapping[str, Any], parts: Mapping[str, WorkerState]) -> dict[st
     """What is so of the process: the first trouble that a part has is its trouble."""
     each = {name: part.facts() for name, part in parts.items()}
     facts = dict(own)
-    roles = [found["role"] for found in each.values()]
+    roles = {found["role"]: found["owner"] for found in each.values()}
     facts["role"] = next((role for role in ("owner", "starting") if role in roles), own["role"])
+    facts["owner"] = roles.get("owner", own["owner"])
     for server in ("redis", "postgres"):
         asked = each.values() if server == "postgres" else (own, *each.values())  # own: while it had no part
         states = [(found[f"{server}_up"], found[f"{server}_reason"]) for found in asked]
