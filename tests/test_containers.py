@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.documents import blocks, commands
 from tests.support.engine import (
     POSTGRES_IMAGE,
     PYTHON_IMAGE,
@@ -33,6 +34,7 @@ from writebehind_worker.testing.servers import missing
 from writebehind_worker.testing.wait import wait_until
 
 COMPOSE = ROOT / "deploy/docker/compose.yaml"
+DOCUMENT = ROOT / "docs/deployment.md"
 SAFE = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
 PROMETHEUS = """
 FROM {image}
@@ -47,6 +49,14 @@ pytestmark = pytest.mark.container
 @pytest.fixture(scope="module")
 def image() -> str:
     return build_worker()
+
+
+def documented() -> tuple[list[str], list[str]]:
+    """The options of `docker run` in the document, for `init` and for the worker; at a port that is free."""
+    found = [words for block in blocks(DOCUMENT.read_text()) for words in commands(block.code)]
+    init, worker = (words[2:] for words in found if words[:2] == ["docker", "run"])
+    assert (init[-2:], worker[-1]) == (["writebehind", "init"], "writebehind")
+    return init[:-2], [word.replace("127.0.0.1:9753:", "127.0.0.1::") for word in worker[:-1]]
 
 
 def state(container: str) -> dict[str, Any]:
@@ -73,6 +83,8 @@ def test_the_image_holds_what_it_should(image: str) -> None:
 def test_it_runs_read_only_and_stops_in_seconds(image: str) -> None:
     need_engine(REDIS_IMAGE, POSTGRES_IMAGE)
     network = f"writebehind-{uuid.uuid4().hex[:8]}"
+    for_init, for_worker = documented()
+    assert set(SAFE) <= set(for_worker)
     urls = (
         *("--env", "WRITEBEHIND_REDIS_URL=redis://redis/0"),
         *("--env", "WRITEBEHIND_POSTGRES_URL=postgresql://postgres:test@postgres/postgres"),
@@ -83,13 +95,13 @@ def test_it_runs_read_only_and_stops_in_seconds(image: str) -> None:
         within = ("--network", network)
         redis = stack.enter_context(running(REDIS_IMAGE, options=(*within, "--network-alias", "redis")))
         often = ("--health-interval", "1s", "--health-start-period", "1s")
-        worker = stack.enter_context(running(image, options=(*within, *SAFE, *urls, *often)))
+        worker = stack.enter_context(running(image, options=(*within, *for_worker, *urls, *often)))
         wait_until(lambda: health(worker) == "healthy", 60, 0.2, "it is healthy while there is no Postgres")
         options = (*within, "--network-alias", "postgres", "--env", "POSTGRES_PASSWORD=test")
         postgres = stack.enter_context(running(POSTGRES_IMAGE, options=options))
 
         def init() -> bool:
-            made = docker("run", "--rm", *within, *SAFE, *urls, image, "init", check=False)
+            made = docker("run", *within, *for_init, *urls, image, "init", check=False)
             return "ledger's tables" in made and "Error" not in made
 
         wait_until(init, 60, 0.5)

@@ -1,6 +1,7 @@
 """The unit: what systemd says of it, and the worker under a systemd that is PID 1 of a container.
 
-Built from this source with Debian's systemd, Redis and PostgreSQL; skipped where there is no engine.
+It is installed by the very commands of docs/deployment.md, with the role of deploy/roles.sql. Built from
+this source with Debian's systemd, Redis and PostgreSQL; skipped where there is no engine.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.documents import blocks
 from tests.support.engine import PYTHON_IMAGE, ROOT, build, build_worker, docker, running
 
 from writebehind_worker.config import Config
@@ -24,6 +26,7 @@ from writebehind_worker.testing.wait import wait_until
 
 UNIT = ROOT / "deploy/systemd/writebehind@.service"
 EXAMPLE = ROOT / "deploy/systemd/example.toml"
+DOCUMENT = ROOT / "docs/deployment.md"
 MOST_EXPOSED = 1.5
 NAME = "writebehind@orders"
 REDIS_URL = "redis://127.0.0.1/0?socket_timeout=1.5&socket_connect_timeout=0.5"  # so that a hang shows in 5 s
@@ -97,8 +100,16 @@ class Machine:
         self.run("sh", "-c", f"mkdir -p $(dirname {path}) && cat > {path} && chmod {mode} {path}", stdin=text)
 
     def sql(self, statement: str) -> str:
-        command = f'psql --quiet --tuples-only --no-align --command "{statement}"'
+        return self.as_postgres(f'psql --quiet --tuples-only --no-align --command "{statement}" app')
+
+    def as_postgres(self, command: str) -> str:
         return self.run("su", "postgres", "-c", command)
+
+    def type(self, *lines: str) -> None:
+        """What an operator does as root, in the repository."""
+        where = "export PATH=/opt/writebehind/bin:$PATH && cd /src"
+        for line in lines:
+            self.run("sh", "-c", f"{where} && {line}")
 
     def redis(self, *command: str) -> str:
         return self.run("redis-cli", *command)
@@ -116,17 +127,17 @@ class Machine:
             message=f"there were not {count} rows",
         )
 
-    def show(self, name: str) -> str:
+    def show(self, name: str, unit: str = NAME) -> str:
         """A property of the service."""
-        return self.run("systemctl", "show", "--value", "--property", name, NAME)
+        return self.run("systemctl", "show", "--value", "--property", name, unit)
 
-    def wait_for(self, name: str, part: str, timeout: float = 30) -> str:
+    def wait_for(self, name: str, part: str, timeout: float = 30, unit: str = NAME) -> str:
         return (
             wait_until(
-                lambda: part in (value := self.show(name)) and value,
+                lambda: part in (value := self.show(name, unit)) and value,
                 timeout,
                 interval=0.1,
-                message=f"{name} was not {part!r} but {self.show(name)!r}; log:\n{self.log()}",
+                message=f"{name} was not {part!r} but {self.show(name, unit)!r}; log:\n{self.log()}",
             )
             or ""
         )
@@ -150,11 +161,21 @@ class Machine:
         self.run("systemctl", command, NAME)
 
 
+def documented() -> tuple[list[str], list[str]]:
+    """The commands for one instance of the unit, but that which installs the program; for a second one."""
+    code = [block.code for block in blocks(DOCUMENT.read_text()) if block.kind == "sh"]
+    first = next(text for text in code if "enable --now writebehind@orders\n" in text).splitlines()
+    second = next(text for text in code if "enable --now writebehind@orders-2" in text).splitlines()
+    assert "pip install" in first[0]
+    return first[1:], second
+
+
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     worker, tag = build_worker(), "writebehind-systemd:test"
     context = tmp_path_factory.mktemp("systemd")
-    for file in (UNIT, *(ROOT / "tests/support/systemd").iterdir()):
+    shutil.copytree(ROOT / "deploy", context / "deploy")
+    for file in (ROOT / "tests/support/systemd").iterdir():
         if file.is_file():
             shutil.copy(file, context)
     build(tag, context / "Dockerfile", context, BASE_IMAGE=PYTHON_IMAGE, WORKER_IMAGE=worker)
@@ -178,14 +199,16 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
             ),
             30,
         )
-        found.sql("ALTER USER postgres PASSWORD 'hunter2'")
+        found.as_postgres("createdb app")
         found.sql("CREATE TABLE users (id bigint PRIMARY KEY, name text)")
-        url = "postgresql://postgres:hunter2@127.0.0.1/postgres"
+        found.sql("CREATE TABLE pages (path text PRIMARY KEY, views bigint)")
+        found.as_postgres("/opt/writebehind/bin/writebehind init --postgres-url postgresql:///app")
+        found.as_postgres("psql --quiet --set ON_ERROR_STOP=1 --file /src/deploy/roles.sql app")
+        found.type(*documented()[0])
+        found.wait_for("StatusText", "owner, 0 waiting")
         found.write("/etc/writebehind/orders.redis_url", REDIS_URL + "\n")
-        found.write("/etc/writebehind/orders.postgres_url", url + "\n")
-        found.run("/opt/writebehind/bin/writebehind", "init", "--postgres-url", url)
         found.configure()
-        found.run("systemctl", "start", NAME)
+        found.run("systemctl", "restart", NAME)
         yield found
 
 
@@ -210,7 +233,7 @@ def test_it_says_that_it_is_ready_and_what_it_does(machine: Machine, rows: int) 
     pid = machine.show("MainPID")
     environment = machine.run("cat", f"/proc/{pid}/environ")
     assert "CREDENTIALS_DIRECTORY=" in environment
-    assert "hunter2" not in environment + machine.run("cat", f"/proc/{pid}/cmdline") + machine.log()
+    assert "change-me" not in environment + machine.run("cat", f"/proc/{pid}/cmdline") + machine.log()
     assert machine.run("stat", "--format", "%u", f"/proc/{pid}") != "0"
 
 
@@ -304,3 +327,25 @@ def test_a_wrong_configuration_fails_the_start_and_is_tried_again(machine: Machi
     machine.put(3000)
     machine.wait_for_rows(rows + 1)
     machine.change("")
+
+
+@pytest.mark.container
+def test_a_second_instance_shares_the_shards_and_takes_over(machine: Machine, rows: int) -> None:
+    first, second = documented()
+    other = f"{NAME}-2"
+    machine.type(first[0])  # the configuration, as it is for one
+    machine.run("systemctl", "restart", NAME)
+    machine.type(*second)
+    try:
+        for unit in (NAME, other):
+            machine.wait_for("StatusText", "owner, 0 waiting", unit=unit, timeout=60)
+        machine.put(20_000)
+        machine.wait_for_rows(rows + 1)
+        machine.run("systemctl", "stop", NAME)
+        machine.put(20_001)
+        machine.wait_for_rows(rows + 2)
+        assert machine.show("ActiveState", other) == "active"
+    finally:
+        machine.type("writebehind reshard 1")
+        machine.run("systemctl", "disable", "--now", other)
+        machine.run("systemctl", "start", NAME)
