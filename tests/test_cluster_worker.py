@@ -148,6 +148,25 @@ def test_a_node_whose_clock_is_wrong_does_not_put_a_moved_slot_in_doubt(
         assert has_moved(address, keys.clock, cluster.clients[target], {}, name, since_us) is expected
 
 
+def test_a_slot_that_leaves_a_node_which_was_promoted_before_is_not_in_doubt(options: dict[str, Any]) -> None:
+    clock = QueueKeys(options["queue"]).clock
+    with Cluster() as cluster:
+        address = read_address(cluster.url)
+        unpromoted = identity(cluster.clients[cluster.node_of(clock)].info())
+        place = cluster.fail_over(cluster.node_of(clock))
+        name, now_us = identity(cluster.clients[place].info()), time.time_ns() // 1000
+        assert name is not None and unpromoted is not None
+        target = cluster.other_primary(place)
+        cluster.move_at_once(clock, target)
+        assert has_moved(address, clock, cluster.clients[target], {}, name, now_us)
+        for earlier in (name.partition(" ")[0], unpromoted):
+            assert not has_moved(address, clock, cluster.clients[target], {}, earlier, now_us)
+        cluster.move_at_once(clock, place)
+        other = identity(cluster.clients[target].info())
+        assert other is not None
+        assert not has_moved(address, clock, cluster.clients[place], {}, other, now_us)
+
+
 def test_a_worker_goes_on_with_the_successor_of_its_node(
     cluster: Cluster, options: dict[str, Any], keys: QueueKeys, sender: Sender, applied: Applied
 ) -> None:

@@ -125,18 +125,20 @@ def has_moved(
     """Whether the slot has come to this node from the one that is called ``former``, with all that it held.
 
     It has where that one is still the primary that it was, and says that the slot is another's; and where no
-    primary has been promoted, or started, since ``since_us``, by the clock of ``former``: then none can have
-    lost what it had of it. Where anything is unknown, it has not. Other nodes' clocks are not asked.
+    other was ever promoted, and none has started since ``since_us``, by the clock of ``former``: then none
+    can have lost what it had of it. No node tells when it was promoted, but ``former`` is called otherwise
+    from then on. Where anything is unknown, it has not. Other nodes' clocks are not asked.
     """
     with suppress(RedisError, ValueError, KeyError), ExitStack() as stack:
         now_s, longest_ago_s = None, []
         for host, port in _known_primaries(client, address):
             node = stack.enter_context(_connect(address, host, port, options))
             info: dict[str, Any] = node.info()
-            if info["role"] != "master" or _was_promoted(info):
+            is_former = identity(info) == former
+            if info["role"] != "master" or (_was_promoted(info) and not is_former):
                 return False
             longest_ago_s.append(int(info["uptime_in_seconds"]) - 1)
-            if identity(info) == former and _is_elsewhere(node, clock):
+            if is_former and _is_elsewhere(node, clock):
                 now_s = node.time()[0]
         return now_s is not None and (now_s - min(longest_ago_s)) * 1_000_000 < since_us
     return False
