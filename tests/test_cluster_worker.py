@@ -407,7 +407,7 @@ def test_users_may_do_their_job_on_a_cluster(
 ) -> None:
     wb.put("counts", 1, {"n": 1})
     with (
-        user(cluster, "worker", queue, "+cluster|nodes") as worker,
+        user(cluster, "worker", queue, "+cluster|nodes", f"~{{{queue}}}/*") as worker,
         user(cluster, "operator", queue) as operator,
         user(cluster, "mender", queue) as mender,
         RunningFleet(**options | {"redis_url": worker}),

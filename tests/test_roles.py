@@ -42,7 +42,7 @@ from writebehind_worker.ledger import Ledger
 from writebehind_worker.metrics import Metrics
 from writebehind_worker.owned_queue import OwnedQueue, publish_tables
 from writebehind_worker.pause import pause, resume, wait_until_settled
-from writebehind_worker.settle import settlements
+from writebehind_worker.settle import Settlement, settlements
 from writebehind_worker.status import read_status
 from writebehind_worker.testing.servers import private_servers
 from writebehind_worker.testing.wait import wait_until
@@ -399,6 +399,18 @@ def work(url: str, admin: redis.Redis) -> None:
         client.hset(KEYS.tables, "users", "{}")
         assert reap_sessions(client, KEYS, -10.0) == 1
         assert lease.release()
+
+
+def test_entries_of_others_that_a_raw_message_names_keep_none_from_being_settled(
+    guarded: EmbeddedServers, admin: redis.Redis
+) -> None:
+    names = ["others:1", f"{CACHE}text", f"{CACHE}users:1"]
+    admin.set(names[1], "no hash")
+    for name in (names[0], names[2]):
+        admin.hset(name, mapping={"@seq": "7"})
+    with redis_server.RedisLink(redis_as(guarded, "worker")) as link:
+        OwnedQueue(link, KEYS, "token").settle([Settlement(name, 60, applied_seq=7) for name in names])
+    assert [admin.ttl(name) for name in names] == [-1, -1, 60]
 
 
 def test_a_worker_needs_all_of_its_rights(guarded: EmbeddedServers, admin: redis.Redis) -> None:

@@ -12,6 +12,7 @@ from redis.exceptions import NoScriptError
 from writebehind import FlushTimeout, WriteBehind
 from writebehind.script import Script
 from writebehind.steps import Pause
+from writebehind_worker.settle import Settlement, packed
 
 Row = dict[str, Any] | None
 _SETTLE = Script("writebehind_worker", "settle")
@@ -69,7 +70,7 @@ class World:
             last = seq
         if self._pending:
             self._pending = []
-            _SETTLE(self._redis, [self.key], [60, f"{applied}:600:{rejected},"])
+            _SETTLE(self._redis, [], [60, packed([Settlement(self.key, 600, applied, rejected)])])
             self._redis.set(self.wb.keys.applied, last)
 
     def expire(self) -> None:

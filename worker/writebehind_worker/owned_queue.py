@@ -28,7 +28,7 @@ from .history import Holdings
 from .nodes import slot_of
 from .pause import Pause, read_pause
 from .redis_server import RedisLink
-from .settle import Settlement
+from .settle import Settlement, packed
 
 _OWN = Script("writebehind_worker", "own")
 _CLAIM = Script("writebehind_worker", "claim")
@@ -222,7 +222,9 @@ class OwnedQueue:
             entries = [entry for entry in entries if slot_of(entry.cache_key) == slot]
         parts = [entries[i : i + _SETTLED_AT_ONCE] for i in range(0, len(entries), _SETTLED_AT_ONCE)]
         # One by one each would wait for what comes between: together Redis is busy all the time.
-        replies = self._at_once(*(_SETTLE.command(*_settlement(part)) for part in parts)) if parts else []
+        replies = (
+            self._at_once(*(_SETTLE.command(*self._settlement(part)) for part in parts)) if parts else []
+        )
         for part, reply in zip(parts, replies, strict=True):
             if isinstance(reply, NoScriptError | NoPermissionError):
                 self._settle_again(part)
@@ -231,11 +233,16 @@ class OwnedQueue:
 
     def _settle_again(self, entries: Sequence[Settlement]) -> None:
         try:
-            _SETTLE(self._client, *_settlement(entries))
+            _SETTLE(self._client, *self._settlement(entries))
         except NoPermissionError:  # a raw message may name any key: settle the others
             if len(entries) > 1:
                 self._settle_again(entries[: len(entries) // 2])
                 self._settle_again(entries[len(entries) // 2 :])
+
+    def _settlement(self, entries: Sequence[Settlement]) -> tuple[Sequence[str], Sequence[Argument]]:
+        """Keys and arguments of the script."""
+        keys = [e.cache_key for e in entries] if self._link.is_clustered else []
+        return keys, [TOMBSTONE_TTL_S, packed(entries)]
 
     def publish(self, messages: Sequence[bytes]) -> list[ResponseError]:
         """Sends them to who listens; what Redis refused is returned. The entries are settled by now."""
@@ -291,12 +298,6 @@ def publish_tables(client: Redis, keys: QueueKeys, tables: Mapping[str, TableKey
     if fields:
         with contextlib.suppress(OutOfMemoryError):  # the next reading of the catalog tells them
             client.hset(keys.tables, mapping=fields)
-
-
-def _settlement(entries: Sequence[Settlement]) -> tuple[Sequence[str], Sequence[Argument]]:
-    """Keys and arguments of the script."""
-    how = "".join([f"{e.applied_seq}:{e.ttl_s}:{e.rejected_seq}," for e in entries])
-    return [e.cache_key for e in entries], [TOMBSTONE_TTL_S, how]
 
 
 def _or_empty(value: int | None) -> Argument:

@@ -22,6 +22,14 @@ class Settlement(msgspec.Struct, gc=False):
     rejected_seq: int = 0
 
 
+def packed(entries: Iterable[Settlement]) -> bytes:
+    """As settle.lua reads them."""
+    flat: list[str | int] = []
+    for e in entries:
+        flat += (e.cache_key, str(e.applied_seq), e.ttl_s, e.rejected_seq and str(e.rejected_seq))
+    return msgspec.msgpack.encode(flat)
+
+
 def settlements(messages: Iterable[Message], buried: Container[int]) -> list[Settlement]:
     """One for each cache key of the batch; ``buried`` holds the positions of its dead letters.
 
