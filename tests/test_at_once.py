@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from tests.support.part import drawn, sampled
 from tests.support.two_ways import CLOCK, SCHEMA, Copy, copies
 
-from writebehind_worker import bulk_rows, plain_shape
-from writebehind_worker.bulk_rows import COPIED_FROM
+from writebehind_worker import plain_shape, row_lines
+from writebehind_worker.row_lines import COPIED_FROM
 
 TABLES = """
 CREATE TABLE alone.items (
@@ -273,7 +273,7 @@ def three(postgres_url: str, pg: psycopg.Connection[Any], queue: str) -> Iterato
 @pytest.fixture(params=[1, COPIED_FROM], ids=["COPY", "JSON"])
 def copied_from(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """All rows go by COPY that can, or none."""
-    monkeypatch.setattr(bulk_rows, "COPIED_FROM", request.param)
+    monkeypatch.setattr(row_lines, "COPIED_FROM", request.param)
 
 
 def both_ways(three: tuple[Copy, Copy, Copy], batches: list[list[bytes]]) -> list[int]:
@@ -334,7 +334,7 @@ def test_whatever_is_pushed_comes_to_the_same(three: tuple[Copy, Copy, Copy]) ->
 def test_a_kind_of_write_that_was_forgotten_within_a_batch_goes_in_once(
     three: tuple[Copy, Copy, Copy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bulk_rows, "COPIED_FROM", 1)
+    monkeypatch.setattr(row_lines, "COPIED_FROM", 1)
     monkeypatch.setattr(plain_shape, "_MOST_SHAPES", 1)
     adds = [message("items", str(id), {"n": "1"}, "increment") for id in (1, 2, 4, 5)]
     patches = [message("items", str(id), {"o": "true"}, "patch") for id in (1, 2)]
@@ -346,7 +346,7 @@ def test_a_kind_of_write_that_was_forgotten_within_a_batch_goes_in_once(
 def test_a_temporary_table_that_somebody_takes_away_is_made_again_once(
     three: tuple[Copy, Copy, Copy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bulk_rows, "COPIED_FROM", 1)
+    monkeypatch.setattr(row_lines, "COPIED_FROM", 1)
     quick = three[0]
     quick.begin()
     item = message("items", "1", {"n": "1"}, "increment")

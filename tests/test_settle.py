@@ -5,9 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from writebehind_worker.plain_shape import PlainMessage
 from writebehind_worker.received import Fault, Message
-from writebehind_worker.settle import Settlement, settlements, still_shown
+from writebehind_worker.settle import Latest, Settlement, settlements, still_shown
 
 
 def message(position: int, key: str | None, seq: int | None, ttl_s: int = 60) -> Message:
@@ -71,8 +70,8 @@ def test_each_key_is_told_of_its_last_applied_and_its_last_rejected_seq(
         assert settlement.ttl_s == writes[(applied or mine)[-1 if applied else 0]][2]
 
 
-def latest(**seqs: int) -> dict[str | None, PlainMessage]:
-    return {key: PlainMessage(table="users", id=1, seq=seq, key=key) for key, seq in seqs.items()}
+def latest(**seqs: int) -> Latest:
+    return {key: (seq, 60) for key, seq in seqs.items()}
 
 
 def test_an_entry_that_a_later_frozen_batch_changes_is_left_to_that_one() -> None:

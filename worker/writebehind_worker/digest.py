@@ -20,15 +20,17 @@ from msgspec import Raw
 
 from writebehind.message import Op
 
+from . import row_lines
 from .catalog import Catalog
 from .frozen import FrozenBatch
 from .plain_shape import Key, PlainMessage, PlainShape, Values, find_plain_shape, values_of
 from .received import DEFAULT_TTL_S, receive
 from .resolve import MustAsk, Write, never_ask, resolve
-from .settle import Settlement
+from .row_lines import CHUNK, Row, as_lines
+from .settle import Latest, Settlement
 from .table import Table
 
-Rows = dict[PlainShape, dict[Key, Values]]
+Rows = dict[PlainShape, dict[Key, Row]]
 
 
 class _Message(PlainMessage, forbid_unknown_fields=True, gc=False):
@@ -40,10 +42,6 @@ class _Message(PlainMessage, forbid_unknown_fields=True, gc=False):
 _decode = msgspec.json.Decoder(_Message).decode
 _decode_columns = msgspec.json.Decoder(dict[str, Raw]).decode
 _decode_deltas = msgspec.json.Decoder(dict[str, int]).decode
-
-
-CHUNK = 500
-"""Writes at a time: what is made of so many stays in a core's cache; twice as fast as all at once."""
 
 
 class _Odd(Exception):
@@ -58,13 +56,13 @@ class Digest:
     """What batches come to, by the tables as ``catalog`` knows them.
 
     ``rows``: by kind of write, each row once. ``others``: the writes to other rows, which were read one by
-    one. ``latest``: cache key → the last message that changed the entry. ``messages`` counts by table.
+    one. ``messages`` counts by table.
     """
 
     catalog: Catalog
     rows: Rows
     others: Sequence[Write]
-    latest: dict[str | None, PlainMessage]
+    latest: Latest
     seqs: list[int]
     messages: Counter[str]
     _keys: Mapping[PlainShape, Collection[Key]] | None = None  # once it is closed
@@ -95,11 +93,7 @@ class Digest:
         """What the cache must hear once all of it is in Postgres."""
         if self.is_closed:
             return self._settlements
-        return [
-            Settlement(key, message.ttl or DEFAULT_TTL_S, message.seq)
-            for key, message in self.latest.items()
-            if key is not None and message.seq is not None
-        ]
+        return [Settlement(key, ttl_s, seq) for key, (seq, ttl_s) in self.latest.items() if key is not None]
 
     @property
     def is_closed(self) -> bool:
@@ -140,7 +134,7 @@ class Digest:
         self.messages += later.messages
         return True
 
-    def _has_other_kinds(self, shape: PlainShape, rows: Mapping[Key, Values]) -> bool:
+    def _has_other_kinds(self, shape: PlainShape, rows: Mapping[Key, Row]) -> bool:
         """Whether one of these rows has writes of another kind here."""
         others = (mine for s, mine in self.rows.items() if s is not shape and s.table is shape.table)
         return any(not mine.keys().isdisjoint(rows) for mine in others)
@@ -155,7 +149,7 @@ def digest(batch: FrozenBatch, catalog: Catalog) -> Digest | None:
 
 
 def _digest(batch: FrozenBatch, catalog: Catalog) -> Digest:
-    found = _Reading(catalog)
+    found = _Reading(catalog, may_copy=len(batch.items) >= row_lines.COPIED_FROM)
     for start in range(0, len(batch.items), CHUNK):
         found.take(batch.items[start : start + CHUNK])
     seqs = found.seqs
@@ -173,15 +167,15 @@ def _digest(batch: FrozenBatch, catalog: Catalog) -> Digest:
 
 
 class _Reading:
-    """What has been read of a batch."""
+    """What has been read of a batch. ``may_copy``: it may be large enough for COPY."""
 
-    def __init__(self, catalog: Catalog) -> None:
-        self._catalog = catalog
+    def __init__(self, catalog: Catalog, may_copy: bool) -> None:
+        self._catalog, self._may_copy = catalog, may_copy
         self._tables: dict[str, Table] = {}
         self._last: dict[PlainShape, dict[Key, Any]] = defaultdict(dict)
         self._deltas: dict[PlainShape, dict[Key, list[Values]]] = {}
         self._count: Counter[str] = Counter()
-        self.latest: dict[str | None, PlainMessage] = {}
+        self.latest: Latest = {}
         self.seqs: list[int] = []
         self.odd_tables: set[int] = set()
 
@@ -228,7 +222,7 @@ class _Reading:
         self._stamp(messages)
 
     def _stamp(self, messages: Sequence[PlainMessage]) -> None:
-        self.latest.update({m.key: m for m in messages if m.seq is not None})
+        self.latest |= {m.key: (m.seq, m.ttl or DEFAULT_TTL_S) for m in messages if m.seq is not None}
         self.seqs += [m.seq for m in messages if m.seq is not None]
 
     def _table(self, name: str) -> Table:
@@ -276,7 +270,8 @@ class _Reading:
             for key, one in zip(keys, values, strict=True):
                 deltas[key].append(one)
         else:
-            self._last[shape].update(zip(keys, values, strict=True))
+            rows = as_lines(keys, values) if shape.copies and self._may_copy else values
+            self._last[shape].update(zip(keys, rows, strict=True))
 
     def rows(self) -> Rows:
         """Those of the tables that are not odd."""
@@ -308,9 +303,9 @@ def _shape(table: Table, op: Op, names: tuple[str, ...]) -> PlainShape:
     return shape
 
 
-def _added(rows: Mapping[Key, Values], later: Mapping[Key, Values]) -> dict[Key, Values]:
+def _added(rows: Mapping[Key, Any], later: Mapping[Key, Any]) -> dict[Key, Row]:
     """The sums of each row that ``later`` adds to."""
-    sums: dict[Key, Values] = {}
+    sums: dict[Key, Row] = {}
     for key, deltas in later.items():
         old = rows.get(key)
         sums[key] = deltas if old is None else tuple(map(add, old, deltas))

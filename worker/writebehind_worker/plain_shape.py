@@ -89,7 +89,7 @@ class PlainShape(msgspec.Struct, frozen=True, eq=False):
             return False
         return self.key_kind == "text" or all(_UUID.fullmatch(str(key)) for key in keys)
 
-    def fits(self, rows: Sequence[Values]) -> bool:
+    def fits(self, rows: Sequence[Any]) -> bool:
         """Whether the sums are values of their columns: else Postgres could not read them as such."""
         if not self.adds:
             return True

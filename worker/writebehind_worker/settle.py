@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 import msgspec
 
-from .plain_shape import PlainMessage
 from .received import Message
 
-Latest = Mapping[str | None, PlainMessage]
-"""Cache key → the last of some messages that changed the entry."""
+Latest = dict[str | None, tuple[int, int]]
+"""Cache key → seq and time to live, s, of the last of some messages that changed the entry."""
 
 
 class Settlement(msgspec.Struct, gc=False):
@@ -65,4 +64,4 @@ def still_shown(entries: Iterable[Settlement], later: Sequence[Latest]) -> Itera
 def _is_overtaken(entry: Settlement, later: Sequence[Latest]) -> bool:
     # By seq: a unit that is flushed in parts is among the later ones, with what its own parts hold.
     found = (latest.get(entry.cache_key) for latest in later)
-    return any(message is not None and (message.seq or 0) > entry.applied_seq for message in found)
+    return any(last is not None and last[0] > entry.applied_seq for last in found)
