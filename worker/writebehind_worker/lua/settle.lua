@@ -33,7 +33,7 @@ for i = 1, #entries, 4 do
       -- Only where a seq was forged: nobody would settle it any more, as what is flushed goes up.
       call('EXPIRE', key, applied ~= '0' and not kind and ttl or ARGV[1])
     end
-  elseif not (string.find(meta.err, 'WRONGTYPE', 1, true) or string.find(meta.err, 'ACL failure', 1, true)) then
+  elseif not string.find(meta.err, 'WRONGTYPE', 1, true) and redis.acl_check_cmd('HMGET', key, '') then
     return meta -- a server that demands that all keys are named, say: nothing would ever be settled
   end
 end
