@@ -35,12 +35,12 @@ def bulk_statements(digest: Digest, *, copies: bool = True) -> list[Statement]:
 
 def _statements(shape: PlainShape, rows: Mapping[Key, Row], copies: bool) -> Iterator[Statement]:
     """In the order of their keys."""
+    keys = others = sorted(rows)
     lines: list[bytes] = []
-    others = sorted(rows)
     if copies:
-        found = {**rows, **dict(all_as_lines(rows))}
-        lines = [line for key in others if type(line := found[key]) is bytes]
-        others = [key for key in others if type(found[key]) is not bytes] if len(lines) < len(rows) else []
+        rows = {**rows, **dict(all_as_lines(rows))}
+        lines = [row for key in keys if isinstance(row := rows[key], bytes)]
+        others = [key for key in keys if not isinstance(rows[key], bytes)]
     if lines:
         yield Statement(shape.group, len(lines), b"\n".join(lines) + b"\n")
     if others:
