@@ -109,7 +109,7 @@ def test_lag_counts_each_write_as_observing_it_alone_would(metrics: Metrics) -> 
     commit_us, source = 1_800_000_000_000_000, random.Random(1)
     for _ in range(3):
         lags = [round(10 ** source.uniform(2, 9)) for _ in range(1000)] + [1_000, 300_000_000, 0]
-        metrics.lag(commit_us, [commit_us - lag for lag in lags])
+        metrics.lag(commit_us, sorted(commit_us - lag for lag in lags))
         commit_us += 1_000_000
     source = random.Random(1)
     every = [round(10 ** source.uniform(2, 9)) for _ in range(3000)] + [1_000, 300_000_000, 0] * 3
@@ -122,7 +122,7 @@ def test_lag_counts_each_write_as_observing_it_alone_would(metrics: Metrics) -> 
 
 
 def test_a_clock_that_runs_ahead_counts_as_no_lag(metrics: Metrics) -> None:
-    metrics.lag(1_000_000, [1_500_000, 900_000])
+    metrics.lag(1_000_000, [900_000, 1_500_000])
     assert value(metrics, "write_lag_seconds_bucket", le="0.001") == 1
     assert value(metrics, "write_lag_seconds_sum") == pytest.approx(0.1)
 
@@ -166,8 +166,8 @@ def test_each_sample_of_a_divided_queue_is_told_once_and_of_former_shards_none(m
 
 def test_messages_are_counted_by_size(metrics: Metrics) -> None:
     sizes = [1, 128, 129, 5000, 1 << 20, (1 << 20) + 1]
-    metrics.received([b"x" * size for size in sizes])
-    metrics.received([b"x" * 200])
+    metrics.received(sizes)
+    metrics.received([200])
     sizes.append(200)
     for bound in MESSAGE_BUCKETS:
         shown = value(metrics, "message_size_bytes_bucket", le=str(float(bound)))

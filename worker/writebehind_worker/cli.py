@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import faulthandler
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -27,6 +28,8 @@ from .signals import Signals
 _CONNECT_TIMEOUT_S = 10
 # Each answer of Postgres waits for the other thread to let go: at Python's 5 ms, seven times a batch.
 _SWITCH_INTERVAL_S = 0.0005
+# Reading makes thousands of tuples and lets go of them: at Python's 700 they are searched for cycles all the time.
+_YOUNG_OBJECTS = 20_000
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -112,6 +115,7 @@ def _serve(
     from .service import Service  # noqa: PLC0415 - no other command needs it
 
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    gc.set_threshold(_YOUNG_OBJECTS)
     service = Service(config, manager)
 
     def reload() -> None:

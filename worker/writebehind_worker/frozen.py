@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from operator import attrgetter
@@ -16,11 +17,12 @@ _SEQ = re.compile(rb'\{"seq":([0-9]{1,16}),"table":')
 class FrozenBatch:
     """``items`` oldest first, as they are in Redis; ``id`` is ``epoch << 32 | n``, unique in the life of the
     ledger; ``clock`` is the highest seq that the queue had given out; ``size_bytes`` is that of all items,
-    packed columns unpacked.
+    packed columns unpacked; ``sizes`` those of the items as they are.
     """
 
     def __init__(self, id: int, items: Sequence[bytes], clock: int, size_bytes: int | None = None) -> None:
         self.id, self.items, self.clock = id, items, clock
+        self.sizes = array("I", map(len, items))  # found out while they are in the core's cache
         self.size_bytes = sum(len(i) + declared_size(i) for i in items) if size_bytes is None else size_bytes
 
     @cached_property

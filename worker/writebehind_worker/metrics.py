@@ -231,12 +231,12 @@ class Metrics:
         self._add(flushes=1, flush_s=seconds)
         self._flushed_at.set(time.time())
 
-    def received(self, items: Sequence[bytes]) -> None:
-        """The messages of a batch, each counted once: as it is committed."""
-        self._message_size.observe_all(list(map(len, items)))
+    def received(self, sizes: Sequence[int]) -> None:
+        """The messages of a batch, in bytes, each counted once: as it is committed."""
+        self._message_size.observe_all(sizes)
 
     def lag(self, commit_us: int, seqs_us: Sequence[int]) -> None:
-        """Writes accepted at ``seqs_us`` are durable at ``commit_us``: both µs of Redis' clock."""
+        """Writes accepted at ``seqs_us``, ascending, are durable at ``commit_us``: both µs of Redis' clock."""
         self._lag.observe_all(commit_us, seqs_us)
 
     def retried(self, reason: str) -> None:
@@ -392,7 +392,7 @@ class _Bounded:
 
 
 class _LagHistogram(Collector):
-    """A histogram that takes a whole batch at once: one sort and a bisection per bucket.
+    """A histogram that takes a whole batch at once: a bisection per bucket.
 
     A batch of 5000 costs well under a millisecond so; 5000 calls of `Histogram.observe` cost ten.
     """
@@ -405,13 +405,13 @@ class _LagHistogram(Collector):
         self._sum_us = 0
 
     def observe_all(self, commit_us: int, seqs_us: Sequence[int]) -> None:
-        seqs = sorted(seqs_us)
+        count = len(seqs_us)
         # The hybrid clock may run ahead of the time of day; such a lag counts as 0.
-        past = seqs[: bisect_right(seqs, commit_us)]
-        at_most = [len(seqs) - bisect_left(seqs, commit_us - bound) for bound in self._bounds_us]
+        past = seqs_us[: bisect_right(seqs_us, commit_us)]
+        at_most = [count - bisect_left(seqs_us, commit_us - bound) for bound in self._bounds_us]
         with self._lock:
             self._at_most = [old + new for old, new in zip(self._at_most, at_most, strict=True)]
-            self._count += len(seqs)
+            self._count += count
             self._sum_us += commit_us * len(past) - sum(past)
 
     def counts(self) -> tuple[int, ...]:
@@ -444,12 +444,12 @@ class _SizeHistogram(Collector):
         self._count = self._sum = 0
 
     def observe_all(self, sizes: Sequence[int]) -> None:
-        ordered = sorted(sizes)
-        at_most = [bisect_right(ordered, bound) for bound in MESSAGE_BUCKETS]
+        found = Count(sizes).items()
+        at_most = [sum(count for size, count in found if size <= bound) for bound in MESSAGE_BUCKETS]
         with self._lock:
             self._at_most = [old + new for old, new in zip(self._at_most, at_most, strict=True)]
-            self._count += len(ordered)
-            self._sum += sum(ordered)
+            self._count += len(sizes)
+            self._sum += sum(sizes)
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
         with self._lock:

@@ -213,7 +213,7 @@ class Persister:
         self._metrics.postgres_is(True)
         self._metrics.flush([len(batch.items) for batch in unit.batches], seconds)
         for batch in unit.batches:
-            self._metrics.received(batch.items)
+            self._metrics.received(batch.sizes)
         self._metrics.lag(self._now_us(), unit.seqs)
         for (table, outcome), writes in flushed.writes.items():
             self._metrics.flushed(table, outcome, writes)

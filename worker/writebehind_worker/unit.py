@@ -46,15 +46,15 @@ class Unit:
 
     @property
     def seqs(self) -> Sequence[int]:
-        """Of the messages that have one."""
+        """Of the messages that have one, ascending."""
         if self.digest is not None:
             return self.digest.seqs
-        return [m.seq for batch in self.batches for m in batch.messages if m.seq is not None]
+        return sorted(m.seq for batch in self.batches for m in batch.messages if m.seq is not None)
 
     @property
     def applied_seq(self) -> int:
         """The highest seq in it; 0 if none has one."""
-        return max(self.seqs, default=0)
+        return self.seqs[-1] if self.seqs else 0
 
     def settlements(self, buried: Container[int]) -> Sequence[Settlement]:
         """What the cache must hear; ``buried`` holds the positions of the dead letters of its one batch."""
