@@ -38,9 +38,10 @@ def _statements(shape: PlainShape, rows: Mapping[Key, Row], copies: bool) -> Ite
     keys = others = sorted(rows)
     lines: list[bytes] = []
     if copies:
-        rows = {**rows, **dict(all_as_lines(rows))}
-        lines = [row for key in keys if isinstance(row := rows[key], bytes)]
-        others = [key for key in keys if not isinstance(rows[key], bytes)]
+        if made := dict(all_as_lines(rows)):
+            rows = {**rows, **made}
+        lines = [row for key in keys if type(row := rows[key]) is bytes]
+        others = [key for key in keys if type(rows[key]) is not bytes] if len(lines) < len(keys) else []
     if lines:
         yield Statement(shape.group, len(lines), b"\n".join(lines) + b"\n")
     if others:

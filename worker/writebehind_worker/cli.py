@@ -28,7 +28,7 @@ from .signals import Signals
 _CONNECT_TIMEOUT_S = 10
 # Each answer of Postgres waits for the other thread to let go: at Python's 5 ms, seven times a batch.
 _SWITCH_INTERVAL_S = 0.0005
-# Reading makes thousands of tuples and lets go of them: at Python's 700 they are searched for cycles all the time.
+# Reading makes and frees tuples by the thousand: at Python's 700, cycles are searched for all the time.
 _YOUNG_OBJECTS = 20_000
 
 

@@ -57,8 +57,8 @@ class Digest:
     """What batches come to, by the tables as ``catalog`` knows them.
 
     ``rows``: by kind of write, each row once. ``others``: the writes to other rows, which were read one by
-    one. ``seqs`` ascend; packed, they are summed in a fifth of the time long after their messages have left the
-    core's cache. ``messages`` counts by table.
+    one. ``seqs`` ascend, packed: long after they were read, they are still near each other in memory.
+    ``messages`` counts by table.
     """
 
     catalog: Catalog

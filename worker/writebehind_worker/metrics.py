@@ -236,7 +236,7 @@ class Metrics:
         self._message_size.observe_all(sizes)
 
     def lag(self, commit_us: int, seqs_us: Sequence[int]) -> None:
-        """Writes accepted at ``seqs_us``, ascending, are durable at ``commit_us``: both µs of Redis' clock."""
+        """Writes accepted at ``seqs_us``, ascending, are durable at ``commit_us``: µs of Redis' clock."""
         self._lag.observe_all(commit_us, seqs_us)
 
     def retried(self, reason: str) -> None:

@@ -55,13 +55,13 @@ def still_shown(entries: Iterable[Settlement], later: Sequence[Latest]) -> Itera
     Such an entry shows the later write already, and whoever owns the queue then settles what is frozen. Of
     hot rows it is most: Redis is not asked about each of them once a unit.
     """
-    later = [latest for latest in later if latest]
-    if not later:
-        return entries
-    return [entry for entry in entries if entry.rejected_seq or not _is_overtaken(entry, later)]
-
-
-def _is_overtaken(entry: Settlement, later: Sequence[Latest]) -> bool:
-    # By seq: a unit that is flushed in parts is among the later ones, with what its own parts hold.
-    found = (latest.get(entry.cache_key) for latest in later)
-    return any(last is not None and last[0] > entry.applied_seq for last in found)
+    for latest in filter(None, later):
+        # By seq: a unit that is flushed in parts is among the later ones, with what its own parts hold.
+        entries = [
+            entry
+            for entry in entries
+            if entry.rejected_seq
+            or (last := latest.get(entry.cache_key)) is None
+            or last[0] <= entry.applied_seq
+        ]
+    return entries
