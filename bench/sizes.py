@@ -36,7 +36,20 @@ class Sizes:
 
 
 DEFAULT = Sizes()
-FULL = Sizes(backlogs=(10_000, 100_000, 1_000_000, 10_000_000), tables=(100_000, 10_000_000))
+FULL = Sizes(
+    rows=300_000,
+    inserts=200_000,
+    updates=300_000,
+    hot_writes=600_000,
+    counter_writes=1_000_000,
+    wide=100_000,
+    large=12_000,
+    mixed=150_000,
+    backlogs=(10_000, 100_000, 1_000_000, 10_000_000),
+    tables=(300_000, 10_000_000),
+)
+"""Loads of seconds: in the default's, of half a second, the first batch and the last one weigh."""
+
 QUICK = Sizes(
     rounds=1,
     rows=400,
