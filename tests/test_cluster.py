@@ -551,6 +551,7 @@ def test_an_entry_s_name_is_taken_apart_as_it_was_made() -> None:
         for one in (keys, *shard_keys(queue, 4)):
             entry = one.entry("v1:users:a/b", 12)
             assert keys.plain_of(entry) == one.plain_of(entry) == (12, "v1:users:a/b")
+            assert keys.home_of(entry) == one.home_of(entry) == (one.queue, 12)
             assert key_slot(entry.encode()) == key_slot(one.clock.encode()) == key_slot(one.queue.encode())
         for other in (
             "users:1",

@@ -9,7 +9,7 @@ from functools import lru_cache
 DEFAULT_QUEUE = "db:write:queue"
 
 
-_SHARD = r"(?::[0-9]+of[0-9]+)?"
+_SHARD = r"((?::[0-9]+of[0-9]+)?)"
 
 
 @lru_cache(maxsize=100)
@@ -51,10 +51,18 @@ class QueueKeys:
 
         ``None`` for what is none of these.
         """
+        found = self._apart(entry)
+        return None if found is None else (int(found[2]), found[3])
+
+    def home_of(self, entry: str) -> tuple[str, int] | None:
+        """The queue or shard, and the number, that :meth:`entry` was made of; ``None`` as above."""
+        found = self._apart(entry)
+        return None if found is None else (self.queue + found[1], int(found[2]))
+
+    def _apart(self, entry: str) -> re.Match[str] | None:
         name = _slot_name(self.queue)
         head = re.escape(name) + _SHARD if name == self.queue else re.escape(name[:-1]) + _SHARD + r"\}"
-        found = re.fullmatch(rf"{head}/(0|[1-9][0-9]*)/(.*)", entry, re.ASCII | re.DOTALL)
-        return None if found is None else (int(found[1]), found[2])
+        return re.fullmatch(rf"{head}/(0|[1-9][0-9]*)/(.*)", entry, re.ASCII | re.DOTALL)
 
     @property
     def inflight(self) -> str:

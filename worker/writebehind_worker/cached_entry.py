@@ -12,9 +12,8 @@ from redis import Redis
 from writebehind.entry import Entry, read_entry
 from writebehind.keys import QueueKeys
 
-from .errors import FatalError
 from .instant import at_one_instant
-from .nodes import home
+from .moments import AllMoments, Moments, ask
 
 Standing = Literal["absent", "foreign", "filling", "pending", "stuck", "row", "gone"]
 """``pending``: it shows a write that may not be in Postgres yet. ``stuck``: that write is known to be
@@ -24,38 +23,6 @@ negative entry. ``foreign``: not one of ours."""
 NO_TTL = -1
 _AT_ONCE = 200
 """Entries read in one transaction: Redis answers others in between."""
-
-
-class Moment(msgspec.Struct, frozen=True):
-    """What a queue, or shard, was when entries were read; ``is_idle``: nothing waited, nor was frozen."""
-
-    applied: int = 0
-    clock: int = 0
-    generation: int = 0
-    is_idle: bool = True
-
-    def has_settled(self, seq: int) -> bool:
-        """Whether the write is known to be settled: ``applied`` advances after the entries have their TTL.
-
-        Of an older generation it tells only where nothing is pending: a new one begins with the ledger's.
-        """
-        return seq == 0 or (seq <= self.applied and (seq >= self.generation or self.is_idle))
-
-    def has_passed(self, seq: int) -> bool:
-        """Whether no write of this queue with that seq can be pending: it is settled, or never was given."""
-        return self.clock < seq or self.has_settled(seq)
-
-
-class Moments(msgspec.Struct, frozen=True):
-    """What all shards of a queue were at that instant: any of them may have the write of an entry."""
-
-    shards: tuple[Moment, ...] = (Moment(),)
-
-    def has_settled(self, seq: int) -> bool:
-        """As of a `Moment`: one has settled it, and none can have it pending."""
-        return any(one.has_settled(seq) for one in self.shards) and all(
-            one.has_passed(seq) for one in self.shards
-        )
 
 
 class CachedEntry(msgspec.Struct, frozen=True):
@@ -125,33 +92,12 @@ def _read(client: Redis, keys: QueueKeys, names: Sequence[bytes]) -> list[Cached
         for name in names:
             pipe.hgetall(name).pexpiretime(name)
 
-    instant = at_one_instant(client, keys, _ask, entries)
-    moments = Moments(tuple(map(_moment, instant.shards, instant.replies)))
+    instant = at_one_instant(client, keys, ask, entries)
+    moments = AllMoments(client, keys, instant)
     return [
-        CachedEntry(name, _fields(fields), expires, moments)
+        CachedEntry(name, _fields(fields), expires, moments.of(name))
         for name, fields, expires in zip(names, instant.first[::2], instant.first[1::2], strict=True)
     ]
-
-
-def read_moment(client: Redis, keys: QueueKeys) -> Moment:
-    """What this one queue, or shard, is now. Raises as :func:`read_entries` does."""
-    pipe: Any = home(client, keys.clock).pipeline()
-    _ask(pipe, keys)
-    return _moment(keys, pipe.execute(raise_on_error=False))
-
-
-def _ask(pipe: Any, keys: QueueKeys) -> None:
-    pipe.get(keys.applied).hmget(keys.clock, "seq", "generation").llen(keys.queue).llen(keys.inflight)
-
-
-def _moment(keys: QueueKeys, replies: Sequence[Any]) -> Moment:
-    for reply in replies:
-        if isinstance(reply, Exception):
-            raise reply
-    applied, clock, waiting, frozen = replies
-    seq, generation = (as_number(value, keys.clock) for value in clock)
-    is_idle = waiting == 0 and frozen == 0
-    return Moment(as_number(applied, keys.applied), seq, generation, is_idle)
 
 
 def _fields(reply: Any) -> dict[bytes, bytes] | None:
@@ -160,12 +106,3 @@ def _fields(reply: Any) -> dict[bytes, bytes] | None:
     if isinstance(reply, Exception):
         raise reply
     return dict(reply)
-
-
-def as_number(value: bytes | None, key: str) -> int:
-    """What a key of the queue holds; 0 if it is not there. Raises `FatalError` for what is no number."""
-    if value is None:
-        return 0
-    if not value.isdigit():
-        raise FatalError(f"{key} in Redis holds what no worker has put there", "look at it with redis-cli")
-    return int(value)

@@ -12,8 +12,8 @@ from redis import Redis
 
 from writebehind.keys import QueueKeys
 
-from .cached_entry import as_number
 from .instant import at_one_instant
+from .moments import as_number
 from .pause import read_pause
 from .pending import read_frozen
 from .verify_view import many

@@ -14,8 +14,9 @@ from redis import Redis
 
 from writebehind.keys import QueueKeys
 
-from .cached_entry import CachedEntry, read_moment
+from .cached_entry import CachedEntry
 from .errors import FatalError
+from .moments import read_moment
 from .nodes import is_clustered
 from .resharding import layout_of, served
 

@@ -12,8 +12,8 @@ from redis import Redis
 from writebehind.identity import scalar_text
 from writebehind.keys import QueueKeys
 
-from .cached_entry import as_number
 from .frozen import stamped_seq
+from .moments import as_number
 from .nodes import home
 from .received import Message, receive
 from .resolve import Key
