@@ -13,6 +13,9 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
 from tests.support.prometheus import ROOT, Prometheus, free_port
 from tests.support.workers import WorkerProcess, Workload
 
@@ -100,6 +103,26 @@ def test_it_has_what_grafana_needs() -> None:
     ids = [panel["id"] for panel in DASHBOARD["panels"]]
     assert len(ids) == len(set(ids))
     assert [v["name"] for v in DASHBOARD["templating"]["list"]] == ["datasource", "job", "queue"]
+
+
+def test_grafanas_own_types_know_all_that_it_says() -> None:
+    register_default_plugins()
+    read = json.loads(JSONEncoder().encode(Dashboard.from_json(DASHBOARD)))
+    # What an annotation's and a variable's data source makes of them is its own.
+    own = ("titleFormat", "textFormat", "useValueForTime", "definition")
+    assert {path for path in lost(DASHBOARD, read) if not path.endswith(own)} == set()
+
+
+def lost(said: object, read: object, path: str = "") -> Iterator[str]:
+    """Where what was read differs from what is said; what Grafana adds by itself is no difference."""
+    if isinstance(said, dict) and isinstance(read, dict):
+        for name, value in said.items():
+            yield from lost(value, read.get(name), f"{path}/{name}")
+    elif isinstance(said, list) and isinstance(read, list) and len(said) == len(read):
+        for number, (one, other) in enumerate(zip(said, read, strict=True)):
+            yield from lost(one, other, f"{path}/{number}")
+    elif said != read:
+        yield path
 
 
 def test_no_panel_lies_on_another_nor_beyond_the_edge() -> None:
