@@ -123,14 +123,19 @@ def _cpu(found: Found) -> str:
     return table(("", "worker", "Redis", "Postgres", "sum", "limit", "afternoon", "one by one"), rows)
 
 
+def _at_most(load: Found, cores: int) -> float | None:
+    """Writes a second that keep every core busy; ``None`` where the load was too short to be seen."""
+    cpu_us = sum(load["rivals"]["writebehind"]["cpu_us_per_write"].values())
+    return cores * 1e6 / cpu_us if cpu_us else None
+
+
 def _bounds(found: Found, cores: int) -> str:
     """The rates at which worker, Redis and Postgres together keep every core busy."""
     rows = []
     for load in (found[name] for name in LOADS if name in found):
-        cpu_us = sum(load["rivals"]["writebehind"]["cpu_us_per_write"].values())
-        if not cpu_us:  # too short to be seen
+        at_most = _at_most(load, cores)
+        if at_most is None:
             continue
-        at_most = cores * 1e6 / cpu_us
         limit, afternoon = (load["rivals"][name]["writes_per_s"] for name in ("limit", "afternoon"))
         ratios = at_most / limit, at_most / afternoon, load["writes_per_s"] / at_most
         rows.append((load["title"], round(at_most), *ratios))
@@ -197,14 +202,16 @@ def _table_size(found: Found) -> str:
 
 def _scale(found: Found) -> str:
     rows = []
+    one = found.get("unique_updates")
+    at_most = one and _at_most(one, found["about"]["machine"]["cores"])
     for shards, figures in found.get("scale", {}).get("shards", {}).items():
         limit = figures["limit"]["writes_per_s"]
         for ours in (figures["one_process"], figures["n_processes"])[shards == "1" :]:  # there the same
             what = f"shards: {shards}, processes: {ours['processes']}"
-            rates = ours["writes_per_s"], limit, ours["ratio_to_limit"]
+            rates = ours["writes_per_s"], limit, ours["ratio_to_limit"], at_most and at_most / limit
             rows.append((what, *rates, ours["busiest_process_cores"], ours["most_shards_of_a_process"]))
-    head = ("", "writes/s", "limit", "of the limit", "cores of the busiest process", "its shards, most")
-    return table(head, rows)
+    rates_of = "writes/s", "limit", "of the limit", "all cores allow"
+    return table(("", *rates_of, "cores of the busiest process", "its shards, most"), rows)
 
 
 def _idle(found: Found) -> str:

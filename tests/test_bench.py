@@ -17,7 +17,7 @@ from bench.markdown import table
 from bench.parts import PARTS
 from bench.patterns import PATTERNS
 from bench.percentile import percentile
-from bench.report import _budgets, with_costs, with_many_shards
+from bench.report import _budgets, _scale, with_costs, with_many_shards
 from bench.results import Results
 from bench.scale import divided
 from bench.sizes import QUICK
@@ -106,6 +106,17 @@ def test_shards_are_measured_beside_as_many_bare_connections_and_idle(tmp_path: 
     for shards, figures in found(tmp_path)["idle"].items():
         queues = int(shards) + 1  # the queue itself is served, too
         assert (figures["queues"], figures["postgres_connections"]) == (queues, queues)
+
+
+def test_what_the_cores_allow_shards_is_what_a_write_costs() -> None:
+    cpu = {"writebehind": {"cpu_us_per_write": {"process": 3.0, "redis": 4.0, "postgres": 3.0}}}
+    ours = {"processes": 2, "writes_per_s": 80_000, "ratio_to_limit": 0.2}
+    ours |= {"busiest_process_cores": 0.3, "most_shards_of_a_process": 1}
+    shards = {"2": {"limit": {"writes_per_s": 400_000}, "one_process": ours, "n_processes": ours}}
+    measured: dict[str, Any] = {"about": {"machine": {"cores": 2}}, "scale": {"shards": shards}}
+    assert "| 400,000 |         0.20 |               - |" in _scale(measured)
+    measured["unique_updates"] = {"rivals": cpu}
+    assert "| 400,000 |         0.20 |            0.50 |" in _scale(measured)
 
 
 def test_a_load_is_divided_as_the_library_divides_it_and_nothing_is_left_out() -> None:
