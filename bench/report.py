@@ -12,6 +12,7 @@ from .many_shards import Need, measured, needs
 from .markdown import table
 from .plots import PLOTS
 from .sizes import DEFAULT
+from .summary import BEGIN, END, summary
 
 Found = Mapping[str, Any]
 
@@ -59,6 +60,14 @@ def write_document(found: Found, folder: Path) -> None:
     for name, filled in (("patterns.md", with_costs), ("scaling.md", with_many_shards)):
         if (page := folder / name).exists():
             page.write_text(filled(page.read_text(), found))
+    if (page := folder.parent / "README.md").exists():
+        page.write_text(with_summary(page.read_text(), found))
+
+
+def with_summary(page: str, found: Found) -> str:
+    """README.md with what it says of speed, between its two marks; as it was if that is not measured."""
+    told = summary(found)
+    return page if told is None else _between(page, BEGIN, told, END)
 
 
 def with_costs(page: str, found: Found) -> str:

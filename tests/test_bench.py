@@ -17,7 +17,7 @@ from bench.markdown import table
 from bench.parts import PARTS
 from bench.patterns import PATTERNS
 from bench.percentile import percentile
-from bench.report import _budgets, _scale, with_costs, with_many_shards
+from bench.report import _budgets, _scale, with_costs, with_many_shards, with_summary
 from bench.results import Results
 from bench.scale import divided
 from bench.sizes import QUICK
@@ -177,6 +177,14 @@ def test_a_table_is_aligned_markdown() -> None:
 def test_the_page_of_scaling_tells_what_was_measured_last() -> None:
     last, page = json.loads((ROOT / "bench" / "latest.json").read_text()), ROOT / "docs" / "scaling.md"
     assert with_many_shards(page.read_text(), last) == page.read_text(), "run `make bench`"
+
+
+def test_the_readme_tells_what_was_measured_last() -> None:
+    last, page = json.loads((ROOT / "bench" / "latest.json").read_text()), ROOT / "README.md"
+    told = with_summary(page.read_text(), last)
+    assert told == page.read_text(), "run `make bench`"
+    assert f"{last['unique_updates']['ratio_to_limit']:.2f} of what one" in told
+    assert with_summary(told, {**last, "put": {}}) == told, "not all was measured"
 
 
 _ONE = Measured(20, 3000, 3, 0.0004, 0.002, 5, 6, 5)
