@@ -19,8 +19,9 @@ from writebehind import RedisRefused, WriteBehind
 from writebehind.keys import QueueKeys
 from writebehind.shards import Layout, shard_keys
 from writebehind_worker import former_shards
-from writebehind_worker.lost_steps import Clock, find_lost_steps, lost_steps
+from writebehind_worker.lost_steps import find_lost_steps, lost_steps
 from writebehind_worker.resharding import divide, divide_again, layout_of, still_draining
+from writebehind_worker.shard_clocks import Clock
 from writebehind_worker.testing.wait import wait_until
 
 __all__ = ["client", "cluster", "run"]  # fixtures

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from redis import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import ConnectionError, ResponseError, TimeoutError
 
 from .config import Config
 from .doctor import Finding
@@ -20,21 +20,28 @@ _Level = Literal["fatal", "warning", "note"]
 
 @dataclass(frozen=True, slots=True)
 class ClusterFacts:
-    """``state``: of CLUSTER INFO. ``nodes``: address and ``INFO`` of each primary."""
+    """``state``: of CLUSTER INFO. ``nodes``: address and ``INFO`` of each primary; ``silent``: no answer."""
 
     state: Mapping[str, str]
     nodes: Sequence[tuple[str, Mapping[str, Any]]]
     covers_all: str | None
+    silent: Sequence[str] = ()
 
 
 def read_cluster(client: Redis) -> ClusterFacts:
     """Asks all primaries; ``client`` is one of all nodes."""
     nodes: list[tuple[str, Mapping[str, Any]]] = []
+    silent: list[str] = []
     state: dict[str, str] = {}
     covers_all = None
     for node in primaries(client):
         at = node.connection_pool.connection_kwargs
-        nodes.append((f"{at['host']}:{at['port']}", node.info()))
+        where = f"{at['host']}:{at['port']}"
+        try:
+            nodes.append((where, node.info()))
+        except (ConnectionError, TimeoutError):
+            silent.append(where)
+            continue
         try:
             told: Any = node.execute_command("CLUSTER INFO")  # type: ignore[no-untyped-call]
             state = told if isinstance(told, dict) else _lines(told)
@@ -42,7 +49,7 @@ def read_cluster(client: Redis) -> ClusterFacts:
             covers_all = setting.get("cluster-require-full-coverage")
         except ResponseError:  # refused to this user
             continue
-    return ClusterFacts(state, nodes, covers_all)
+    return ClusterFacts(state, nodes, covers_all, silent)
 
 
 def cluster_finding(facts: ClusterFacts, config: Config) -> Finding:
@@ -62,6 +69,9 @@ def _faults(facts: ClusterFacts, config: Config) -> Iterator[tuple[_Level, str, 
     if have < _SLOTS:
         what = f"{_SLOTS - have} slots have no node that answers: shards and rows in them wait"
         yield "fatal", what, "bring the nodes back, or give their slots to others (CLUSTER NODES)"
+    if facts.silent:
+        what = f"{', '.join(facts.silent)} does not answer: the shards and rows there wait"
+        yield "fatal", what, "bring it back; where it is dead its replica is promoted (cluster-node-timeout)"
     for where, info in facts.nodes:
         yield from _of_node(where, info, config)
     if facts.covers_all == "yes":

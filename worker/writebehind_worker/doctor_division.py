@@ -15,6 +15,7 @@ from .doctor import Finding
 from .errors import FatalError
 from .lost_steps import find_lost_steps
 from .resharding import LostSteps, layout_of
+from .shard_clocks import hear_clocks
 from .verify_view import many
 
 
@@ -25,7 +26,10 @@ def examine_division(client: Redis, keys: QueueKeys, counts: Collection[int]) ->
     """
     try:
         layout = layout_of(client, keys)
-        return division_finding(layout, find_lost_steps(client, keys, layout, counts))
+        heard = hear_clocks(client, keys, counts)
+        if heard.error is not None:
+            raise heard.error
+        return division_finding(layout, find_lost_steps(client, keys, layout, heard.whole), len(heard.silent))
     except FatalError as error:
         return Finding("redis.division", "fatal", str(error), error.hint)
     except NoPermissionError as error:
@@ -36,8 +40,8 @@ def examine_division(client: Redis, keys: QueueKeys, counts: Collection[int]) ->
         return Finding("redis.division", "note", f"could not be looked at: {one_line(error)}")
 
 
-def division_finding(layout: Layout, lost: LostSteps | None) -> Finding:
-    """All rules, on what has been found."""
+def division_finding(layout: Layout, lost: LostSteps | None, silent: int = 0) -> Finding:
+    """All rules, on what has been found. ``silent``: so many shards of the ledger do not answer."""
     there = many(layout.shards, "shard")
     if lost is not None:
         what = f"{there}, and Redis has lost steps of a division: {lost.reason}"
@@ -49,4 +53,8 @@ def division_finding(layout: Layout, lost: LostSteps | None) -> Finding:
     if layout.draining:
         what = f"{there}; what the former ones hold goes to Postgres first"
         return Finding("redis.division", "note", what, "see `writebehind status` for what they wait for")
-    return Finding("redis.division", "ok", f"{there}; the layout and all shards say the same")
+    agree = f"{there}; the layout and all shards say the same"
+    if silent:
+        what = f"{agree}, but for {many(silent, 'former shard')} that cannot be asked"
+        return Finding("redis.division", "note", what, "bring the node back, or find out what it refuses")
+    return Finding("redis.division", "ok", agree)

@@ -29,6 +29,7 @@ from .redis_server import (
     redis_risks,
     version_error,
 )
+from .shard_clocks import NODE_TIMEOUT_S
 from .tenure import BLOCK_S, TOUCH_EVERY_S
 
 _ASKED = ("appendfsync", "save", "timeout", "min-replicas-to-write")
@@ -68,7 +69,8 @@ def examine_redis(
         with RedisLink(config.redis_url, config.queue) as link, ExitStack() as stack:
             facts, whole = _read(link.client, keys, clock), link.client
             if link.is_clustered:
-                whole = stack.enter_context(RedisLink(config.redis_url)).client
+                hasty = RedisLink(config.redis_url, at_most_s=NODE_TIMEOUT_S)
+                whole = stack.enter_context(hasty).client
                 facts = replace(facts, cluster=read_cluster(whole))
             division = examine_division(whole, keys, counts)
     except NoPermissionError as error:

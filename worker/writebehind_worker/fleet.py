@@ -23,6 +23,7 @@ from writebehind.keys import QueueKeys
 from writebehind.script import Script
 from writebehind.shards import Layout
 
+from .answers import ask_nodes
 from .config import Config, one_line
 from .errors import FatalError
 from .former_shards import FormerShards
@@ -219,13 +220,13 @@ class Fleet:
         return layout_of(client, self._keys)
 
     def _free(self, client: Redis, queues: Sequence[QueueKeys], now_ms: int) -> list[str]:
-        """Those whose lease nobody holds."""
-        with client.pipeline(transaction=False) as pipe:
-            for keys in queues:
-                pipe.get(keys.lease)
-            leases = pipe.execute()
-        ends = [read_lease(lease)[1] or 0 for lease in leases]
-        return [keys.queue for keys, end in zip(queues, ends, strict=True) if end < now_ms]
+        """Those whose lease nobody holds; none of a node that does not answer."""
+        told = ask_nodes(client, queues, lambda pipe, keys: pipe.get(keys.lease)).replies
+        for (lease,) in told.values():
+            if isinstance(lease, Exception):
+                raise lease
+        ends = {keys: read_lease(lease)[1] or 0 for keys, (lease,) in told.items()}
+        return [keys.queue for keys in queues if keys in ends and ends[keys] < now_ms]
 
     def _serve_alone(self, hurry: threading.Event, mode: Mode = "alone") -> None:
         """The only queue: any number of workers stand by."""

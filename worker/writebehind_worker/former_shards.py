@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -16,10 +15,11 @@ from writebehind.shards import Layout, shards_of
 from . import postgres
 from .config import Config
 from .errors import FatalError
-from .lost_steps import Clock, left_behind, read_clocks, suspects
+from .lost_steps import left_behind, suspects
 from .nodes import REDIS_ERRORS
 from .redis_server import RedisLink
 from .resharding import layout_of
+from .shard_clocks import NODE_TIMEOUT_S, hear_clocks
 
 _EVERY_S = 1.0
 _REST = 20.0  # times as long as a look took
@@ -39,9 +39,9 @@ class FormerShards:
         self._counts = frozenset({1})
         self._asks_ledger = True
         self.suspects = frozenset[int]()
-        """Numbers of shards of which one says what does not fit the layout."""
+        """Numbers of shards of which one says what does not fit the layout, and all can be asked."""
         self.left: tuple[QueueKeys, ...] = ()
-        """Closed ones that hold something all the same: all that were seen."""
+        """Closed ones that hold something all the same: all that were seen, and can be asked."""
 
     def watch(self, stop: threading.Event) -> None:
         """Until then. Returns after the first look, unless a server is slow to answer."""
@@ -53,28 +53,29 @@ class FormerShards:
         """Adds what it says."""
         self._add((layout.shards, *layout.draining, *((layout.closing,) if layout.closing else ())))
 
-    def look(self, client: Redis) -> None:
-        """Once. Shards that cannot be asked now are asked the next time."""
+    def look(self, client: Redis) -> float:
+        """Once. Shards that cannot be asked now are asked the next time.
+
+        Returns how long the others took, s: who is silent does no work meanwhile.
+        """
         layout = layout_of(client, self._keys)
         self.saw(layout)
-        clocks: dict[int, list[Clock]] = {}
-        for count in self._counts:
-            with suppress(*REDIS_ERRORS):
-                clocks |= read_clocks(client, self._keys, [count], with_content=True)
-        self.suspects = suspects(layout, clocks)
-        found = left_behind(self._keys, layout, clocks)
-        self.left = tuple(dict.fromkeys((*self.left, *found)))
+        heard = hear_clocks(client, self._keys, self._counts)
+        self.suspects = suspects(layout, heard.clocks) & heard.whole
+        found = (*self.left, *left_behind(self._keys, layout, heard.clocks))
+        self.left = tuple(one for one in dict.fromkeys(found) if one not in heard.silent)
+        return heard.took_s
 
     def _watch(self, stop: threading.Event, looked: threading.Event) -> None:
-        with RedisLink(self._config.redis_url) as link:
+        with RedisLink(self._config.redis_url, at_most_s=NODE_TIMEOUT_S) as link:
             while not stop.is_set():
-                began = time.monotonic()
                 self._ask_ledger()
+                took_s = 0.0
                 if self._counts != {1}:
                     with suppress(*REDIS_ERRORS, FatalError):  # whoever serves tells of them
-                        self.look(link.client)
+                        took_s = self.look(link.client)
                 looked.set()
-                stop.wait(max(_EVERY_S, _REST * (time.monotonic() - began)))
+                stop.wait(max(_EVERY_S, _REST * took_s))
 
     def _ask_ledger(self) -> None:
         """Until it has answered once. Whether Postgres is there is told by who serves a queue."""

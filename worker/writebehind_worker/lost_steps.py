@@ -9,8 +9,7 @@ were as former ones: they are closed, and what they hold goes to Postgres before
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 from redis import Redis
 
@@ -18,24 +17,7 @@ from writebehind.keys import QueueKeys
 from writebehind.shards import MAX_SHARDS, Layout, shard_keys, shards_of
 
 from .resharding import LostSteps, layout_of
-
-Clocks = Mapping[int, Sequence["Clock"]]
-"""By the number of shards, the clock of each."""
-
-
-@dataclass(frozen=True, slots=True)
-class Clock:
-    """What a shard says of itself, and whether anything is in it.
-
-    ``into``: of one that was closed, how many there were to be instead; 0 where it never was.
-    """
-
-    division: int
-    is_closed: bool
-    is_open: bool
-    seq: int
-    holds: bool
-    into: int = 0
+from .shard_clocks import Clocks, read_clocks
 
 
 def find_lost_steps(
@@ -95,33 +77,3 @@ def left_behind(keys: QueueKeys, layout: Layout, clocks: Clocks) -> list[QueueKe
 def _former(layout: Layout, clocks: Clocks) -> set[int]:
     """Numbers of shards that are not the present ones, nor waited for, nor about to be."""
     return set() if layout.closing is not None else clocks.keys() - {layout.shards, *layout.draining}
-
-
-def read_clocks(
-    client: Redis, keys: QueueKeys, counts: Iterable[int], *, with_content: bool = False
-) -> dict[int, list[Clock]]:
-    """Of the shards of each of these numbers; ``with_content``: whether they hold anything is asked, too."""
-    every = {shards: shard_keys(keys.queue, shards) for shards in sorted(counts)}
-    with client.pipeline(transaction=False) as pipe:
-        for one in (one for those in every.values() for one in those):
-            pipe.hmget(one.clock, "division", "shard", "seq", "into")
-            if with_content:
-                pipe.llen(one.queue)
-                pipe.llen(one.inflight)
-        told = iter(pipe.execute())
-    return {
-        shards: [
-            _clock(one == keys, next(told), [next(told), next(told)] if with_content else []) for one in those
-        ]
-        for shards, those in every.items()
-    }
-
-
-def _clock(is_queue: bool, told: Sequence[bytes | None], content: Sequence[int]) -> Clock:
-    """The queue itself is one shard, unless it is closed; and to it anybody may push."""
-    division, shard, seq, into = told
-    is_closed = shard == b"closed"
-    is_open = not is_closed and (is_queue or bool(shard))
-    return Clock(
-        int(division or 0), is_closed, is_open, int(seq or 0), not is_queue and any(content), int(into or 0)
-    )

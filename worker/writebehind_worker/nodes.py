@@ -64,14 +64,16 @@ def node_of(address: Address, key: str, asking: Options, options: Options) -> Re
     raise failed
 
 
-def all_nodes(address: Address, options: Options) -> RedisCluster:
+def all_nodes(address: Address, options: Options, attempts: int = _ATTEMPTS) -> RedisCluster:
     """A client that asks for each key the node that has it. What is sent twice for it must do no harm.
+
+    ``attempts``: how often anything is sent again that got no answer.
 
     Raises ``ConnectionError`` where no node answers.
     """
     seeds = [cast(Any, ClusterNode)(host, port) for host, port in address.hosts]
     pauses = ExponentialWithJitterBackoff(cap=_LONGEST_PAUSE_S, base=_FIRST_PAUSE_S)
-    given = {**address.options, **options, "retry": Retry(pauses, _ATTEMPTS)}
+    given = {**address.options, **options, "retry": Retry(pauses, attempts)}
     try:
         return RedisCluster(startup_nodes=seeds, require_full_coverage=False, **given, **_tls(address))
     except RedisClusterException as error:

@@ -29,14 +29,15 @@ class RedisLink:
 
     On a cluster: of the node that has ``queue``, as one is named now; or, without it, of all nodes, made when
     it is first asked for. That one follows a slot that moves, and sends again: for what may be done twice.
+    With ``at_most_s`` it does not: no longer is a node waited for, and once.
 
     ``connections`` counts those made: redis-py replaces an idle one that was closed without a word, and
     behind the new one may be another server, or the same with older data.
     """
 
-    def __init__(self, url: str, queue: str | None = None) -> None:
+    def __init__(self, url: str, queue: str | None = None, *, at_most_s: float | None = None) -> None:
         self.connections = 0
-        self._url, self._address = url, read_address(url)
+        self._url, self._address, self._at_most_s = url, read_address(url), at_most_s
         self.is_clustered = self._address.kind == "cluster"
         self._asking = {**timeouts(url), "retry": Retry(NoBackoff(), 0)}
         options = {**self._asking, "redis_connect_func": self._connected}
@@ -51,8 +52,14 @@ class RedisLink:
     def client(self) -> Redis:
         """Raises ``redis.RedisError`` where it has to ask the nodes of a cluster, and none answers."""
         if self._client is None:
-            self._client = cast(Redis, nodes.all_nodes(self._address, timeouts(self._url)))
+            self._client = cast(Redis, self._all_nodes(timeouts(self._url)))
         return self._client
+
+    def _all_nodes(self, bounded: dict[str, float]) -> Any:
+        if self._at_most_s is None:
+            return nodes.all_nodes(self._address, bounded)
+        hasty = {name: min(timeout_s, self._at_most_s) for name, timeout_s in bounded.items()}
+        return nodes.all_nodes(self._address, hasty, attempts=0)
 
     def _bound(self, given: dict[str, Any]) -> None:
         # redis-py keeps each of them twice, the second time as what to go back to ("orig_...").

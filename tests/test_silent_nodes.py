@@ -1,0 +1,175 @@
+"""A node of a cluster that says nothing and has nothing but former shards: it holds up nothing elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, cast
+
+import psycopg
+import pytest
+import redis
+from tests.support.cluster import Cluster, client, cluster
+from tests.support.fleets import RunningFleet
+from tests.support.sharded import Run, rows, run
+
+from writebehind import WriteBehind
+from writebehind.keys import QueueKeys
+from writebehind.shards import shard_keys
+from writebehind_worker.resharding import divide, layout_of, still_draining
+from writebehind_worker.testing.wait import wait_until
+
+__all__ = ["client", "cluster", "rows", "run"]  # fixtures
+
+SOON_S = 15
+"""The node would otherwise be waited for again and again: minutes."""
+FORMER, LOST = 3, 2
+"""Numbers of shards: one of the first is on the node that falls silent, none of the second."""
+
+
+def places(cluster: Cluster, queues: list[QueueKeys]) -> list[int]:
+    """The primary that each is on."""
+    return [cluster.node_of(one.clock) for one in queues]
+
+
+@pytest.fixture
+def keys(cluster: Cluster, queue: str) -> QueueKeys:
+    """The first former shard alone is on its node."""
+    return next(
+        keys
+        for keys in (QueueKeys(f"{queue}:{n}") for n in range(1000))
+        for first, *others in [
+            places(cluster, [*shard_keys(keys.queue, FORMER), *shard_keys(keys.queue, LOST)])
+        ]
+        if first not in (*others, cluster.node_of(keys.clock))
+    )
+
+
+@pytest.fixture
+def options(cluster: Cluster, postgres_url: str, keys: QueueKeys) -> dict[str, Any]:
+    """The URL does not name the silent nodes: who does not know yet who is there asks those that it names."""
+    place = cluster.node_of(shard_keys(keys.queue, FORMER)[0].clock)
+    silent = (place, cluster.replica_of(place))
+    hosts = [f"127.0.0.1:{node.port}" for n, node in enumerate(cluster.nodes) if n not in silent]
+    url = "redis+cluster://" + ",".join(hosts)
+    return {"redis_url": url, "postgres_url": postgres_url, "queue": keys.queue, "lease_ttl_s": 1.0}
+
+
+@contextmanager
+def silent(cluster: Cluster, place: int) -> Iterator[None]:
+    """A node and its replica, which are there and do nothing."""
+    pids = [cluster.nodes[n].pid for n in (place, cluster.replica_of(place))]
+    for pid in pids:
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            assert pid is not None
+            os.kill(pid, signal.SIGCONT)
+        wait_until(cluster.is_whole, 60)
+
+
+def divided(client: redis.Redis, keys: QueueKeys, shards: int) -> None:
+    divide(client, keys, shards)
+    wait_until(lambda: still_draining(client, keys, layout_of(client, keys)) == 0)
+
+
+def value(rows: psycopg.Connection[Any], id: int) -> int:
+    (found,) = rows.execute("SELECT v FROM rows WHERE id = %s", [id]).fetchone() or (0,)
+    return int(found)
+
+
+@pytest.mark.parametrize("comes_later", [False, True], ids=["", "by a worker that comes later"])
+def test_lost_steps_elsewhere_are_found_soon(
+    cluster: Cluster,
+    client: redis.Redis,
+    keys: QueueKeys,
+    options: dict[str, Any],
+    rows: psycopg.Connection[Any],
+    comes_later: bool,
+) -> None:
+    with ExitStack() as stack:
+        old, new = (
+            stack.enter_context(WriteBehind.from_url(cluster.url, queue=keys.queue, ttl=60)) for _ in range(2)
+        )
+        fleet = stack.enter_context(RunningFleet(**options))
+        for shards, wb in ((FORMER, new), (LOST, old), (1, new)):
+            divided(client, keys, shards)
+            receipt = wb.put("rows", shards, {"v": 1})
+            receipt.wait(30)  # the ledger knows of these shards from then on
+            if shards == LOST:
+                place, was = receipt.queue, cast(Any, client.hgetall(QueueKeys(receipt.queue).clock))
+        wait_until(lambda: fleet.owned() == {keys.queue})
+        if comes_later:
+            fleet.stop()
+        stack.enter_context(silent(cluster, cluster.node_of(shard_keys(keys.queue, FORMER)[0].clock)))
+        if comes_later:
+            stack.enter_context(RunningFleet(**options))
+        number = layout_of(client, keys).number
+        client.hset(QueueKeys(place).clock, mapping=was)  # as if a late replica had been promoted
+        assert old.put("rows", LOST, {"v": 2}).queue == place
+        wait_until(lambda: layout_of(client, keys).number > number, SOON_S)
+        wait_until(lambda: value(rows, LOST) == 2, SOON_S)
+        new.put("rows", 1, {"v": 2}).wait(SOON_S)
+
+
+def test_raw_writes_to_a_former_shard_there_hold_up_no_other_work_of_the_workers(
+    cluster: Cluster,
+    client: redis.Redis,
+    keys: QueueKeys,
+    options: dict[str, Any],
+    rows: psycopg.Connection[Any],
+) -> None:
+    divided(client, keys, FORMER)
+    divided(client, keys, 1)
+    first, second, _ = shard_keys(keys.queue, FORMER)
+    with (
+        RunningFleet(**options) as fleet,
+        WriteBehind.from_url(cluster.url, queue=keys.queue, ttl=60) as wb,
+    ):
+        fleet.fleet._former._add([FORMER])
+        for id, one in ((1, first), (2, second)):
+            client.lpush(one.queue, json.dumps({"table": "rows", "id": id, "data": {"v": 1}}))
+            wait_until(lambda id=id: value(rows, id) == 1)  # type: ignore[misc]
+        with silent(cluster, cluster.node_of(first.clock)):
+            client.lpush(second.queue, json.dumps({"table": "rows", "id": 2, "data": {"v": 2}}))
+            divide(client, keys, LOST)
+            wait_until(lambda: not layout_of(client, keys).draining, SOON_S)
+            wait_until(lambda: value(rows, 2) == 2, SOON_S)
+            for receipt in [wb.put("rows", id, {"v": 3}) for id in range(9)]:
+                receipt.wait(SOON_S)
+
+
+def test_doctor_says_soon_what_it_could_not_ask(
+    cluster: Cluster, client: redis.Redis, keys: QueueKeys, rows: psycopg.Connection[Any], run: Run
+) -> None:
+    for shards in (FORMER, LOST, 1):
+        divided(client, keys, shards)
+        for one in shard_keys(keys.queue, shards):
+            rows.execute("INSERT INTO writebehind.ledger (queue) VALUES (%s)", [one.queue])
+    lost = shard_keys(keys.queue, LOST)[0]
+    with silent(cluster, cluster.node_of(shard_keys(keys.queue, FORMER)[0].clock)):
+        began = time.monotonic()
+        found = findings(run("doctor", "--json", code=None))
+        assert time.monotonic() - began < SOON_S
+        assert found["redis.connection"][0] == "ok"
+        assert found["redis.cluster"][0] == "fatal" and "does not answer" in found["redis.cluster"][1]
+        assert found["redis.division"] == (
+            "note",
+            "1 shard; the layout and all shards say the same, but for 1 former shard that cannot be asked",
+        )
+        client.hset(lost.clock, "shard", "1of2")
+        assert findings(run("doctor", "--json", code=2))["redis.division"][0] == "fatal"
+    client.hset(lost.clock, "shard", "closed")
+    assert findings(run("doctor", "--json", code=None))["redis.division"][0] == "ok"
+
+
+def findings(report: str) -> dict[str, tuple[str, str]]:
+    """What doctor finds, by check."""
+    return {f["check"]: (f["severity"], f["what"]) for f in json.loads(report)["findings"]}

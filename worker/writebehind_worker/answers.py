@@ -1,0 +1,83 @@
+"""What the nodes of a cluster answer about queues, each asked once: one that is silent costs one timeout."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import RedisClusterException
+
+from writebehind.cluster import is_no_answer
+from writebehind.keys import QueueKeys
+
+from .nodes import SLOT_MOVES, is_clustered
+
+Ask = Callable[[Any, QueueKeys], None]
+"""Puts the questions about one queue, or shard, into a pipeline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """``replies`` to what was asked of each; errors are replies. ``took_s``: how long those took.
+
+    Left out are those whose node does not answer, or is another one by now.
+    """
+
+    replies: Mapping[QueueKeys, Sequence[Any]]
+    took_s: float
+
+
+def ask_nodes(client: Redis, queues: Sequence[QueueKeys], ask: Ask) -> Answers:
+    """Raises what a single server does. A client of all nodes looks who is there where one did not answer."""
+    if not is_clustered(client):
+        began = time.monotonic()
+        return Answers(_asked(client, queues, ask), time.monotonic() - began)
+    found: dict[QueueKeys, Sequence[Any]] = {}
+    took_s = 0.0
+    for node, those in _by_node(client, queues):
+        began = time.monotonic()
+        try:
+            replies = _asked(node, those, ask)
+        except Exception as error:
+            if not is_no_answer(error):
+                raise
+        else:
+            took_s += time.monotonic() - began
+            found |= {one: told for one, told in replies.items() if not _has_moved(told)}
+    if len(found) < len(queues):
+        with suppress(RedisClusterException):
+            _manager(client).initialize()
+    return Answers(found, took_s)
+
+
+def _asked(client: Redis, queues: Sequence[QueueKeys], ask: Ask) -> dict[QueueKeys, Sequence[Any]]:
+    pipe: Any = client.pipeline(transaction=False)
+    ends = [0]
+    for one in queues:
+        ask(pipe, one)
+        ends.append(len(pipe))
+    replies = pipe.execute(raise_on_error=False)
+    return {one: replies[start:end] for one, start, end in zip(queues, ends, ends[1:], strict=False)}
+
+
+def _has_moved(replies: Sequence[Any]) -> bool:
+    return any(isinstance(reply, SLOT_MOVES) for reply in replies)
+
+
+def _by_node(client: Any, queues: Sequence[QueueKeys]) -> Iterator[tuple[Redis, list[QueueKeys]]]:
+    """Each primary, with what it has as far as the client knows."""
+    there: dict[str, tuple[Any, list[QueueKeys]]] = {}
+    for one in queues:
+        with suppress(RedisClusterException):  # no node has its slot
+            node = client.get_node_from_key(one.clock)
+            there.setdefault(node.name, (node, []))[1].append(one)
+    for node, those in there.values():
+        yield client.get_redis_connection(node), those
+
+
+def _manager(client: Any) -> Any:
+    return client.nodes_manager

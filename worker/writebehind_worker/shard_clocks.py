@@ -1,0 +1,105 @@
+"""What shards say of themselves in their clocks: all of them, or those whose nodes answer soon."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis import Redis
+
+from writebehind.keys import QueueKeys
+from writebehind.shards import shard_keys
+
+from .answers import ask_nodes
+
+Clocks = Mapping[int, Sequence["Clock"]]
+"""By the number of shards, the clock of each."""
+
+NODE_TIMEOUT_S = 1.0
+"""How long a node is waited for that may have nothing but what was long ago."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """What a shard says of itself, and whether anything is in it.
+
+    ``into``: of one that was closed, how many there were to be instead; 0 where it never was.
+    """
+
+    division: int
+    is_closed: bool
+    is_open: bool
+    seq: int
+    holds: bool
+    into: int = 0
+
+
+_NOTHING = Clock(0, is_closed=False, is_open=False, seq=0, holds=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """``silent``: shards that could not be asked, whose clocks say nothing here. ``whole``: numbers of shards
+    of which each was heard. ``took_s``: how long those took that were. ``error``: what one answered instead.
+    """
+
+    clocks: Clocks
+    silent: frozenset[QueueKeys]
+    whole: frozenset[int]
+    took_s: float
+    error: Exception | None = None
+
+
+def read_clocks(client: Redis, keys: QueueKeys, counts: Iterable[int]) -> Clocks:
+    """Of the shards of each of these numbers. Raises where one does not answer."""
+    every = _every(keys, counts)
+    with client.pipeline(transaction=False) as pipe:
+        for one in (one for those in every.values() for one in those):
+            _ask(pipe, one)
+        told = iter(pipe.execute())
+    return {shards: [_clock(one == keys, next(told)) for one in those] for shards, those in every.items()}
+
+
+def hear_clocks(client: Redis, keys: QueueKeys, counts: Iterable[int]) -> Heard:
+    """Also what they hold. Each node is asked once: one that does not answer costs one timeout."""
+    every = _every(keys, counts)
+    shards = [one for those in every.values() for one in those]
+    answers = ask_nodes(client, shards, _ask_all)
+    errors = {one: error for one, told in answers.replies.items() if (error := _error_in(told)) is not None}
+    found = {
+        one: _clock(one == keys, told, content)
+        for one, (told, *content) in answers.replies.items()
+        if one not in errors
+    }
+    silent = frozenset(shards) - found.keys()
+    clocks = {count: [found.get(one, _NOTHING) for one in those] for count, those in every.items()}
+    whole = frozenset(count for count, those in every.items() if silent.isdisjoint(those))
+    return Heard(clocks, silent, whole, answers.took_s, next(iter(errors.values()), None))
+
+
+def _every(keys: QueueKeys, counts: Iterable[int]) -> dict[int, list[QueueKeys]]:
+    return {shards: shard_keys(keys.queue, shards) for shards in sorted(counts)}
+
+
+def _ask(pipe: Any, one: QueueKeys) -> None:
+    pipe.hmget(one.clock, "division", "shard", "seq", "into")
+
+
+def _ask_all(pipe: Any, one: QueueKeys) -> None:
+    _ask(pipe, one)
+    pipe.llen(one.queue).llen(one.inflight)
+
+
+def _error_in(replies: Sequence[Any]) -> Exception | None:
+    return next((reply for reply in replies if isinstance(reply, Exception)), None)
+
+
+def _clock(is_queue: bool, told: Sequence[bytes | None], content: Sequence[int] = ()) -> Clock:
+    """The queue itself is one shard, unless it is closed; and to it anybody may push."""
+    division, shard, seq, into = told
+    is_closed = shard == b"closed"
+    is_open = not is_closed and (is_queue or bool(shard))
+    return Clock(
+        int(division or 0), is_closed, is_open, int(seq or 0), not is_queue and any(content), int(into or 0)
+    )
