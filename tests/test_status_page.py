@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -95,6 +96,7 @@ def test_of_a_worker_at_work_and_of_one_that_is_killed(
             seen: set[str] = set()
             while len(seen) < 3:  # pytest's timeout ends it
                 seen.add(now_shown(chromium)["throughput"])
+                time.sleep(0.1)  # the page asks once a second; to look without end takes a core
             wait_until(lambda: "22P02" in chromium.text("dead"))
             shown = now_shown(chromium)
             chromium.screenshot(SCREENSHOTS / "busy.png")

@@ -38,7 +38,9 @@ ROOT = Path(__file__).parents[2]
 
 forking = multiprocessing.get_context("forkserver")
 """Processes are forked from one that has imported everything: a start takes some ten milliseconds."""
-forking.set_forkserver_preload(["__main__", "tests.support.crashing_worker", "writebehind_worker.service"])
+forking.set_forkserver_preload(
+    ["__main__", "tests.support.crashing_worker", "writebehind_worker.service", "tests.support.all_imported"]
+)
 
 
 class RunningWorker:

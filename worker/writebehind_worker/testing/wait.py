@@ -15,10 +15,14 @@ def wait_until(
     interval: float = 0.01,
     message: str = "the condition did not come true",
 ) -> T:
-    """The first truthy value of ``condition``; AssertionError after ``timeout`` seconds without one."""
-    deadline = time.monotonic() + timeout
+    """The first truthy value of ``condition``; AssertionError after ``timeout`` seconds without one.
+
+    It is asked each ``interval`` seconds; the longer it takes, the less often, to a fifth: asking costs, too.
+    """
+    begun = time.monotonic()
     while not (value := condition()):
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - begun
+        if waited > timeout:
             raise AssertionError(f"{message} within {timeout} s; last value: {value!r}")
-        time.sleep(interval)
+        time.sleep(max(interval, min(waited / 20, 5 * interval)))
     return value
