@@ -35,7 +35,7 @@ demo: $(VENV)/.demo-installed ## Show it at work: own servers, a worker killed h
 test exhaustive containers: export PYTHONDONTWRITEBYTECODE :=
 
 test: $(VENV)/.dev-installed ## Run the tests; ARGS="-k cache -x" goes to pytest
-	@$(BIN)/python -m pytest -n 4 --dist worksteal -m "not container" $(ARGS)
+	@$(BIN)/python -m pytest -n 6 --dist worksteal -m "not container" $(ARGS)
 
 exhaustive: $(VENV)/.dev-installed ## Run the tests of which `make test` does a part: the whole
 	@WRITEBEHIND_TEST_WHOLE=1 $(BIN)/python -m pytest -n 3 --dist worksteal -m sampled $(ARGS)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import Any, Self
 
+import structlog
+from structlog.typing import FilteringBoundLogger
+
 from writebehind_worker.config import Config
 from writebehind_worker.fleet import Fleet
-from writebehind_worker.log import get_logger
 from writebehind_worker.metrics import Metrics
 from writebehind_worker.state import WorkerState
+
+# To stderr itself: a command that is invoked at the same time has what it says for itself.
+_LOG: FilteringBoundLogger = structlog.wrap_logger(structlog.PrintLogger(sys.__stderr__))
 
 
 class RunningFleet:
@@ -19,7 +25,7 @@ class RunningFleet:
         options.setdefault("lease_ttl_s", 2.0)
         self.config = Config(**options)
         self.state, self.metrics = WorkerState(), Metrics(self.config.queue)
-        self.fleet = Fleet(self.config, self.state, self.metrics, get_logger())
+        self.fleet = Fleet(self.config, self.state, self.metrics, _LOG)
         self._stop = threading.Event()
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
