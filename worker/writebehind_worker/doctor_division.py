@@ -29,7 +29,8 @@ def examine_division(client: Redis, keys: QueueKeys, counts: Collection[int]) ->
         heard = hear_clocks(client, keys, counts)
         if heard.error is not None:
             raise heard.error
-        return division_finding(layout, find_lost_steps(client, keys, layout, heard.whole), len(heard.silent))
+        lost = find_lost_steps(client, keys, layout, heard.whole)
+        return division_finding(keys.queue, layout, lost, len(heard.silent))
     except FatalError as error:
         return Finding("redis.division", "fatal", str(error), error.hint)
     except NoPermissionError as error:
@@ -40,7 +41,7 @@ def examine_division(client: Redis, keys: QueueKeys, counts: Collection[int]) ->
         return Finding("redis.division", "note", f"could not be looked at: {one_line(error)}")
 
 
-def division_finding(layout: Layout, lost: LostSteps | None, silent: int = 0) -> Finding:
+def division_finding(queue: str, layout: Layout, lost: LostSteps | None, silent: int = 0) -> Finding:
     """All rules, on what has been found. ``silent``: so many shards of the ledger do not answer."""
     there = many(layout.shards, "shard")
     if lost is not None:
@@ -50,6 +51,11 @@ def division_finding(layout: Layout, lost: LostSteps | None, silent: int = 0) ->
     if layout.closing is not None:
         what = f"{there}, being divided into {layout.closing}: until then no write is accepted"
         return Finding("redis.division", "warning", what, f"run `writebehind reshard {layout.closing}` again")
+    if moving := [(table, says.queue) for table, says in layout.tables.items() if says.waits]:
+        table, target = moving[0]
+        what = f"{there}; {table} is being moved to {target!r}, and its writes wait"
+        remedy = f"if that command has ended: `writebehind move --queue {queue} {table} {target}`"
+        return Finding("redis.division", "warning", what, remedy)
     if layout.draining:
         what = f"{there}; what the former ones hold goes to Postgres first"
         return Finding("redis.division", "note", what, "see `writebehind status` for what they wait for")

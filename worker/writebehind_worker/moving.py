@@ -11,6 +11,9 @@ So all that the one queue has accepted of a row is in Postgres before the other 
 is one script that sees one queue, changes nothing unless the queue is still as it was read, and can be
 made again: whoever is killed half-way is followed by who runs it to the end. Queues say of a table only what
 they have themselves heard: from any of them the chain ends at the one that takes its writes.
+
+A queue may be divided anew meanwhile, for Redis has lost steps of a division. What is decided goes on to its
+end; a table that is closed stays where the queue has shards by then, and else waits for the former ones, too.
 """
 
 from __future__ import annotations
@@ -238,8 +241,16 @@ class Move:
         return self._decide(stop)
 
     def _is_empty(self, stop: Stop) -> bool:
-        """Whether all that was there as the table was closed, raw writes too, is in Postgres."""
-        return not waiting_of(self._client, stop.keys, f"/{_says(stop, self._table).number}")
+        """Whether all that was there as the table was closed, raw writes too, is in Postgres.
+
+        So must be what former shards held, where the queue was divided anew meanwhile. Raises `FatalError`
+        where it has become several shards by that.
+        """
+        layout = layout_of(self._client, stop.keys)
+        if layout.shards > 1:
+            self._check_whole(Stop(stop.keys, layout))
+        waiting = waiting_of(self._client, stop.keys, f"/{_says(stop, self._table).number}")
+        return layout.is_undivided and not waiting
 
     def _undo(self, stop: Stop) -> None:
         """It is where it was, and takes writes."""
