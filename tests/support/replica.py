@@ -115,7 +115,7 @@ class PostgresPair:
     def catch_up(self) -> None:
         """Until the standby has all that the primary had when this was called."""
         (flushed,) = self._on_primary("SELECT pg_current_wal_flush_lsn()")
-        arrived = f"SELECT 1 FROM pg_stat_replication WHERE flush_lsn >= '{flushed}'"
+        arrived = f"SELECT 1 FROM pg_stat_replication WHERE replay_lsn >= '{flushed}'"
         wait_until(lambda: self._on_primary(arrived) is not None)
 
     def lag(self) -> None:
