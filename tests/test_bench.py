@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +26,26 @@ from bench.scale import divided
 from bench.sizes import QUICK
 
 from writebehind.route import shard_of
+from writebehind_worker.testing.servers import new_data_dir
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def environment() -> Iterator[dict[str, str]]:
+    """Its servers have their folder where ours have theirs."""
+    folder = new_data_dir()
+    yield os.environ | {"TMPDIR": str(folder)}
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Path:
     """The folder in which a quick run of three parts has left its figures and its page."""
     folder = tmp_path_factory.mktemp("bench")
     arguments = ["--quick", "--only", "counters,put,lag", "--json", f"{folder}/latest.json"]
-    subprocess.run([sys.executable, "-m", "bench", *arguments, "--docs", folder], cwd=ROOT, check=True)
+    command = [sys.executable, "-m", "bench", *arguments, "--docs", str(folder)]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
     return folder
 
 
@@ -82,7 +95,9 @@ def test_what_a_floor_allows_is_what_the_cores_have_for_that_rate() -> None:
     assert "afternoon ≥ 5    |             4.00 |  6.00 |  1.50 |" in text
 
 
-def test_shards_are_measured_beside_as_many_bare_connections_and_idle(tmp_path: Path) -> None:
+def test_shards_are_measured_beside_as_many_bare_connections_and_idle(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
     arguments = [
         "--quick",
         "--only",
@@ -92,7 +107,7 @@ def test_shards_are_measured_beside_as_many_bare_connections_and_idle(tmp_path: 
         "--docs",
         f"{tmp_path}",
     ]
-    subprocess.run([sys.executable, "-m", "bench", *arguments], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "bench", *arguments], cwd=ROOT, env=environment, check=True)
     scale = found(tmp_path)["scale"]
     assert scale["shards"].keys() == {str(shards) for shards in QUICK.shards}
     for shards, figures in scale["shards"].items():

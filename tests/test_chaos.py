@@ -22,8 +22,8 @@ from tests.chaos.snapshot import CacheEntry, DeadLetter, Snapshot, State
 from tests.chaos.stage import Stage
 from tests.chaos.stream import Stream, route_of
 
-from writebehind_worker.embedded import ServerNotFound, temporary_data_dir
-from writebehind_worker.testing.servers import missing
+from writebehind_worker.embedded import ServerNotFound
+from writebehind_worker.testing.servers import missing, new_data_dir
 
 WHO = 3
 CHAOS = Path(__file__).parent / "chaos"
@@ -488,7 +488,7 @@ def test_the_checker_shares_no_code_with_the_product(module: str) -> None:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    folder = temporary_data_dir()
+    folder = new_data_dir()
     yield folder
     shutil.rmtree(folder)
 

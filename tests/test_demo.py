@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
@@ -17,6 +17,7 @@ import pytest
 
 from writebehind_worker.demo_check import fault, merged
 from writebehind_worker.demo_load import Expected, row_key, shared_rows
+from writebehind_worker.testing.servers import new_data_dir
 
 pytestmark = [
     pytest.mark.slow,
@@ -29,9 +30,9 @@ DATA_DIR = "writebehind-????????"
 @pytest.fixture
 def temp_dir() -> Iterator[Path]:
     """A folder that every account can reach, for the demo's own; its name marks the demo's processes."""
-    with tempfile.TemporaryDirectory(prefix="demo-test-", dir="/tmp") as name:
-        Path(name).chmod(0o711)
-        yield Path(name)
+    folder = new_data_dir()
+    yield folder
+    shutil.rmtree(folder)
 
 
 def start_demo(temp_dir: Path, *arguments: str) -> subprocess.Popen[str]:

@@ -37,12 +37,13 @@ from writebehind_worker.doctor import (
 )
 from writebehind_worker.doctor_postgres import examine_postgres
 from writebehind_worker.doctor_redis import RedisFacts, examine_redis, redis_findings
-from writebehind_worker.embedded import EmbeddedRedis, EmbeddedServers, ServerNotFound, temporary_data_dir
+from writebehind_worker.embedded import EmbeddedRedis, EmbeddedServers, ServerNotFound
 from writebehind_worker.errors import UnsupportedPostgres
 from writebehind_worker.redis_rights import missing
 from writebehind_worker.redis_server import RedisLink, check
 from writebehind_worker.resharding import divide
 from writebehind_worker.testing.servers import missing as service_missing
+from writebehind_worker.testing.servers import new_data_dir
 from writebehind_worker.testing.wait import wait_until
 
 DOCS = Path(__file__).parents[1] / "docs" / "doctor.md"
@@ -55,7 +56,7 @@ DOWN: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def sound() -> Iterator[EmbeddedServers]:
     """Servers as an operator should have them: durable, with the users and roles of the files."""
-    folder = temporary_data_dir()
+    folder = new_data_dir()
     try:
         with EmbeddedServers(
             folder, redis_options={"include": str(ACL)}, postgres_options={"max_connections": "20"}
@@ -349,7 +350,7 @@ def test_a_url_that_would_wait_without_end(urls: dict[str, Any], name: str) -> N
 
 @contextmanager
 def another_redis(options: dict[str, str] | None = None) -> Iterator[EmbeddedRedis]:
-    folder = temporary_data_dir()
+    folder = new_data_dir()
     server = EmbeddedRedis(folder, options=options or {})
     try:
         server.start()

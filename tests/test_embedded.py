@@ -22,9 +22,8 @@ from writebehind_worker.embedded import (
     ServerNotFound,
     process,
     program,
-    temporary_data_dir,
 )
-from writebehind_worker.testing.servers import FAST_POSTGRES
+from writebehind_worker.testing.servers import FAST_POSTGRES, new_data_dir
 from writebehind_worker.testing.wait import wait_until
 
 PROGRAM = """
@@ -40,7 +39,7 @@ time.sleep(600)
 
 @pytest.fixture
 def data_dir() -> Iterator[Path]:
-    folder = temporary_data_dir()
+    folder = new_data_dir()
     yield folder
     shutil.rmtree(folder)
 

@@ -16,10 +16,10 @@ import psycopg
 import pytest
 import redis
 
-from writebehind_worker.embedded import ServerNotFound, process, temporary_data_dir
+from writebehind_worker.embedded import ServerNotFound, process
 from writebehind_worker.embedded.postgres import EmbeddedPostgres
 from writebehind_worker.embedded.redis import EmbeddedRedis
-from writebehind_worker.testing.servers import missing
+from writebehind_worker.testing.servers import missing, new_data_dir
 from writebehind_worker.testing.wait import wait_until
 
 QUEUE = "db:write:queue"
@@ -27,7 +27,7 @@ QUEUE = "db:write:queue"
 
 @pytest.fixture
 def data_dir() -> Iterator[Path]:
-    folder = temporary_data_dir()
+    folder = new_data_dir()
     try:
         _ = EmbeddedRedis(folder).program, EmbeddedPostgres(folder).program
         yield folder

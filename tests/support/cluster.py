@@ -12,9 +12,9 @@ import redis
 from redis.cluster import ClusterNode, RedisCluster
 from redis.crc import key_slot
 
-from writebehind_worker.embedded import EmbeddedRedis, ServerNotFound, temporary_data_dir
+from writebehind_worker.embedded import EmbeddedRedis, ServerNotFound
 from writebehind_worker.embedded.process import is_free
-from writebehind_worker.testing.servers import FAST_REDIS, missing
+from writebehind_worker.testing.servers import FAST_REDIS, missing, new_data_dir
 from writebehind_worker.testing.wait import wait_until
 
 PRIMARIES = 3
@@ -32,7 +32,7 @@ class Cluster:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            folder = temporary_data_dir()
+            folder = new_data_dir()
             stack.callback(shutil.rmtree, folder)
             self.nodes = [_Node(folder / str(n), options=self._options) for n in range(2 * PRIMARIES)]
             for node in self.nodes:
@@ -155,7 +155,7 @@ class Cluster:
 @contextmanager
 def one_node() -> Iterator[redis.Redis]:
     """A cluster of one node, which has all slots; a client of that node alone."""
-    folder = temporary_data_dir()
+    folder = new_data_dir()
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder)
         node = _Node(folder / "0", options=_OPTIONS)

@@ -13,8 +13,7 @@ from urllib.parse import urlsplit
 import psycopg
 from tests.support.workers import free_port
 
-from writebehind_worker.embedded import temporary_data_dir
-from writebehind_worker.testing.servers import missing
+from writebehind_worker.testing.servers import missing, new_data_dir
 from writebehind_worker.testing.wait import wait_until
 
 _PLACES = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/bin"
@@ -90,7 +89,7 @@ class Pooler:
         return file
 
     def __enter__(self) -> Self:
-        self._folder = temporary_data_dir()
+        self._folder = new_data_dir()
         self._folder.chmod(0o755)
         self.start()
         return self

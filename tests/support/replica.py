@@ -16,10 +16,10 @@ from typing import Any, Self
 import psycopg
 import redis
 
-from writebehind_worker.embedded import EmbeddedPostgres, EmbeddedRedis, ServerNotFound, temporary_data_dir
+from writebehind_worker.embedded import EmbeddedPostgres, EmbeddedRedis, ServerNotFound
 from writebehind_worker.embedded.process import spawn
 from writebehind_worker.testing.proxy import Proxy, proxied_url
-from writebehind_worker.testing.servers import FAST_POSTGRES, copy_cluster, missing
+from writebehind_worker.testing.servers import FAST_POSTGRES, copy_cluster, missing, new_data_dir
 from writebehind_worker.testing.wait import wait_until
 
 _BACKUP_TIMEOUT_S = 60
@@ -163,7 +163,7 @@ class _Standby(EmbeddedPostgres):
 
 
 def temporary_folder(stack: ExitStack) -> Path:
-    folder = temporary_data_dir()
+    folder = new_data_dir()
     stack.callback(shutil.rmtree, folder)
     return folder
 

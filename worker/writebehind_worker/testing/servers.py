@@ -71,7 +71,7 @@ def session_servers() -> Iterator[Servers]:
 @contextmanager
 def private_servers(redis_options: dict[str, str] | None = None) -> Iterator[EmbeddedServers]:
     """A started pair in a folder of its own, which is removed afterwards."""
-    folder = temporary_data_dir(*_in_memory())
+    folder = new_data_dir()
     try:
         copy_cluster(folder)
         with EmbeddedServers(
@@ -82,6 +82,14 @@ def private_servers(redis_options: dict[str, str] | None = None) -> Iterator[Emb
         missing(str(error))
     finally:
         shutil.rmtree(folder)
+
+
+def new_data_dir() -> Path:
+    """A new empty data folder, in memory where there is room: it outlives all but the machine.
+
+    The caller removes it.
+    """
+    return temporary_data_dir(*_in_memory())
 
 
 def copy_cluster(folder: Path) -> None:
@@ -99,7 +107,7 @@ def copy_cluster(folder: Path) -> None:
 @functools.cache
 def _new_cluster() -> Path:
     """A folder in which initdb has run: once for all servers of this process."""
-    folder = temporary_data_dir(*_in_memory())
+    folder = new_data_dir()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     EmbeddedPostgres(folder).initialise()
     return folder
