@@ -117,8 +117,13 @@ def identity(info: Mapping[str, Any]) -> str | None:
 
 
 def _was_promoted(info: Mapping[str, Any]) -> bool:
-    """Whether another node's history comes before its own."""
-    return bool(str(info.get("master_replid2", "")).strip("0"))
+    """Whether another node's history comes before its own.
+
+    A node forgets whose that was once it has had no replica for ``repl-backlog-ttl``. That it has read from a
+    primary it counts until it ends.
+    """
+    has_read = int(info.get("total_net_repl_input_bytes", 0)) > 0
+    return has_read or bool(str(info.get("master_replid2", "")).strip("0"))
 
 
 def has_moved(
