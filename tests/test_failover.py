@@ -183,6 +183,22 @@ def test_a_redis_replica_that_lags_nothing_loses_nothing(
     database.check(set(tally.ticks))
 
 
+def test_a_primary_that_is_promoted_again_is_not_taken_for_what_it_was(
+    redis_pair: RedisPair, options: dict[str, Any], tally: Tally
+) -> None:
+    """It is the same process, and has lost what the other had not received. No worker was there meanwhile."""
+    tally.tick()
+    finish(options, tally)
+    redis_pair.lag()
+    (lost,) = tally.tick()
+    redis_pair.promote()
+    redis_pair.fail_back()
+    tally.tick()
+    finish(options, tally)
+    with pytest.raises(OutcomeUnknown):
+        tally.ticks[lost].wait(1)
+
+
 @pytest.mark.parametrize("point", ["record:before:1", "commit:before:1", "acknowledge:before:1"])
 def test_an_owner_that_is_left_with_the_old_primary_is_fenced_in_postgres(
     point: str, redis_pair: RedisPair, options: dict[str, Any], tally: Tally, database: TallyDatabase

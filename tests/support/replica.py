@@ -77,6 +77,12 @@ class RedisPair:
         self.promote()
         self.move_address()
 
+    def fail_back(self) -> None:
+        """The former primary becomes a replica of the promoted one, has all of it, and is promoted again."""
+        self.on_primary.replicaof("127.0.0.1", self.replica.port)
+        wait_until(lambda: self._replication(self.on_primary)["master_link_status"] == "up")
+        self.on_primary.replicaof("NO", "ONE")
+
 
 class PostgresPair:
     """Streaming replication; asynchronous until ``wait_for_standby_at_commit``. URLs are without a database's

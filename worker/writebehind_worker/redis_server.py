@@ -176,9 +176,7 @@ def is_replica(info: Mapping[str, Any]) -> bool:
 
 
 def check(client: Redis, config: Config) -> str | None:
-    """Refuses a server that cannot serve, or that may evict the queue; returns its run id, if it tells.
-
-    Of a node of a cluster that is `nodes.identity`.
+    """Refuses a server that cannot serve, or that may evict the queue; returns its `nodes.identity`.
 
     Raises:
         ReadOnlyError: it is a replica; once promoted it will do.
@@ -195,7 +193,4 @@ def check(client: Redis, config: Config) -> str | None:
             raise error
     if is_replica(info):
         raise ReadOnlyError(f"{where} is a replica; waiting until it is promoted, or the address moves")
-    if is_clustered:
-        return nodes.identity(info)
-    run_id = info.get("run_id")
-    return None if run_id is None else str(run_id)
+    return nodes.identity(info)
