@@ -36,14 +36,13 @@ settings.register_profile("any speed", settings(), deadline=None)
 settings.load_profile("any speed")
 SCHEMA = ROOT / "schema.sql"
 _KEPT_DATABASES = 4
-# The search for cycles takes a seventh of the tests' time, at Python's 700.
-_YOUNG_OBJECTS = 10_000
+# At Python's 700 the search for cycles takes a seventh of the tests' time.
+gc.set_threshold(10_000)
 
 
 def pytest_collection_finish() -> None:
     """What is imported and collected by now stays: no cycles are searched for among it."""
     gc.freeze()
-    gc.set_threshold(_YOUNG_OBJECTS)
 
 
 @pytest.fixture(scope="session")

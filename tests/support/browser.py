@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +15,8 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
+
+from writebehind_worker.testing.servers import new_data_dir
 
 _FLAGS = (
     "--headless",
@@ -88,11 +90,14 @@ def browser() -> Iterator[Browser]:
     options = webdriver.ChromeOptions()
     options.binary_location = program
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as folder:
-        for flag in (*_FLAGS, f"--user-data-dir={folder}"):
-            options.add_argument(flag)
-        chrome = webdriver.Chrome(options, Service(driver))
+    folder = new_data_dir()
+    for flag in (*_FLAGS, f"--user-data-dir={folder}"):
+        options.add_argument(flag)
+    try:
+        chrome = webdriver.Chrome(options, Service(driver, env=os.environ | {"TMPDIR": str(folder)}))
         try:
             yield Browser(chrome)
         finally:
             chrome.quit()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
