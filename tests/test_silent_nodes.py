@@ -25,7 +25,7 @@ from writebehind_worker.testing.wait import wait_until
 
 __all__ = ["client", "cluster", "rows", "run"]  # fixtures
 
-SOON_S = 15
+SOON_S = 45
 """The node would otherwise be waited for again and again: minutes."""
 FORMER, LOST = 3, 2
 """Numbers of shards: one of the first is on the node that falls silent, none of the second."""
