@@ -6,7 +6,7 @@ import itertools
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -65,7 +65,7 @@ class Backlog:
 
 def measure(stage: Stage, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
     """The figures of latest.json, by how much waits."""
-    table = BenchTable(stage.pg, unique_updates(sizes))
+    table = BenchTable(stage.pg, unique_updates(replace(sizes, updates=sizes.rows)))
     backlog = Backlog(sizes.rows)
     runs: dict[int, list[Run]] = {pending: [] for pending in sizes.backlogs}
     for number in range(sizes.rounds):

@@ -8,7 +8,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -77,7 +77,7 @@ class Stream:
 
 def measure(stage: Stage, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
     """The figures of latest.json, in ms."""
-    load = unique_updates(sizes)
+    load = unique_updates(replace(sizes, updates=sizes.rows))
     table = BenchTable(stage.pg, load)
     table.reset()
     stage.empty_redis()

@@ -63,8 +63,9 @@ def unique_inserts(sizes: Sizes) -> Load:
 
 
 def unique_updates(sizes: Sizes) -> Load:
-    chance, rows = _users(2, sizes.rows)
-    ids = chance.sample(range(sizes.rows), sizes.updates)
+    count = max(sizes.rows, sizes.updates)
+    chance, rows = _users(2, count)
+    ids = chance.sample(range(count), sizes.updates)
     return Load("unique updates", "put", _USERS, rows, [(id, user(chance, 1)) for id in ids])
 
 

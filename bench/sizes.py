@@ -37,7 +37,6 @@ class Sizes:
 
 DEFAULT = Sizes()
 FULL = Sizes(
-    rows=300_000,
     inserts=200_000,
     updates=300_000,
     hot_writes=600_000,
