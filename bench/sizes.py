@@ -29,7 +29,7 @@ class Sizes:
     backlogs: tuple[int, ...] = (10_000, 100_000, 1_000_000)
     backlog_window: int = 200_000  # of a backlog, so many writes are timed
     tables: tuple[int, ...] = (100_000,)
-    tasks: int = 3_000  # of each task queue
+    tasks: int = 1_000  # of each task queue: one forks for each
     shards: tuple[int, ...] = (1, 2, 4)
     idle_shards: tuple[int, ...] = (1, 4, 16)
     idle_s: float = 5.0
