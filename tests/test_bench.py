@@ -22,6 +22,7 @@ from bench.patterns import PATTERNS
 from bench.percentile import percentile
 from bench.report import _budgets, _scale, with_costs, with_many_shards, with_summary
 from bench.results import Results
+from bench.rivals.child import GO, Child, answer
 from bench.scale import divided
 from bench.sizes import QUICK
 
@@ -93,6 +94,14 @@ def test_what_a_floor_allows_is_what_the_cores_have_for_that_rate() -> None:
     text = _budgets({"about": about, "hot_keys": {"rivals": rivals}}, 2)
     assert "| hot keys, writes/s ≥ 400,000 |             5.00 |  6.00 |  1.20 |" in text
     assert "afternoon ≥ 5    |             4.00 |  6.00 |  1.50 |" in text
+
+
+def test_a_rival_keeps_its_connections_until_what_they_used_is_read() -> None:
+    with Child(answer, int) as child:
+        child.wait_until_ready()
+        assert child.ask(GO) == 0
+        child._process.join(0.5)
+        assert child._process.is_alive()
 
 
 def test_shards_are_measured_beside_as_many_bare_connections_and_idle(

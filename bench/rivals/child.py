@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any, Self
 
@@ -65,7 +66,12 @@ def _run(work: Callable[..., None], *arguments: object) -> None:
 
 
 def answer(connection: Connection[Any, Any], work: Callable[[], object]) -> None:
-    """Does the work when told to go."""
+    """Does the work when told to go; stays, with its connections, until the process is ended.
+
+    What a server has used for a connection is read afterwards, and would be gone with it.
+    """
     connection.send(READY)
     connection.recv()
     connection.send(work())
+    with suppress(EOFError):
+        connection.recv()
