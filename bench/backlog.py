@@ -6,7 +6,7 @@ import itertools
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -16,7 +16,7 @@ from .cpu import peak_mib
 from .errors import BenchFailed
 from .items import STAGED, cache_key, entry, stamped
 from .live import LiveLine
-from .load import TABLE, unique_updates, user
+from .load import TABLE, every_row_updated, user
 from .rivals.writebehind import WorkerProcess
 from .sizes import Sizes
 from .stage import Stage
@@ -65,7 +65,7 @@ class Backlog:
 
 def measure(stage: Stage, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
     """The figures of latest.json, by how much waits."""
-    table = BenchTable(stage.pg, unique_updates(replace(sizes, updates=sizes.rows)))
+    table = BenchTable(stage.pg, every_row_updated(sizes))
     backlog = Backlog(sizes.rows)
     runs: dict[int, list[Run]] = {pending: [] for pending in sizes.backlogs}
     for number in range(sizes.rounds):

@@ -8,13 +8,13 @@ import time
 from bisect import bisect_left
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 from .errors import BenchFailed
 from .live import LiveLine
-from .load import unique_updates, user
+from .load import every_row_updated, user
 from .percentile import percentile
 from .rivals import flow
 from .rivals.child import GO, Child
@@ -77,7 +77,7 @@ class Stream:
 
 def measure(stage: Stage, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
     """The figures of latest.json, in ms."""
-    load = unique_updates(replace(sizes, updates=sizes.rows))
+    load = every_row_updated(sizes)
     table = BenchTable(stage.pg, load)
     table.reset()
     stage.empty_redis()

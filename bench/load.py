@@ -63,9 +63,17 @@ def unique_inserts(sizes: Sizes) -> Load:
 
 
 def unique_updates(sizes: Sizes) -> Load:
-    count = max(sizes.rows, sizes.updates)
+    return _updates(max(sizes.rows, sizes.updates), sizes.updates)
+
+
+def every_row_updated(sizes: Sizes) -> Load:
+    """As many however long the other loads are."""
+    return _updates(sizes.rows, sizes.rows)
+
+
+def _updates(count: int, updates: int) -> Load:
     chance, rows = _users(2, count)
-    ids = chance.sample(range(count), sizes.updates)
+    ids = chance.sample(range(count), updates)
     return Load("unique updates", "put", _USERS, rows, [(id, user(chance, 1)) for id in ids])
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import redis
-from tests.support.cluster import Cluster, client, cluster
+from tests.support.cluster import Cluster, client, cluster, options
 from tests.support.fleets import RunningFleet
-from tests.support.sharded import killed_after
+from tests.support.sharded import divided_in_time, keys, killed_after
 
 from writebehind import WriteBehind
 from writebehind.keys import QueueKeys
@@ -22,25 +22,15 @@ from writebehind_worker.catalog import load_catalog
 from writebehind_worker.known_tables import KnownTables
 from writebehind_worker.pause import pause, resume
 from writebehind_worker.postgres import connect
-from writebehind_worker.resharding import divide, layout_of, names_in, still_draining
+from writebehind_worker.resharding import divide, layout_of, names_in
 from writebehind_worker.row_comparison import RowComparison
 from writebehind_worker.testing.wait import wait_until
 from writebehind_worker.verify import Tally, Verification
 
-__all__ = ["client", "cluster"]  # fixtures
+__all__ = ["client", "cluster", "keys", "options"]  # fixtures
 
 SHARDS = 3
 Verify = Callable[[], tuple[Tally, dict[str, str]]]
-
-
-@pytest.fixture
-def keys(queue: str) -> QueueKeys:
-    return QueueKeys(queue)
-
-
-@pytest.fixture
-def options(cluster: Cluster, postgres_url: str, queue: str) -> dict[str, Any]:
-    return {"redis_url": cluster.url, "postgres_url": postgres_url, "queue": queue, "lease_ttl_s": 1.0}
 
 
 @pytest.fixture
@@ -64,13 +54,6 @@ def verify(postgres_url: str, client: redis.Redis, keys: QueueKeys) -> Iterator[
         yield verify
 
 
-def divided(client: redis.Redis, keys: QueueKeys, shards: int) -> list[QueueKeys]:
-    """To its end; the shards."""
-    divide(client, keys, shards)
-    wait_until(lambda: still_draining(client, keys, layout_of(client, keys)) == 0)
-    return shard_keys(keys.queue, shards)
-
-
 def entry(client: redis.Redis, keys: QueueKeys, queue: str, id: int) -> str:
     """The name of a row's entry in this shard."""
     return QueueKeys(queue).entry(f"users:{id}", layout_of(client, keys).number)
@@ -92,7 +75,7 @@ def test_no_entry_is_judged_by_another_shard_than_its_own(
     client: redis.Redis, keys: QueueKeys, options: dict[str, Any], wb: WriteBehind, verify: Verify
 ) -> None:
     """Each shard in its turn is slow, and the others have committed earlier writes and later ones."""
-    shards = divided(client, keys, SHARDS)
+    shards = divided_in_time(client, keys, SHARDS)
     with RunningFleet(**options):
         for turn, slow in enumerate(shards):
             pause(client, slow, "slow")
@@ -124,7 +107,7 @@ def test_a_reshard_between_the_read_and_the_judgement_changes_no_pending_entry(
     killed: str,
 ) -> None:
     """Also where there are shards of the same names again, and all that the former ones held is committed."""
-    slow, *_ = divided(client, keys, SHARDS)
+    slow, *_ = divided_in_time(client, keys, SHARDS)
     with RunningFleet(**options):
         pause(client, slow, "slow")
         receipts = [wb.put("users", id, {"name": "new"}) for id in range(20)]
@@ -144,7 +127,7 @@ def test_a_reshard_between_the_read_and_the_judgement_changes_no_pending_entry(
             if killed == "drained":
                 resume(client, slow)
                 wait_until(lambda: not layout_of(client, keys).draining)
-                divided(client, keys, SHARDS)
+                divided_in_time(client, keys, SHARDS)
             return found
 
         monkeypatch.setattr(instant, "_asked", then_reshard)
@@ -164,7 +147,7 @@ def test_what_a_shard_holds_that_the_layout_has_forgotten_is_not_judged_by_the_o
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The node of the layout goes back, and what is left of the queue has passed that moment."""
-    divided(client, keys, SHARDS)
+    divided_in_time(client, keys, SHARDS)
     receipt = wb.put("users", 1, {"name": "new"})
     name = entry(client, keys, receipt.queue, 1)
     before = entries(client, [name])
@@ -189,7 +172,7 @@ def test_which_shards_are_asked_is_told_by_the_name(client: redis.Redis, keys: Q
         (one,) = read_entries(client, keys, [name.encode()])
         return len(one.moment.shards)
 
-    shards = divided(client, keys, SHARDS)
+    shards = divided_in_time(client, keys, SHARDS)
     number = layout_of(client, keys).number
     assert {asked(one.entry("users:1", number)) for one in shards} == {1}
     everyone = len(shards) + 1

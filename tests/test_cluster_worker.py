@@ -13,7 +13,7 @@ import psycopg
 import pytest
 import redis
 from click.testing import CliRunner
-from tests.support.cluster import Cluster, client, cluster
+from tests.support.cluster import Cluster, client, cluster, options
 from tests.support.fleets import RunningFleet
 from tests.support.sharded import Run, killed_after, run
 from tests.support.workers import ROOT, RunningWorker, WorkerProcess
@@ -30,13 +30,8 @@ from writebehind_worker.pause import copy_pause
 from writebehind_worker.resharding import divide, layout_of, still_draining
 from writebehind_worker.testing.wait import wait_until
 
-__all__ = ["client", "cluster", "run"]  # fixtures
+__all__ = ["client", "cluster", "options", "run"]  # fixtures
 Applied = Callable[[], int]
-
-
-@pytest.fixture
-def options(cluster: Cluster, postgres_url: str, queue: str) -> dict[str, Any]:
-    return {"redis_url": cluster.url, "postgres_url": postgres_url, "queue": queue, "lease_ttl_s": 1.0}
 
 
 @pytest.fixture

@@ -10,12 +10,15 @@ from typing import Any
 
 import psycopg
 import pytest
-from tests.support.cluster import Cluster
+from tests.support.cluster import Cluster, options
+from tests.support.sharded import keys
 from tests.support.workers import RunningWorker
 
 from writebehind import OutcomeUnknown, Receipt, WriteBehind
 from writebehind.keys import QueueKeys
 from writebehind_worker.testing.wait import wait_until
+
+__all__ = ["keys", "options"]  # fixtures
 
 
 @pytest.fixture(scope="module")
@@ -23,16 +26,6 @@ def cluster() -> Iterator[Cluster]:
     """It forgets after a second, not after an hour."""
     with Cluster({"repl-backlog-ttl": "1"}) as cluster:
         yield cluster
-
-
-@pytest.fixture
-def keys(queue: str) -> QueueKeys:
-    return QueueKeys(queue)
-
-
-@pytest.fixture
-def options(cluster: Cluster, postgres_url: str, queue: str) -> dict[str, Any]:
-    return {"redis_url": cluster.url, "postgres_url": postgres_url, "queue": queue, "lease_ttl_s": 1.0}
 
 
 def lose(cluster: Cluster, place: int, write: Callable[[], Receipt]) -> Receipt:

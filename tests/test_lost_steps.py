@@ -10,10 +10,10 @@ from typing import Any
 import psycopg
 import pytest
 import redis
-from tests.support.cluster import Cluster, client, cluster
+from tests.support.cluster import Cluster, client, cluster, options
 from tests.support.fleets import RunningFleet
-from tests.support.shard_history import HISTORY, check_history
-from tests.support.sharded import Run, killed_after, run
+from tests.support.shard_history import check_history
+from tests.support.sharded import Run, keys, killed_after, rows, run
 
 from writebehind import RedisRefused, WriteBehind
 from writebehind.keys import QueueKeys
@@ -24,26 +24,10 @@ from writebehind_worker.resharding import divide, divide_again, layout_of, still
 from writebehind_worker.shard_clocks import Clock
 from writebehind_worker.testing.wait import wait_until
 
-__all__ = ["client", "cluster", "run"]  # fixtures
+__all__ = ["client", "cluster", "keys", "options", "rows", "run"]  # fixtures
 
 BEFORE, AFTER = 2, 4
 ROWS = 8
-
-
-@pytest.fixture
-def keys(queue: str) -> QueueKeys:
-    return QueueKeys(queue)
-
-
-@pytest.fixture
-def options(cluster: Cluster, postgres_url: str, queue: str) -> dict[str, Any]:
-    return {"redis_url": cluster.url, "postgres_url": postgres_url, "queue": queue, "lease_ttl_s": 1.0}
-
-
-@pytest.fixture
-def rows(pg: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
-    pg.execute(HISTORY)
-    return pg
 
 
 class Slot:

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 import redis
 from tests.support.fleets import RunningFleet
-from tests.support.sharded import Run, keys, rows, run
+from tests.support.sharded import Run, divided, keys, rows, run
 from tests.test_moves import bulk, killed_after, move
 
 from writebehind import RedisRefused, WriteBehind
@@ -19,7 +19,7 @@ from writebehind_worker import moving
 from writebehind_worker.errors import FatalError
 from writebehind_worker.lost_steps import find_lost_steps
 from writebehind_worker.moving import Move, follow
-from writebehind_worker.resharding import divide, divide_again, layout_of, still_draining
+from writebehind_worker.resharding import divide, divide_again, layout_of
 from writebehind_worker.testing.wait import wait_until
 
 __all__ = ["bulk", "keys", "move", "rows", "run"]  # fixtures
@@ -30,11 +30,6 @@ FORMER = 4
 INTO_SHARDS = pytest.mark.parametrize("shards", [FORMER], ids=[""])
 """The layout is what it was before a division: the queue has the shards of that one again."""
 INTO_ANY = pytest.mark.parametrize("shards", [1, FORMER], ids=["into one", "into shards"])
-
-
-def divided(client: redis.Redis, keys: QueueKeys, shards: int) -> None:
-    divide(client, keys, shards)
-    assert still_draining(client, keys, layout_of(client, keys)) == 0
 
 
 @pytest.fixture

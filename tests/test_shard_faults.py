@@ -13,7 +13,7 @@ import psycopg
 import pytest
 import redis
 from tests.support.fleets import RunningFleet
-from tests.support.sharded import Run, keys, rows, run
+from tests.support.sharded import Run, divided, keys, rows, run
 
 from writebehind import (
     FlushTimeout,
@@ -38,12 +38,6 @@ Connect = Callable[..., WriteBehind]
 
 def where(keys: QueueKeys, id: int, shards: int) -> QueueKeys:
     return QueueKeys(shard_queues(keys.queue, shards)[shard_of("rows", str(id), shards)])
-
-
-def divided(client: redis.Redis, keys: QueueKeys, shards: int) -> None:
-    """To its end: nothing waits."""
-    divide(client, keys, shards)
-    assert still_draining(client, keys, layout_of(client, keys)) == 0
 
 
 def is_drained(client: redis.Redis, keys: QueueKeys) -> bool:

@@ -11,8 +11,8 @@ import psycopg
 import pytest
 import redis
 from tests.support.fleets import RunningFleet
-from tests.support.sharded import Run, keys, killed_after, rows, run
-from tests.test_shard_faults import divided, where
+from tests.support.sharded import Run, divided, keys, killed_after, rows, run
+from tests.test_shard_faults import where
 
 from writebehind import WriteBehind, WriteRejected, division
 from writebehind.keys import QueueKeys

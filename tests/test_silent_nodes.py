@@ -15,12 +15,12 @@ import pytest
 import redis
 from tests.support.cluster import Cluster, client, cluster
 from tests.support.fleets import RunningFleet
-from tests.support.sharded import Run, rows, run
+from tests.support.sharded import Run, divided_in_time, rows, run
 
 from writebehind import WriteBehind
 from writebehind.keys import QueueKeys
 from writebehind.shards import shard_keys
-from writebehind_worker.resharding import divide, layout_of, still_draining
+from writebehind_worker.resharding import divide, layout_of
 from writebehind_worker.testing.wait import wait_until
 
 __all__ = ["client", "cluster", "rows", "run"]  # fixtures
@@ -75,11 +75,6 @@ def silent(cluster: Cluster, place: int) -> Iterator[None]:
         wait_until(cluster.is_whole, 60)
 
 
-def divided(client: redis.Redis, keys: QueueKeys, shards: int) -> None:
-    divide(client, keys, shards)
-    wait_until(lambda: still_draining(client, keys, layout_of(client, keys)) == 0)
-
-
 def value(rows: psycopg.Connection[Any], id: int) -> int:
     (found,) = rows.execute("SELECT v FROM rows WHERE id = %s", [id]).fetchone() or (0,)
     return int(found)
@@ -100,7 +95,7 @@ def test_lost_steps_elsewhere_are_found_soon(
         )
         fleet = stack.enter_context(RunningFleet(**options))
         for shards, wb in ((FORMER, new), (LOST, old), (1, new)):
-            divided(client, keys, shards)
+            divided_in_time(client, keys, shards)
             receipt = wb.put("rows", shards, {"v": 1})
             receipt.wait(30)  # the ledger knows of these shards from then on
             if shards == LOST:
@@ -126,8 +121,8 @@ def test_raw_writes_to_a_former_shard_there_hold_up_no_other_work_of_the_workers
     options: dict[str, Any],
     rows: psycopg.Connection[Any],
 ) -> None:
-    divided(client, keys, FORMER)
-    divided(client, keys, 1)
+    divided_in_time(client, keys, FORMER)
+    divided_in_time(client, keys, 1)
     first, second, _ = shard_keys(keys.queue, FORMER)
     with (
         RunningFleet(**options) as fleet,
@@ -136,7 +131,7 @@ def test_raw_writes_to_a_former_shard_there_hold_up_no_other_work_of_the_workers
         fleet.fleet._former._add([FORMER])
         for id, one in ((1, first), (2, second)):
             client.lpush(one.queue, json.dumps({"table": "rows", "id": id, "data": {"v": 1}}))
-            wait_until(lambda id=id: value(rows, id) == 1)  # type: ignore[misc]
+        wait_until(lambda: value(rows, 1) == value(rows, 2) == 1)
         with silent(cluster, cluster.node_of(first.clock)):
             client.lpush(second.queue, json.dumps({"table": "rows", "id": 2, "data": {"v": 2}}))
             divide(client, keys, LOST)
@@ -150,7 +145,7 @@ def test_doctor_says_soon_what_it_could_not_ask(
     cluster: Cluster, client: redis.Redis, keys: QueueKeys, rows: psycopg.Connection[Any], run: Run
 ) -> None:
     for shards in (FORMER, LOST, 1):
-        divided(client, keys, shards)
+        divided_in_time(client, keys, shards)
         for one in shard_keys(keys.queue, shards):
             rows.execute("INSERT INTO writebehind.ledger (queue) VALUES (%s)", [one.queue])
     lost = shard_keys(keys.queue, LOST)[0]

@@ -298,3 +298,9 @@ def client(cluster: Cluster) -> Iterator[redis.Redis]:
     client: RedisCluster = cluster.connect()
     yield cast(redis.Redis, client)
     client.close()
+
+
+@pytest.fixture
+def options(cluster: Cluster, postgres_url: str, queue: str) -> dict[str, Any]:
+    """Of a worker that serves this test's queue there."""
+    return {"redis_url": cluster.url, "postgres_url": postgres_url, "queue": queue, "lease_ttl_s": 1.0}

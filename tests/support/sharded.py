@@ -12,9 +12,10 @@ import redis
 from click.testing import CliRunner
 
 from writebehind.keys import QueueKeys
-from writebehind.shards import shard_queues
+from writebehind.shards import shard_keys, shard_queues
 from writebehind_worker import resharding
 from writebehind_worker.cli import cli
+from writebehind_worker.resharding import divide, layout_of, still_draining
 from writebehind_worker.testing.wait import wait_until
 
 from .shard_history import HISTORY
@@ -46,6 +47,19 @@ def run(options: dict[str, Any]) -> Run:
         return found.output
 
     return run
+
+
+def divided(client: redis.Redis, keys: QueueKeys, shards: int) -> None:
+    """To its end: nothing waits."""
+    divide(client, keys, shards)
+    assert still_draining(client, keys, layout_of(client, keys)) == 0
+
+
+def divided_in_time(client: redis.Redis, keys: QueueKeys, shards: int) -> list[QueueKeys]:
+    """To its end, also where something waits that others bring to Postgres; the shards."""
+    divide(client, keys, shards)
+    wait_until(lambda: still_draining(client, keys, layout_of(client, keys)) == 0)
+    return shard_keys(keys.queue, shards)
 
 
 @contextmanager

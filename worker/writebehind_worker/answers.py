@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from redis import Redis
 from redis.exceptions import RedisClusterException
@@ -50,7 +50,7 @@ def ask_nodes(client: Redis, queues: Sequence[QueueKeys], ask: Ask) -> Answers:
             found |= {one: told for one, told in replies.items() if not _has_moved(told)}
     if len(found) < len(queues):
         with suppress(RedisClusterException):
-            _manager(client).initialize()
+            cast(Any, client).nodes_manager.initialize()
     return Answers(found, took_s)
 
 
@@ -77,7 +77,3 @@ def _by_node(client: Any, queues: Sequence[QueueKeys]) -> Iterator[tuple[Redis, 
             there.setdefault(node.name, (node, []))[1].append(one)
     for node, those in there.values():
         yield client.get_redis_connection(node), those
-
-
-def _manager(client: Any) -> Any:
-    return client.nodes_manager
