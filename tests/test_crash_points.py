@@ -19,6 +19,7 @@ FRESH = [
     "lease:{}:1", "taking:{}:1", "taking:{}:2", "own:{}:1", "adopt:{}:1",
     "own:{}:2",
     "claim:{}:1", "claim:{}:2", "copy:{}:1", "record:{}:1", "record:{}:2", "apply:{}:1", "apply:{}:2",
+    "arrive:{}:1", "arrive:{}:2",
     "commit:{}:1", "commit:{}:2", "settle:{}:1", "settle:{}:2", "acknowledge:{}:1", "acknowledge:{}:2",
 ]  # fmt: skip
 OVERTAKEN = ["acknowledge:{}:1", "commit:{}:2", "settle:{}:2"]

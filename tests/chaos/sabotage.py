@@ -47,8 +47,8 @@ def _forget_batches() -> None:
     inner = Ledger.record
 
     @functools.wraps(inner)
-    def record(self: Any, epoch: int, batches: Sequence[int], *rest: int) -> None:
-        inner(self, epoch, batches, *rest)
+    def record(self: Any, epoch: int, batches: Sequence[int], *rest: int, **how: bool) -> None:
+        inner(self, epoch, batches, *rest, **how)
         self._conn.execute(
             "UPDATE writebehind.ledger SET recent_batches = "
             "recent_batches[:cardinality(recent_batches) - $1] WHERE queue = $2",
@@ -64,11 +64,11 @@ def _let_everybody_commit() -> None:
     _replace(ledger, "RECENT", 8)
 
     @functools.wraps(inner)
-    def record(self: Any, epoch: int, batches: Sequence[int], *rest: int) -> None:
+    def record(self: Any, epoch: int, batches: Sequence[int], *rest: int, **how: bool) -> None:
         if next(calls) % 12 == 0:
             _pause(seconds=4)
         found = self._conn.execute("SELECT epoch FROM writebehind.ledger WHERE queue = $1", [self._queue])
-        inner(self, found.fetchone()[0], batches, *rest)
+        inner(self, found.fetchone()[0], batches, *rest, **how)
 
     _replace(Ledger, "record", record)
 

@@ -38,6 +38,7 @@ POINTS: dict[str, tuple[type[Any], str]] = {
     "record": (Ledger, "record"),
     "copy": (Bulk, "copy"),
     "apply": (Bulk, "write"),
+    "arrive": (psycopg.Pipeline, "__exit__"),
     "apply one by one": (Application, "run"),
     "bury": (Ledger, "bury"),
     "buried": (Ledger, "buried"),

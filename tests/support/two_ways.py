@@ -53,19 +53,19 @@ class Heard:
 
 
 class Copy:
-    """The tables in one schema, and a worker's Postgres side for them."""
+    """The tables in one schema, and a worker's Postgres side for them, over ``conn``."""
 
     def __init__(self, schema: str, conn: psycopg.Connection[Any], queue: str, pg: psycopg.Connection[Any]):
-        self._schema, self._conn, self._queue, self._pg = schema, conn, queue, pg
+        self._schema, self.conn, self._queue, self._pg = schema, conn, queue, pg
         self._ledger = Ledger(conn, queue)
         self.begin()
 
     def begin(self) -> None:
         """Begins as an owner who finds no dead letters."""
         self._pg.execute("DELETE FROM writebehind.dead_letters WHERE queue = %s", [self._queue])
-        self._conn.execute("DISCARD TEMP")
+        self.conn.execute("DISCARD TEMP")
         self.flusher = Flusher(
-            self._conn,
+            self.conn,
             self._ledger,
             self._ledger.take("test", 0),
             tables=(),
@@ -81,7 +81,7 @@ class Copy:
     def run(self, *statements: str) -> None:
         """Of SQL, by the owner's connection."""
         for statement in statements:
-            self._conn.execute(self._own(statement).encode())
+            self.conn.execute(self._own(statement).encode())
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         """Of any query."""
@@ -95,7 +95,11 @@ class Copy:
 
     def digest(self, items: Items) -> Digest:
         """What they come to; they have to be such as can be read at once."""
-        found = digest(self.freeze(items), self.flusher.catalog)
+        return self.digest_of(self.freeze(items))
+
+    def digest_of(self, batch: FrozenBatch) -> Digest:
+        """The same of a batch."""
+        found = digest(batch, self.flusher.catalog)
         assert found is not None
         return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import psycopg
@@ -72,17 +72,22 @@ class Bulk:
                     self._may_copy = self._losses < _MOST_LOSSES
                     raise
 
-    def write(self, statements: Sequence[Statement]) -> Mapping[str, int]:
-        """Writes to the tables; returns how many rows, by ``schema.table``. Raises as `execute` does."""
-        written: dict[str, int] = {}
+    def write(self, statements: Sequence[Statement], arrive: Callable[[], None]) -> Callable[[], None]:
+        """Writes to the tables, within `one_trip`; what it returns, and raises, is as `execute` does."""
+        checks: list[Callable[[], None]] = []
         for statement in statements:
             group = statement.group
             if isinstance(statement.rows, bytes):
-                execute(self._conn, statement, f"{self._stage(group)} AS r")
+                check = execute(self._conn, statement, f"{self._stage(group)} AS r", (), arrive)
             else:
-                execute(self._conn, statement, json_records(group), [statement.rows])
-            written[group.table.full_name] = written.get(group.table.full_name, 0) + statement.size
-        return written
+                check = execute(self._conn, statement, json_records(group), [statement.rows], arrive)
+            checks.append(check)
+
+        def check_all() -> None:
+            for check in checks:
+                check()
+
+        return check_all
 
     def _make_stages_of_transaction(self, groups: Sequence[Group]) -> None:
         """Where the next transaction is another session's."""

@@ -94,7 +94,7 @@ def _sql(name: str) -> str:
 def load_catalog(conn: psycopg.Connection[Any], allowed: tuple[str, ...] = ()) -> Catalog:
     """Reads the catalog; ``allowed`` names the only tables that messages may write to (empty: all)."""
     # The versions first: what is altered in between shows as altered.
-    versions = read_versions(conn, None)
+    versions = read_versions(ask_versions(conn, None))
     rows = [_read_table(r[0]) for r in conn.execute(_sql("catalog"))]
     domains = {r[0]: _Domain(*r[1:]) for r in conn.execute(_sql("domains"))}
     ranks, cascades = _ranks(rows), _cascades(rows)
@@ -111,10 +111,14 @@ def load_catalog(conn: psycopg.Connection[Any], allowed: tuple[str, ...] = ()) -
     return Catalog(tables, versions)
 
 
-def read_versions(conn: psycopg.Connection[Any], oids: Collection[int] | None) -> dict[int, int]:
-    """A number for each table (all, or those given) that changes when the table is altered."""
-    asked = None if oids is None else list(oids)
-    return {oid: int(version) for oid, version in conn.execute(_sql("versions"), [asked])}
+def ask_versions(conn: psycopg.Connection[Any], oids: Collection[int] | None) -> psycopg.Cursor[Any]:
+    """Asks for a number for each table (all, or those given) that changes when the table is altered."""
+    return conn.execute(_sql("versions"), [None if oids is None else list(oids)])
+
+
+def read_versions(asked: psycopg.Cursor[Any]) -> dict[int, int]:
+    """The answer to `ask_versions`, by oid."""
+    return {oid: int(version) for oid, version in asked}
 
 
 def _table(row: _TableRow, domains: dict[int, _Domain], rank: int, cascades: frozenset[int]) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import psycopg
@@ -34,6 +34,14 @@ def statement_of(group: RowGroup) -> Statement:
 
 class Untouched(Exception):
     """A statement touched fewer rows than it was given keys."""
+
+    def __init__(self, group: Group) -> None:
+        if group.op == "patch":
+            what = "has no row with this key (or a trigger or policy skipped it)"
+            super().__init__(f"{group.table.full_name} {what}: a patch changes rows that exist")
+        else:
+            what = "was not written: a trigger or a row-level security policy skipped it"
+            super().__init__(f"the row of {group.table.full_name} {what}")
 
 
 class Execution:
@@ -99,41 +107,45 @@ class Execution:
         rows: dict[str, int] = {}
         for statement in them:
             group = self.failed = statement.group
-            execute(self._conn, statement, json_records(group), [statement.rows])
+            execute(self._conn, statement, json_records(group), [statement.rows])()
             rows[group.table.full_name] = rows.get(group.table.full_name, 0) + statement.size
         return rows
 
 
 def execute(
-    conn: psycopg.Connection[Any], statement: Statement, records: str, parameters: Sequence[object] = ()
-) -> None:
-    """Writes the rows, which come from ``records``. Raises `Untouched`, ``psycopg.Error``."""
+    conn: psycopg.Connection[Any],
+    statement: Statement,
+    records: str,
+    parameters: Sequence[object] = (),
+    arrive: Callable[[], None] = lambda: None,
+) -> Callable[[], None]:
+    """Writes the rows, which come from ``records``. Raises ``psycopg.Error``.
 
-    def run(sql: str) -> int:
+    What it returns is to be called once the replies are there, and raises `Untouched`. ``arrive`` is that of
+    `one_trip`.
+    """
+
+    def run(sql: str) -> psycopg.Cursor[Any]:
         # What is copied is of another size each time: a plan of before may be a bad one.
-        return conn.execute(sql, parameters, prepare=None if parameters else False).rowcount
+        return conn.execute(sql, parameters, prepare=None if parameters else False)
 
-    group, expected = statement.group, statement.size
+    group = statement.group
+    done: list[psycopg.Cursor[Any]] = []
     if group.op == "delete":
         run(delete(group, records))
     elif group.op == "patch":
-        if run(update(group, records)) < expected:
-            raise Untouched(
-                f"{group.table.full_name} has no row with this key (or a trigger or policy skipped it): "
-                "a patch changes rows that exist"
-            )
+        done.append(run(update(group, records)))
     elif may_upsert(group):
-        _check(group, expected, run(upsert(group, records)))
+        done.append(run(upsert(group, records)))
     else:
-        written = run(update(group, records)) if group.columns else 0
-        if written < expected:
-            written += run(insert_missing(group, records))
-        _check(group, expected, written)
+        if group.columns:
+            done.append(run(update(group, records)))
+            arrive()
+        if sum(cursor.rowcount for cursor in done) < statement.size:
+            done.append(run(insert_missing(group, records)))
 
+    def check() -> None:
+        if group.columns and done and sum(cursor.rowcount for cursor in done) < statement.size:
+            raise Untouched(group)
 
-def _check(group: Group, expected: int, written: int) -> None:
-    if group.columns and written < expected:
-        raise Untouched(
-            f"the row of {group.table.full_name} was not written: "
-            "a trigger or a row-level security policy skipped it"
-        )
+    return check

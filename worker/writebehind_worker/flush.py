@@ -18,7 +18,7 @@ from writebehind.message import WIRE_VERSION
 from .apply import Application, Applied, Patience
 from .breaker import Breaker
 from .bulk import Bulk
-from .catalog import Catalog, load_catalog, read_versions
+from .catalog import Catalog, ask_versions, load_catalog, read_versions
 from .digest import Digest
 from .errors import FatalError, NewerVersion, OwnershipLost
 from .execution import Statement, Untouched
@@ -27,7 +27,7 @@ from .history import LedgerRow
 from .key_reader import KeyReader
 from .ledger import AlreadyApplied, Buried, Ledger
 from .metrics import Outcome
-from .postgres import begin, milliseconds, roll_back
+from .postgres import begin, milliseconds, one_trip, roll_back
 from .prepared import Prepared
 from .received import Fault, Message
 from .resolve import Refusal, Write, names_unknown, resolve
@@ -140,21 +140,36 @@ class Flusher:
             if ready is None:
                 return None
             self._look_at_shards()
-            with self._transaction(Patience()):
-                self._bulk.copy(ready)  # before the ledger's row is held
-                self._ledger.record(self._epoch, batches, digest.applied_seq, 0)
-                rows = self._bulk.write(ready)
-                self._check_catalog(digest.tables)
+            with self._transaction():
+                self._write_at_once(batches, digest, ready)
                 if refused := self._refused_tables & digest.messages.keys():
                     self._ledger.supersede(batches[-1], digested_rows(digest, refused))
-        except (AlreadyApplied, Untouched, _CatalogChanged):
+        except (Untouched, _CatalogChanged):
             return None
         except psycopg.Error as error:
             if judge(error) in (Verdict.ROW, Verdict.TIMEOUT):
                 return None
             raise
         writes: dict[tuple[str, Outcome], int] = {(t, "applied"): n for t, n in digest.messages.items()}
+        rows: Counter[str] = Counter()
+        for group, size, _ in ready:
+            rows[group.table.full_name] += size
         return Flushed((), batches[-1], writes, rows, is_at_once=True)
+
+    def _write_at_once(self, batches: Sequence[int], digest: Digest, ready: Sequence[Statement]) -> None:
+        """All from BEGIN to the last check before COMMIT: one round trip, unless something goes by COPY."""
+        copies = any(isinstance(statement.rows, bytes) for statement in ready)
+        if copies:
+            self._begin(Patience())
+        self._bulk.copy(ready)  # before the ledger's row is held
+        with one_trip(self._conn) as arrive:
+            if not copies:
+                self._begin(Patience())
+            self._ledger.record(self._epoch, batches, digest.applied_seq, 0, is_of_trip=True)
+            check = self._bulk.write(ready, arrive)
+            versions = ask_versions(self._conn, digest.tables)
+        check()
+        self._check_catalog(versions, digest.tables)
 
     @property
     def may_copy(self) -> bool:
@@ -173,7 +188,7 @@ class Flusher:
     def count_dead_letters(self, present: Collection[str]) -> dict[tuple[str | None, str | None], int] | None:
         """As :meth:`Ledger.open_dead_letters`; ``None`` if somebody's lock, or their number, holds it up."""
         limit = milliseconds(min(self._statement_timeout_s, _COUNT_TIMEOUT_S))
-        begin(self._conn, f"SET LOCAL lock_timeout = {limit}; SET LOCAL statement_timeout = {limit}")
+        begin(self._conn, lock_timeout=limit, statement_timeout=limit)
         try:
             counts = self._ledger.open_dead_letters(present)
             tables = _tables_of(self._ledger, counts)
@@ -208,7 +223,8 @@ class Flusher:
         known_as = {w.row[0] for w in writes} | {r.table.oid for r in refusals if r.table is not None}
         refusals = [self._placed(r) for r in refusals]
         try:
-            with self._transaction(patience):
+            with self._transaction():
+                self._begin(patience)
                 self._ledger.record(self._epoch, [batch.id], batch.applied_seq, rollback_left)
                 over = self._passed_over(messages, writes)
                 if over:
@@ -218,7 +234,7 @@ class Flusher:
                 trial = self._breaker.trial()
                 known = [r for r in refusals if self._was_right(r)]
                 applied = Application(self._conn, trial, patience, known).run(writes, ready)
-                self._check_catalog(known_as)
+                self._check_catalog(ask_versions(self._conn, known_as), known_as)
                 refusals += applied.refused
                 touched = self._bury(batch.id, before, refusals, applied.written)
         except AlreadyApplied:
@@ -250,13 +266,13 @@ class Flusher:
         table = refusal.table
         return table is not None and self._breaker.had_columns(table, refusal.message.columns or ())
 
-    def _check_catalog(self, oids: Collection[int]) -> None:
+    def _check_catalog(self, versions: psycopg.Cursor[Any], oids: Collection[int]) -> None:
         """Whether the tables are as we believed; from the writes to COMMIT nobody can alter them.
 
         Values are read by the types that we remember: after ALTER TYPE they could lose digits silently. And
         what we have refused by ourselves, for want of a primary key, say, may be good by now.
         """
-        if oids and read_versions(self._conn, oids) != {o: self.catalog.versions.get(o) for o in oids}:
+        if read_versions(versions) != {oid: self.catalog.versions.get(oid) for oid in oids}:
             raise _CatalogChanged
 
     def _passed_over(self, messages: Sequence[Message], writes: Sequence[Write]) -> set[int]:
@@ -288,21 +304,24 @@ class Flusher:
         return touched
 
     @contextlib.contextmanager
-    def _transaction(self, patience: Patience) -> Iterator[None]:
-        lock_s = self._lock_timeout_s
-        if patience.halve:
-            lock_s = min(lock_s, _PATIENT_LOCK_TIMEOUT_S)
-        begin(
-            self._conn,
-            f"SET LOCAL lock_timeout = {milliseconds(lock_s)}; "
-            f"SET LOCAL statement_timeout = {milliseconds(self._statement_timeout_s)}",
-        )
+    def _transaction(self) -> Iterator[None]:
+        """Who enters it begins it; then it is committed, or rolled back."""
         try:
             yield
             self._conn.execute("COMMIT")
         except BaseException:
             roll_back(self._conn)
             raise
+
+    def _begin(self, patience: Patience) -> None:
+        lock_s = self._lock_timeout_s
+        if patience.halve:
+            lock_s = min(lock_s, _PATIENT_LOCK_TIMEOUT_S)
+        begin(
+            self._conn,
+            lock_timeout=milliseconds(lock_s),
+            statement_timeout=milliseconds(self._statement_timeout_s),
+        )
 
 
 def _tables_of(ledger: Ledger, counts: Mapping[tuple[str | None, str | None], int]) -> set[str]:

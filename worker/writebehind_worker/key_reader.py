@@ -42,7 +42,7 @@ class KeyReader:
     def _ask(self, table: Table, keys: Sequence[Mapping[str, bytes]]) -> list[Key | None] | None:
         names = [(c.name, encode(c.name) + b":") for c in table.key]
         members = [b"{" + b",".join(label + key[n] for n, label in names) + b"}" for key in keys]
-        begin(self._conn, f"SET LOCAL statement_timeout = {milliseconds(self._timeout_s)}")
+        begin(self._conn, statement_timeout=milliseconds(self._timeout_s))
         try:
             rows = self._conn.execute(
                 canonical_keys(table), [(b"[" + b",".join(members) + b"]").decode()]

@@ -228,23 +228,38 @@ class Ledger:
         if not done:
             raise OwnershipLost("another worker has raised the epoch in the ledger")
 
-    def record(self, epoch: int, batches: Sequence[int], applied_seq: int, rollback_items: int) -> None:
+    def record(
+        self,
+        epoch: int,
+        batches: Sequence[int],
+        applied_seq: int,
+        rollback_items: int,
+        *,
+        is_of_trip: bool = False,
+    ) -> None:
         """First statement of the transaction of one or more batches: it holds the row until the end of it.
+
+        ``is_of_trip``: within `one_trip` the server itself refuses what would be raised, by a psycopg.Error.
+        What comes after is on its way then, and would lock rows that are another owner's to write.
 
         Raises:
             AlreadyApplied: one of the batches has been committed before.
             OwnershipLost: another worker has raised the epoch.
         """
         marked = _MARKED if is_pooled(self._conn) else ""
+        recorded = (
+            "UPDATE writebehind.ledger SET recent_batches = (recent_batches || $3::bigint[])"
+            f"[greatest(1, cardinality(recent_batches) + cardinality($3::bigint[]) - {RECENT - 1}):], "
+            "applied_seq = greatest(applied_seq, $4), rollback_items = $5, updated_at = now() "
+            f"{marked}WHERE queue = $1 AND epoch = $2 AND NOT $3::bigint[] && recent_batches"
+        )
+        values = [self._queue, epoch, list(batches), applied_seq, rollback_items]
+        if is_of_trip:
+            recorded = f"WITH recorded AS ({recorded} RETURNING 1) SELECT 1 / count(*) FROM recorded"
+            self._conn.execute(recorded, values)
+            return
         with self._guarded():
-            done = self._conn.execute(
-                "UPDATE writebehind.ledger SET recent_batches = (recent_batches || $3::bigint[])"
-                f"[greatest(1, cardinality(recent_batches) + cardinality($3::bigint[]) - {RECENT - 1}):], "
-                "applied_seq = greatest(applied_seq, $4), rollback_items = $5, updated_at = now() "
-                f"{marked}WHERE queue = $1 AND epoch = $2 AND NOT $3::bigint[] && recent_batches",
-                [self._queue, epoch, list(batches), applied_seq, rollback_items],
-            ).rowcount
-            if done:
+            if self._conn.execute(recorded, values).rowcount:
                 return
             found = self._conn.execute(
                 "SELECT epoch = $2, $3::bigint[] && recent_batches FROM writebehind.ledger WHERE queue = $1",

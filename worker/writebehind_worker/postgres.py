@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import psycopg
@@ -67,13 +67,13 @@ class Connection(psycopg.Connection[Any]):
     is_pooled: bool = False
     """Whether a pooler stands between: the next transaction may be another session's."""
 
-    _limits = ""
+    _limits: Sequence[str] = ()
 
     def limit(self, **settings: str) -> None:
         """Sets these for all that follows; behind a pooler anew with each statement or transaction."""
         if not self.is_pooled:
             self.execute("; ".join(f"SET {name} = {value}" for name, value in settings.items()).encode())
-        self._limits = "".join(f"; SET LOCAL {name} = {value}" for name, value in settings.items())
+        self._limits = _set_locally(settings)
 
     def execute(
         self, query: Any, params: Params | None = None, *, prepare: bool | None = None, binary: bool = False
@@ -91,10 +91,15 @@ class Connection(psycopg.Connection[Any]):
             roll_back(self)
             raise
 
-    def begin(self, settings: str = "") -> None:
-        """Begins a transaction; ``settings`` are statements of SET LOCAL. One round trip."""
-        shared = f"{self._limits}; SELECT {DURABLE}" if self.is_pooled else ""
-        super().execute(f"{_BEGIN}{shared}{settings and '; '}{settings}".encode())
+    def begin(self, **settings: str) -> None:
+        """Begins a transaction in which these are set. One round trip, or part of one."""
+        shared = [*self._limits, f"SELECT {DURABLE}"] if self.is_pooled else []
+        statements = [_BEGIN, *shared, *_set_locally(settings)]
+        if self.pgconn.pipeline_status:
+            for statement in statements:
+                super().execute(statement.encode())
+        else:
+            super().execute("; ".join(statements).encode())
 
     def wait(self, gen: Generator[Any, Any, _T], *args: Any, **options: Any) -> _T:
         """Consumes a generator that operates on the connection. Raises :class:`NoReply`."""
@@ -179,12 +184,45 @@ def check_version(conn: psycopg.Connection[Any], where: str) -> None:
         raise UnsupportedPostgres(where, f"{version // 10_000}.{version % 10_000}")
 
 
-def begin(conn: psycopg.Connection[Any], settings: str) -> None:
-    """Begins a transaction in which ``settings``, statements of SET LOCAL, hold."""
+def begin(conn: psycopg.Connection[Any], **settings: str) -> None:
+    """Begins a transaction in which these are set."""
     if isinstance(conn, Connection):
-        conn.begin(settings)
+        conn.begin(**settings)
     else:
-        conn.execute(f"{_BEGIN}; {settings}".encode())
+        conn.execute("; ".join([_BEGIN, *_set_locally(settings)]).encode())
+
+
+def _set_locally(settings: Mapping[str, str]) -> Sequence[str]:
+    return [f"SET LOCAL {name} = {value}" for name, value in settings.items()]
+
+
+@contextlib.contextmanager
+def one_trip(conn: psycopg.Connection[Any]) -> Iterator[Callable[[], None]]:
+    """Statements that are sent together. Their replies are there at its end, which raises the first error.
+
+    After one that fails none is run. What it yields waits for the replies so far, by one more round trip.
+    Behind a pooler, and with an old libpq, each reply is waited for by itself.
+    """
+    if is_pooled(conn) or not psycopg.Pipeline.is_supported():
+        yield lambda: None
+        return
+
+    def arrive() -> None:
+        conn.execute(
+            "SELECT"
+        ).fetchone()  # psycopg's `sync` can wait for replies to what it has not sent whole
+
+    failed: psycopg.Error | None = None
+    try:
+        with conn.pipeline():
+            try:
+                yield arrive
+            except psycopg.Error as error:
+                failed = error  # not raised through `pipeline`, which would log what it finds on leaving
+    except psycopg.Error as error:
+        failed = failed or error
+    if failed is not None:
+        raise failed
 
 
 def is_pooled(conn: psycopg.Connection[Any]) -> bool:

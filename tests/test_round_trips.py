@@ -1,0 +1,132 @@
+"""What a flush costs where Postgres is far away: how often it waits for a reply."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.pq import TransactionStatus
+from tests.support.two_ways import Copy, copies
+
+from writebehind_worker import row_lines
+from writebehind_worker.errors import OwnershipLost
+from writebehind_worker.postgres import begin, one_trip
+
+TABLES = """
+CREATE TABLE alone.users (id int PRIMARY KEY, n int, t text);
+CREATE TABLE alone.parts (id int, n int, t text, PRIMARY KEY (id)) PARTITION BY RANGE (id);
+CREATE TABLE alone.part PARTITION OF alone.parts FOR VALUES FROM (0) TO (1000);
+"""
+
+
+@pytest.fixture
+def copy(postgres_url: str, pg: psycopg.Connection[Any], queue: str) -> Iterator[Copy]:
+    with copies(postgres_url, pg, queue, "alone") as (found,):
+        found.run(TABLES)
+        found.begin()
+        yield found
+
+
+def put(id: int, table: str = "users", **columns: object) -> bytes:
+    return json.dumps({"table": f"alone.{table}", "id": id, "data": columns or {"n": id}}).encode()
+
+
+def round_trips(copy: Copy, flush: Callable[[], object]) -> int:
+    """How often what we send is answered while it runs: as libpq's own trace has it."""
+    with tempfile.NamedTemporaryFile() as file:
+        copy.conn.pgconn.trace(file.fileno())
+        try:
+            flush()
+        finally:
+            copy.conn.pgconn.untrace()
+        lines = Path(file.name).read_text().splitlines()
+    directions = [words[1] for line in lines if len(words := line.split("\t")) > 1 and words[1] in "FB"]
+    return [direction for direction, _ in groupby(directions)].count("B")
+
+
+def flush_twice(copy: Copy, batch: Sequence[bytes]) -> int:
+    """The round trips of the second time: what is made once is there."""
+    copy.flush_at_once(batch)
+    trips = round_trips(copy, lambda: copy.flush_at_once(batch))
+    assert copy.at_once == [1, 1]
+    return trips
+
+
+def test_a_small_batch_takes_two_one_of_them_for_the_commit(copy: Copy) -> None:
+    assert flush_twice(copy, [put(1), put(2), put(3, t="x")]) == 2
+
+
+def test_rows_that_are_looked_for_first_take_one_more(copy: Copy) -> None:
+    assert flush_twice(copy, [put(1), put(7, "parts")]) == 3
+    assert copy.rows("SELECT id, n FROM alone.parts") == [(7, 7)]
+
+
+def test_what_goes_by_copy_takes_those_that_copy_needs(copy: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_lines, "COPIED_FROM", 1)
+    assert flush_twice(copy, [put(1), put(2)]) == 5  # BEGIN; COPY; its rows; all else; COMMIT
+
+
+def test_an_old_libpq_waits_for_each_reply(copy: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psycopg.Pipeline, "is_supported", lambda: False)
+    assert flush_twice(copy, [put(1), put(2)]) == 5
+    assert copy.rows("SELECT id, n FROM alone.users ORDER BY id") == [(1, 1), (2, 2)]
+
+
+BROKEN = {
+    "first": "SELECT 1 / 0",
+    "in the middle": "SELECT n FROM nowhere",
+    "last": "SELECT 'x'::int",
+}
+
+
+@pytest.mark.parametrize("where", BROKEN)
+def test_the_first_error_of_a_trip_is_raised_and_nothing_after_it_is_run(
+    where: str, copy: Copy, caplog: pytest.LogCaptureFixture
+) -> None:
+    statements = {"first": "SELECT 1", "in the middle": "SELECT 2", "last": "SELECT 3"} | {
+        where: BROKEN[where]
+    }
+    with pytest.raises(psycopg.Error) as error, one_trip(copy.conn):
+        begin(copy.conn)
+        for statement in statements.values():
+            copy.conn.execute(statement.encode())
+        copy.conn.execute("SELECT 4 / 0")
+        copy.conn.execute("COMMIT")
+    assert error.value.sqlstate in {"22012", "42P01", "22P02"}
+    assert not isinstance(error.value, psycopg.errors.PipelineAborted)
+    assert copy.conn.info.transaction_status is TransactionStatus.INERROR
+    copy.conn.execute("ROLLBACK")
+    assert not caplog.records
+
+
+def test_whoever_is_no_owner_any_more_has_the_server_refuse_what_is_on_its_way(copy: Copy) -> None:
+    """It could be paused there: locks of its would hold up the owner."""
+    copy.run(
+        "CREATE SEQUENCE alone.seen",
+        "CREATE FUNCTION alone.see() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN PERFORM nextval('alone.seen'); RETURN new; END $$",
+        "CREATE TRIGGER see AFTER INSERT ON alone.users FOR EACH STATEMENT EXECUTE FUNCTION alone.see()",
+    )
+    copy.flush_at_once([put(1)])
+    seen = copy.rows("SELECT last_value FROM alone.seen")
+    copy.run("UPDATE writebehind.ledger SET epoch = epoch + 1")
+    with pytest.raises(OwnershipLost):
+        copy.flush_at_once([put(2)])
+    assert copy.rows("SELECT last_value FROM alone.seen") == seen
+    assert copy.rows("SELECT id FROM alone.users") == [(1,)]
+
+
+def test_batches_that_are_there_already_are_not_written_again(copy: Copy) -> None:
+    batch = copy.freeze([put(1)])
+    digest = copy.digest_of(batch)
+    assert copy.flusher.flush_at_once([batch.id], digest) is not None
+    copy.run("UPDATE alone.users SET n = 5")
+    assert copy.flusher.flush_at_once([batch.id], digest) is None
+    assert copy.rows("SELECT n FROM alone.users") == [(5,)]
+    assert copy.conn.info.transaction_status is TransactionStatus.IDLE
