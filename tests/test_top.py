@@ -251,6 +251,10 @@ def test_nobody_there() -> None:
     assert code == 1
     assert "http://127.0.0.1:" in text
     assert "connection refused" in text
+    said = " ".join(text.split())
+    assert "Does a worker run there?" in said and "`writebehind status` needs no worker" in said
+    assert "Asking again" not in said, "it was asked once"
+    assert "Asking again" in " ".join(drawn([None], ["http://one:1"]).split())
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def own_url(config: Config) -> str:
 def _print_once(console: Console, urls: list[str]) -> int:
     with ThreadPoolExecutor(len(urls)) as pool:
         answers = list(pool.map(ask, urls))
-    console.print(frame(answers, urls, time.monotonic()))
+    console.print(frame(answers, urls, time.monotonic(), is_live=False))
     return 0 if any(answer.overview for answer in answers) else 1
 
 

@@ -21,6 +21,10 @@ OLD_AFTER_S = 5.0
 
 Course = Sequence[float | None]
 
+_NOBODY = (
+    "Does a worker run there? --url, or --metrics-host and --metrics-port, say where; "
+    "`writebehind status` needs no worker."
+)
 _STYLES = {"good": "bold green", "notice": "bold yellow", "trouble": "bold red"}
 _MARKS = {"good": "✓", "notice": "!", "trouble": "✗"}
 _SHORTEST_S, _LONGEST_S = 60, 600
@@ -44,14 +48,21 @@ def sparkline(course: Course, width: int, bars: str = _BLOCKS) -> str:
     return drawn
 
 
-def frame(answers: Sequence[Answer | None], urls: Sequence[str], now_s: float) -> RenderableType:
-    """The whole screen: the owner's status, or that of whoever answers, and what the others say."""
+def frame(
+    answers: Sequence[Answer | None], urls: Sequence[str], now_s: float, is_live: bool = True
+) -> RenderableType:
+    """The whole screen: the owner's status, or that of whoever answers, and what the others say.
+
+    ``is_live``: they are asked again.
+    """
     fresh = [answer if _is_fresh(answer, now_s) else None for answer in answers]
     shown = chosen([answer.overview for answer in fresh if answer is not None and answer.overview])
     parts: list[RenderableType] = []
     if shown is None:
         parts += [_no_answer(url, answer) for url, answer in zip(urls, fresh, strict=True)]
-        parts.append(_text("Asking again until somebody answers.", "dim"))
+        parts.append(_text(_NOBODY, "dim"))
+        if is_live:
+            parts.append(_text("Asking again until somebody answers.", "dim"))
         return Group(*parts)
     parts += [_title(shown), *_headline(shown), Text(), _figures(shown), *_dead(shown)]
     parts += _shards([a.overview for a in fresh if a and a.overview and a.overview.queue == shown.queue])
