@@ -385,4 +385,5 @@ def _tables(conn: psycopg.Connection[Any], config: Config, server: Server) -> It
     found = {name: catalog.find(name) for name in config.tables}
     named = {table.oid for table in found.values() if table is not None} if config.tables else None
     missing = [name for name, table in found.items() if table is None]
-    yield from table_findings(choose(tables, facts, named), quoted(server.role), config.tables, missing)
+    written = choose(tables, facts, named)
+    yield from table_findings(written, quoted(server.role), config.tables, missing, bool(tables))

@@ -99,11 +99,14 @@ def choose(
 
 
 def table_findings(
-    written: Sequence[Written], role: str, given: Collection[str], missing: Sequence[str]
+    written: Sequence[Written], role: str, given: Collection[str], missing: Sequence[str], are_there: bool
 ) -> Iterator[Finding]:
-    """All rules. ``given`` is what ``--table`` names, ``missing`` what of that does not exist."""
+    """All rules. ``given`` is what ``--table`` names, ``missing`` what of that does not exist.
+
+    ``are_there``: whether the database has any table that could be written to.
+    """
     yield _named(given, missing)
-    yield from _rights(written, role)
+    yield from _rights(written, role, are_there)
     yield from _primary_keys(written)
     yield from _conflict_targets(written)
     yield from _partitions(written)
@@ -196,7 +199,15 @@ def _named(given: Collection[str], missing: Sequence[str]) -> Finding:
     return Finding("tables.named", "ok", "no --table: every table that the role may write to")
 
 
-def _rights(written: Sequence[Written], role: str) -> Iterator[Finding]:
+def _rights(written: Sequence[Written], role: str, are_there: bool) -> Iterator[Finding]:
+    if not written and not are_there:
+        yield Finding(
+            "tables.rights",
+            "warning",
+            "the database has no table that could be written to: each write becomes a dead letter",
+            "create the tables; or does --postgres-url name the wrong database?",
+        )
+        return
     if not written:
         yield Finding(
             "tables.rights",
