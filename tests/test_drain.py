@@ -26,10 +26,15 @@ def users(pg: psycopg.Connection[Any]) -> None:
 
 
 def test_an_empty_queue_is_drained_at_once(rows: Rows) -> None:
+    unused = f"Nothing has used {rows.queue} in this Redis so far"
     for timeout in ("0", "5"):
         result = rows.run("drain", "--timeout", timeout)
         assert (result.exit_code, result.output.startswith("Empty: at one instant")) == (0, True)
         assert "Producers that go on have perhaps written since" in result.output
+        assert unused in result.stderr, "its name may be mistyped"
+    rows.wb.put("users", 1, {"name": "x"})
+    rows.flush()
+    assert unused not in rows.run("drain").output
 
 
 def test_it_returns_when_all_is_in_postgres_and_acknowledged(rows: Rows) -> None:

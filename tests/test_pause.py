@@ -113,6 +113,26 @@ def test_a_second_one_keeps_the_time_of_the_first(redis_client: redis.Redis, que
     assert first.since_s > 1e9
 
 
+def test_one_that_is_run_again_keeps_the_reason(
+    redis_client: redis.Redis, queue: str, options: dict[str, Any]
+) -> None:
+    keys = QueueKeys(queue)
+    ask("pause", **redis_options(options))
+    assert shown(redis_client, keys).reason == "no reason given"
+    for given, shows in (("one | two", "one | two"), ("", "one | two"), ("three", "three")):
+        ask("pause", *(["--reason", given] if given else []), **redis_options(options))
+        assert shown(redis_client, keys).reason == shows
+
+
+def test_a_queue_that_nothing_has_used_is_said_to_be_one(
+    redis_client: redis.Redis, queue: str, options: dict[str, Any]
+) -> None:
+    said = f"Nothing has used {queue} in this Redis so far"
+    assert said in ask("pause", **redis_options(options))[1]
+    redis_client.lpush(queue, b"x")
+    assert said not in ask("pause", **redis_options(options))[1]
+
+
 @pytest.mark.parametrize("value", [b"", b"yes", b"|", b"\xff|x", b"99999999999999999|x"])
 def test_whatever_the_key_holds_pauses(value: bytes) -> None:
     assert read_pause(value) == Pause(0, value.decode(errors="replace"))

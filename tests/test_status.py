@@ -162,7 +162,8 @@ def test_json_holds_the_same(config: Config) -> None:
     result = CliRunner().invoke(cli, ["status", *args, "--queue", config.queue])
     assert result.exit_code == 0
     found = json.loads(result.output)
-    assert found["verdict"].startswith("Every accepted write is settled")
+    assert found["verdict"].startswith("Nothing has used ")
+    assert found["redis"]["is_used"] is False
     assert found["queue"] == config.queue
     assert found["redis"]["length"] == 0
     assert found["ledger"]["epoch"] == 0
@@ -170,13 +171,29 @@ def test_json_holds_the_same(config: Config) -> None:
 
 
 @pytest.mark.usefixtures("ledger")
-def test_it_opens_with_the_verdict(config: Config) -> None:
+def test_it_opens_with_the_verdict(config: Config, client: redis.Redis) -> None:
     args = ["--redis-url", config.redis_url, "--postgres-url", config.postgres_url]
-    result = CliRunner().invoke(cli, ["status", *args, "--queue", config.queue])
-    assert result.output.splitlines()[:2] == [
-        "Every accepted write is settled, but no worker brings any to Postgres.",
-        "",
-    ]
+
+    def opening() -> list[str]:
+        result = CliRunner().invoke(cli, ["status", *args, "--queue", config.queue])
+        return result.output.splitlines()[:2]
+
+    unused = f"Nothing has used {config.queue} in this Redis so far."
+    assert opening()[0].startswith(unused)
+    client.hset(QueueKeys(config.queue).clock, "seq", 1)
+    assert opening() == ["Every accepted write is settled, but no worker brings any to Postgres.", ""]
+
+
+@pytest.mark.usefixtures("ledger")
+def test_a_queue_that_was_divided_is_one_that_is_used(config: Config, client: redis.Redis) -> None:
+    keys = QueueKeys(config.queue)
+    for name, value in (("seq", keys.clock), ("number", keys.layout)):
+        found = read_status(config).redis
+        assert found is not None and not found.is_used
+        client.hset(value, name, 1)
+        found = read_status(config).redis
+        assert found is not None and found.is_used
+        client.delete(value)
 
 
 @pytest.mark.usefixtures("ledger")

@@ -36,6 +36,19 @@ WAITING: dict[str, Any] = {"length": 3, "frozen": (FrozenBatchStatus(1, 2),), "o
     ("found", "expected"),
     [
         (status(), "Every accepted write is settled."),
+        (
+            status(LedgerStatus(), is_used=False, lease_remaining_s=None),
+            "Nothing has used q in this Redis so far. Or is --queue, or --redis-url, another one?",
+        ),
+        (
+            status(LedgerStatus(), is_used=False, lease_remaining_s=None, paused="migration"),
+            "Nothing has used q in this Redis so far. Or is --queue, or --redis-url, another one? "
+            "It is paused.",
+        ),
+        (
+            status(is_used=False, lease_remaining_s=None),
+            "Every accepted write is settled, but no worker brings any to Postgres.",
+        ),
         (status(dead=2), "Nothing waits. Of those refused 2 are dead letters: see writebehind dead list."),
         (
             status(lease_remaining_s=None),

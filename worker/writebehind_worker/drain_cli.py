@@ -14,7 +14,9 @@ from .drain import Backlog, Rate, drain
 from .meter import Meter
 from .obstacles import obstacles
 from .options import config_options
+from .resharding import is_unused
 from .status import read_status, shards_of_queue
+from .verdict import never_used
 from .verify_view import many
 
 _GO_ON = (
@@ -46,13 +48,17 @@ def drain_command(config: Config, timeout_s: float) -> None:
         most = max(most, backlog.pending)
         meter.show(most - backlog.pending, most, f"{many(backlog.pending, 'write')} left, {rate}")
 
+    keys = QueueKeys(config.queue)
     with reading_redis(config) as client, Meter("drain") as meter:
-        left = drain(client, QueueKeys(config.queue), timeout_s, progress)
+        left = drain(client, keys, timeout_s, progress)
+        is_strange = is_unused(client, keys)
     if left.is_empty:
         click.echo(
             f"Empty: at one instant nothing waited in {config.queue} and no batch was frozen. All that had "
             f"been accepted is in Postgres, or in its dead letters. {_GO_ON}"
         )
+        if is_strange:
+            click.echo(never_used(config.queue), err=True)
         return
     if left.is_endless:
         click.echo(

@@ -40,7 +40,10 @@ def read_pause(value: bytes) -> Pause:
 
 
 def pause(client: Redis, keys: QueueKeys, reason: str) -> None:
-    """Begins one, also on a full Redis; what was frozen before is still brought to Postgres."""
+    """Begins one, also on a full Redis; what was frozen before is still brought to Postgres.
+
+    ``reason``: "" keeps that of the pause that there is.
+    """
     _PAUSE(client, [keys.paused], ["pause", reason])
 
 

@@ -13,6 +13,8 @@ from .config import Config
 from .connections import reading_redis
 from .options import config_options
 from .pause import wait_until_settled
+from .resharding import is_unused
+from .verdict import never_used
 from .whole_pause import pause_all, resume_all
 
 _HINT = "check --redis-url and the user's rights; a pause that was begun goes on until `writebehind resume`"
@@ -20,7 +22,10 @@ _HINT = "check --redis-url and the user's rights; a pause that was begun goes on
 
 @click.command("pause")
 @click.option(
-    "--reason", default="no reason given", show_default=True, help="Shown wherever it is asked for."
+    "--reason",
+    default="",
+    show_default="that of the pause there is, or none",
+    help="Shown wherever it is asked for.",
 )
 @click.option(
     "--wait",
@@ -41,6 +46,7 @@ def pause_command(config: Config, reason: str, timeout_s: float) -> None:
     with reading_redis(config, _HINT) as client:
         shards = pause_all(client, keys, " ".join(reason.split()))
         deadline = time.monotonic() + timeout_s
+        is_strange = is_unused(client, keys)
         frozen = sum(wait_until_settled(client, s, max(0.0, deadline - time.monotonic())) for s in shards)
     if frozen:
         click.echo(
@@ -54,6 +60,8 @@ def pause_command(config: Config, reason: str, timeout_s: float) -> None:
         f"Paused: nothing is written from {config.queue} until `writebehind resume`. Producers go on; "
         "the queue grows."
     )
+    if is_strange:
+        click.echo(never_used(config.queue), err=True)
 
 
 @click.command("resume")

@@ -65,8 +65,9 @@ def layout_of(client: Redis, keys: QueueKeys) -> Layout:
 
 def is_unused(client: Redis, keys: QueueKeys) -> bool:
     """Whether no producer of ours and no worker has ever used the queue, nor anything waits in it."""
-    has_seq, is_divided = client.hget(keys.clock, "seq"), client.hget(keys.layout, "number")
-    return not (has_seq or is_divided or client.exists(keys.queue, keys.epoch))
+    # By commands that an operator's user may run, too.
+    (seq,), (number,) = client.hmget(keys.clock, "seq"), client.hmget(keys.layout, "number")
+    return not (seq or number or client.llen(keys.queue) or client.get(keys.epoch))
 
 
 def is_shard(client: Redis, keys: QueueKeys) -> bool:

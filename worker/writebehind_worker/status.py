@@ -58,6 +58,8 @@ class QueueStatus:
     """Why an operator has paused it."""
     held: str | None = None
     """Of a shard: until when nothing is taken from it."""
+    is_used: bool = True
+    """False: no worker, no producer of ours, and nothing waits."""
     tables: dict[str, str] = field(default_factory=dict)
     """Those that have been moved from here → where their writes go, or wait to go."""
 
@@ -149,7 +151,7 @@ def _read_redis(config: Config) -> QueueStatus:
         length, tail, inflight, lease, clock, numbers, paused, (now_s, now_us) = pipe.execute()
         batches = [int(batch) for batch in inflight]
         lengths, head = read_frozen(client, keys, batches)
-        tables = layout_of(client, keys).tables
+        layout = layout_of(client, keys)
     now = now_s * 1_000_000 + now_us
     owner, expiry_ms = read_lease(lease)
     seq, generation, hold = clock
@@ -167,7 +169,8 @@ def _read_redis(config: Config) -> QueueStatus:
         acked=acked,
         paused=None if paused is None else read_pause(paused).reason,
         held=None if hold is None else hold.decode(errors="replace"),
-        tables={table: _place(says) for table, says in sorted(tables.items()) if says.state != "here"},
+        is_used=bool(length or batches or seq or epoch is not None or layout.number),
+        tables={table: _place(says) for table, says in sorted(layout.tables.items()) if says.state != "here"},
     )
 
 

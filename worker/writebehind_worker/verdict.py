@@ -6,6 +6,11 @@ from .quantities import duration
 from .status import LedgerStatus, QueueStatus, Status, counted
 
 
+def never_used(queue: str) -> str:
+    """Of a queue of which nothing is known: a mistyped name, and another server, look like an empty queue."""
+    return f"Nothing has used {queue} in this Redis so far. Or is --queue, or --redis-url, another one?"
+
+
 def verdict(status: Status) -> str:
     """What `writebehind status` opens with."""
     if status.redis is None:
@@ -13,6 +18,9 @@ def verdict(status: Status) -> str:
             "Not known: Redis does not answer. No write is accepted meanwhile; what it had accepted is as "
             "safe as its persistence."
         )
+    if not status.redis.is_used and status.ledger is not None and not status.ledger.epoch:
+        paused = " It is paused." if status.redis.paused is not None else ""
+        return never_used(status.queue) + paused + _refused(status)
     waiting = status.redis.length + sum(batch.items for batch in status.redis.frozen)
     stopped = _stopped(status, status.redis)
     if not waiting:

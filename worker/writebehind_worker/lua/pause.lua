@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Begins or ends an operator's pause. A second one keeps the time of the first.
+-- Begins or ends an operator's pause. A second one keeps the time of the first, and without a reason that of the first.
 --
 -- KEYS  1 {q}:paused (ms|reason)
 -- ARGV  1 'pause'   2 reason; 'resume'; 'copy', what a shard of the queue has of the queue's own pause (ms*|reason): no
@@ -15,5 +15,6 @@ if ARGV[1] == 'copy' then
 end
 local time = redis.call('TIME')
 local since = string.match(before or '', '^(%d+)|') or string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
-redis.call('SET', KEYS[1], since .. '|' .. ARGV[2])
+local reason = ARGV[2] ~= '' and ARGV[2] or string.match(before or '', '|(.*)$') or before or 'no reason given'
+redis.call('SET', KEYS[1], since .. '|' .. reason)
 return before and 1 or 0
