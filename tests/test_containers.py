@@ -36,6 +36,9 @@ from writebehind_worker.testing.wait import wait_until
 COMPOSE = ROOT / "deploy/docker/compose.yaml"
 DOCUMENT = ROOT / "docs/deployment.md"
 SAFE = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
+BUILT = "writebehind:compose-test"
+# An index of packages may be reached from the host alone, as in `build`.
+NETWORK = "services: {worker: {build: {network: host}}}"
 PROMETHEUS = """
 FROM {image}
 RUN apt-get update -q && apt-get install -y -q --no-install-recommends prometheus >/dev/null \\
@@ -136,9 +139,10 @@ def test_it_runs_read_only_and_stops_in_seconds(image: str) -> None:
 
 
 class Project:
-    """`docker compose` with images that are here and ports that are free."""
+    """`docker compose` with images that are here and ports that are free; ``files`` beside compose.yaml."""
 
-    def __init__(self, **variables: str) -> None:
+    def __init__(self, *files: Path, **variables: str) -> None:
+        self._files = [part for file in (COMPOSE, *files) for part in ("--file", str(file))]
         self._name = f"writebehind-{uuid.uuid4().hex[:8]}"
         ports = dict.fromkeys(
             [f"{s}_PORT" for s in ("REDIS", "POSTGRES", "METRICS", "PROMETHEUS", "GRAFANA")], "0"
@@ -146,7 +150,7 @@ class Project:
         self._environment = {**os.environ, **ports, **variables}
 
     def __call__(self, *arguments: str, timeout: float = 120) -> str:
-        command = ["docker", "compose", "--file", str(COMPOSE), "--project-name", self._name, *arguments]
+        command = ["docker", "compose", *self._files, "--project-name", self._name, *arguments]
         done = subprocess.run(
             command, env=self._environment, capture_output=True, text=True, timeout=timeout, check=False
         )
@@ -179,6 +183,10 @@ def test_the_whole_of_it_is_valid_and_every_file_that_it_names_is_there() -> Non
     assert set(services) == {"redis", "postgres", "init", "worker", "load", "prometheus", "grafana"}
     assert services["worker"]["image"] == "other/worker:1"
     assert services["worker"]["build"]["args"]["BASE_IMAGE"] == "other/python:3"
+    same = [name for name, service in services.items() if service.get("image") == "other/worker:1"]
+    assert sorted(same) == ["init", "load", "worker"]
+    assert [name for name in services if "build" in services[name]] == ["worker"], "one name, built once"
+    assert [services[name].get("pull_policy") for name in ("init", "load")] == ["never", "never"]
     assert "load" not in json.loads(project("config", "--format", "json"))["services"]
     for service in services.values():
         for port in service.get("ports", []):
@@ -190,13 +198,19 @@ def test_the_whole_of_it_is_valid_and_every_file_that_it_names_is_there() -> Non
 
 
 @pytest.fixture
-def project(image: str, compose_is_there: None) -> Iterator[Project]:
-    need_engine(REDIS_IMAGE, POSTGRES_IMAGE)
+def project(compose_is_there: None, tmp_path: Path) -> Iterator[Project]:
+    """None of its services has an image of the worker yet."""
+    need_engine(PYTHON_IMAGE, REDIS_IMAGE, POSTGRES_IMAGE)
     prometheus = "writebehind-prometheus:test"
     file = PROMETHEUS.format(image=PYTHON_IMAGE)
     docker("build", "--network", "host", "--tag", prometheus, "-", timeout=300, stdin=file)
+    docker("rmi", "--force", BUILT, check=False)
+    override = tmp_path / "network.yaml"
+    override.write_text(NETWORK)
     found = Project(
-        WORKER_IMAGE=image,
+        override,
+        WORKER_IMAGE=BUILT,
+        BASE_IMAGE=PYTHON_IMAGE,
         REDIS_IMAGE=REDIS_IMAGE,
         POSTGRES_IMAGE=POSTGRES_IMAGE,
         PROMETHEUS_IMAGE=prometheus,
@@ -208,11 +222,13 @@ def project(image: str, compose_is_there: None) -> Iterator[Project]:
         raise
     finally:
         found("--profile", "demo", "down", "--volumes", "--timeout", "5")
+        docker("rmi", "--force", BUILT, check=False)
 
 
+@pytest.mark.timeout(600)
 def test_one_command_starts_it_and_prometheus_sees_live_data(project: Project) -> None:
     services = ("worker", "load", "prometheus")
-    project("--profile", "demo", "up", "--detach", "--no-build", "--quiet-pull", *services)
+    project("--profile", "demo", "up", "--detach", "--build", "--quiet-pull", *services, timeout=600)
     wait_until(lambda: project.containers()["worker"]["Health"] == "healthy", 60, 0.5)
     wait_until(lambda: int(project.sql("SELECT count(*) FROM users") or 0) > 100, 60, 0.5)
     assert project.containers()["init"]["ExitCode"] == 0
