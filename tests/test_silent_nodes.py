@@ -1,4 +1,4 @@
-"""A node of a cluster that says nothing and has nothing but former shards: it holds up nothing elsewhere."""
+"""A node of a cluster that says nothing: where it has former shards only, it holds up nothing elsewhere."""
 
 from __future__ import annotations
 
@@ -163,6 +163,18 @@ def test_doctor_says_soon_what_it_could_not_ask(
         assert findings(run("doctor", "--json", code=2))["redis.division"][0] == "fatal"
     client.hset(lost.clock, "shard", "closed")
     assert findings(run("doctor", "--json", code=None))["redis.division"][0] == "ok"
+
+
+def test_doctor_looks_at_the_others_where_a_present_shard_is_silent(
+    cluster: Cluster, client: redis.Redis, keys: QueueKeys, rows: psycopg.Connection[Any], run: Run
+) -> None:
+    first, *_ = divided_in_time(client, keys, FORMER)
+    with silent(cluster, place := cluster.node_of(first.clock)):
+        found = findings(run("doctor", "--json", code=2))
+    severity, what = found["redis.cluster"]
+    assert severity == "fatal" and f":{cluster.nodes[place].port}" in what and "does not answer" in what
+    assert found["redis.connection"][0] == "ok"
+    assert found["redis.division"][0] == "note" and "could not be looked at" in found["redis.division"][1]
 
 
 def findings(report: str) -> dict[str, tuple[str, str]]:

@@ -14,6 +14,7 @@ from .config import one_line
 from .doctor import Finding
 from .errors import FatalError
 from .lost_steps import find_lost_steps
+from .nodes import REDIS_ERRORS, is_clustered
 from .resharding import LostSteps, layout_of
 from .shard_clocks import hear_clocks
 from .verify_view import many
@@ -22,7 +23,8 @@ from .verify_view import many
 def examine_division(client: Redis, keys: QueueKeys, counts: Collection[int]) -> Finding:
     """Asks the server, or all nodes. ``counts``: numbers of shards that the ledger knows of.
 
-    Raises ``redis.RedisError`` if it does not answer any more.
+    Raises ``redis.RedisError`` if the one server does not answer any more; a node that does not is told by
+    `cluster_finding`.
     """
     try:
         layout = layout_of(client, keys)
@@ -37,7 +39,9 @@ def examine_division(client: Redis, keys: QueueKeys, counts: Collection[int]) ->
         what = f"the user may not look at the queue's shards, and the worker must: {one_line(error)}"
         remedy = f"say {keys.queue}* and {{{keys.queue}* where deploy/redis-acl.conf names the queue"
         return Finding("redis.division", "fatal", what, remedy)
-    except ResponseError as error:
+    except REDIS_ERRORS as error:
+        if not isinstance(error, ResponseError) and not is_clustered(client):
+            raise
         return Finding("redis.division", "note", f"could not be looked at: {one_line(error)}")
 
 
