@@ -1,4 +1,4 @@
-"""What the nodes of a cluster answer about queues, each asked once: one that is silent costs one timeout."""
+"""What the nodes of a cluster answer about queues: each is asked once, however many of them it has."""
 
 from __future__ import annotations
 

@@ -67,17 +67,20 @@ def node_of(address: Address, key: str, asking: Options, options: Options) -> Re
 def all_nodes(address: Address, options: Options, attempts: int = _ATTEMPTS) -> RedisCluster:
     """A client that asks for each key the node that has it. What is sent twice for it must do no harm.
 
-    ``attempts``: how often anything is sent again that got no answer.
+    ``attempts``: how often anything is sent again that got no answer, once it is made.
 
     Raises ``ConnectionError`` where no node answers.
     """
     seeds = [cast(Any, ClusterNode)(host, port) for host, port in address.hosts]
     pauses = ExponentialWithJitterBackoff(cap=_LONGEST_PAUSE_S, base=_FIRST_PAUSE_S)
-    given = {**address.options, **options, "retry": Retry(pauses, attempts)}
+    # To be made, it asks one node what commands there are: that of slot 0, and others only if it asks again.
+    given = {**address.options, **options, "retry": Retry(pauses, _ATTEMPTS)}
     try:
-        return RedisCluster(startup_nodes=seeds, require_full_coverage=False, **given, **_tls(address))
+        client = RedisCluster(startup_nodes=seeds, require_full_coverage=False, **given, **_tls(address))
     except RedisClusterException as error:
         raise ConnectionError(explained(error)) from error
+    client.set_retry(Retry(pauses, attempts))
+    return client
 
 
 def primaries(client: Redis) -> Iterator[Redis]:

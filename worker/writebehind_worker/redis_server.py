@@ -29,7 +29,7 @@ class RedisLink:
 
     On a cluster: of the node that has ``queue``, as one is named now; or, without it, of all nodes, made when
     it is first asked for. That one follows a slot that moves, and sends again: for what may be done twice.
-    With ``at_most_s`` it does not: no longer is a node waited for, and once.
+    With ``at_most_s`` no node is waited for longer, nor asked again where it did not answer.
 
     ``connections`` counts those made: redis-py replaces an idle one that was closed without a word, and
     behind the new one may be another server, or the same with older data.

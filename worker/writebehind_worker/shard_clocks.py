@@ -62,7 +62,7 @@ def read_clocks(client: Redis, keys: QueueKeys, counts: Iterable[int]) -> Clocks
 
 
 def hear_clocks(client: Redis, keys: QueueKeys, counts: Iterable[int]) -> Heard:
-    """Also what they hold. Each node is asked once: one that does not answer costs one timeout."""
+    """Also what they hold. Each node is asked once: of one that does not answer nothing is heard."""
     every = _every(keys, counts)
     shards = [one for those in every.values() for one in those]
     answers = ask_nodes(client, shards, _ask_all)
