@@ -324,6 +324,24 @@ def test_doctor_looks_at_all_nodes(cluster: Cluster, options: dict[str, Any]) ->
         cluster.clients[place].config_set("maxmemory-policy", "noeviction")
 
 
+def test_doctor_names_the_node_that_does_not_know_the_user(cluster: Cluster, options: dict[str, Any]) -> None:
+    """Each node has users of its own. That of slot 0 tells redis-py what commands there are."""
+    known = cluster.node_of(options["queue"]), cluster.node_of("")
+    place = next(node for slot in ("a", "b", "c", "d") if (node := cluster.node_of(slot)) not in known)
+    others = [n for n in range(len(cluster.nodes)) if n != place]
+    for n in others:
+        cluster.clients[n].acl_setuser("one", True, passwords=["+secret"], keys=["*"], categories=["+@all"])
+    hosts = ",".join(f"127.0.0.1:{cluster.nodes[n].port}" for n in others)
+    try:
+        config = Config(**options | {"redis_url": f"redis+cluster://one:secret@{hosts}"})
+        (found,) = (one for one in examine_redis(config)[0] if one.check == "redis.cluster")
+    finally:
+        for n in others:
+            cluster.clients[n].acl_deluser("one")
+    assert found.severity == "fatal"
+    assert f":{cluster.nodes[place].port} cannot be asked" in found.what and "password" in found.what
+
+
 @pytest.fixture
 def wb(cluster: Cluster, queue: str) -> Iterator[WriteBehind]:
     with WriteBehind.from_url(cluster.url, queue=queue, prefix="c:") as wb:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from redis import Redis
 from redis.exceptions import ConnectionError, ResponseError, TimeoutError
 
-from .config import Config
+from .config import Config, one_line
 from .doctor import Finding
 from .nodes import primaries
 from .redis_server import is_replica, redis_risks
@@ -20,18 +20,21 @@ _Level = Literal["fatal", "warning", "note"]
 
 @dataclass(frozen=True, slots=True)
 class ClusterFacts:
-    """``state``: of CLUSTER INFO. ``nodes``: address and ``INFO`` of each primary; ``silent``: no answer."""
+    """``state``: of CLUSTER INFO. ``nodes``: address and ``INFO`` of each primary.
+
+    ``unheard``: address of each that does not answer, or knows no such user, and what it came to.
+    """
 
     state: Mapping[str, str]
     nodes: Sequence[tuple[str, Mapping[str, Any]]]
     covers_all: str | None
-    silent: Sequence[str] = ()
+    unheard: Sequence[tuple[str, str]] = ()
 
 
 def read_cluster(client: Redis) -> ClusterFacts:
     """Asks all primaries; ``client`` is one of all nodes."""
     nodes: list[tuple[str, Mapping[str, Any]]] = []
-    silent: list[str] = []
+    unheard: list[tuple[str, str]] = []
     state: dict[str, str] = {}
     covers_all = None
     for node in primaries(client):
@@ -39,8 +42,8 @@ def read_cluster(client: Redis) -> ClusterFacts:
         where = f"{at['host']}:{at['port']}"
         try:
             nodes.append((where, node.info()))
-        except (ConnectionError, TimeoutError):
-            silent.append(where)
+        except (ConnectionError, TimeoutError) as error:
+            unheard.append((where, one_line(error)))
             continue
         try:
             told: Any = node.execute_command("CLUSTER INFO")  # type: ignore[no-untyped-call]
@@ -49,7 +52,7 @@ def read_cluster(client: Redis) -> ClusterFacts:
             covers_all = setting.get("cluster-require-full-coverage")
         except ResponseError:  # refused to this user
             continue
-    return ClusterFacts(state, nodes, covers_all, silent)
+    return ClusterFacts(state, nodes, covers_all, unheard)
 
 
 def cluster_finding(facts: ClusterFacts, config: Config) -> Finding:
@@ -69,9 +72,10 @@ def _faults(facts: ClusterFacts, config: Config) -> Iterator[tuple[_Level, str, 
     if have < _SLOTS:
         what = f"{_SLOTS - have} slots have no node that answers: shards and rows in them wait"
         yield "fatal", what, "bring the nodes back, or give their slots to others (CLUSTER NODES)"
-    if facts.silent:
-        what = f"{', '.join(facts.silent)} does not answer: the shards and rows there wait"
-        yield "fatal", what, "bring it back; where it is dead its replica is promoted (cluster-node-timeout)"
+    for where, why in facts.unheard:
+        what = f"{where} cannot be asked, and the shards and rows there may wait: {why}"
+        remedy = "bring it back (where it is dead its replica is promoted), and have the user on every node"
+        yield "fatal", what, remedy
     for where, info in facts.nodes:
         yield from _of_node(where, info, config)
     if facts.covers_all == "yes":
