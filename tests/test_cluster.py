@@ -570,3 +570,13 @@ def test_silent_nodes_are_not_all_asked_once_the_time_is_over(monkeypatch: pytes
     assert next(asks) == routing.Ask(("a", 1), [("GET", "x")])
     with pytest.raises(redis.ConnectionError, match="no node of the cluster has taken it"):
         asks.throw(redis.TimeoutError())
+
+
+def test_who_was_silent_is_asked_last_by_the_next_call() -> None:
+    slots = routing.Slots([("a", 1), ("b", 2), ("c", 3)])
+    asks = routing.carry(slots, Command(("GET", "x")))
+    assert next(asks) == routing.Ask(("a", 1), [("CLUSTER", "SLOTS")])
+    assert asks.throw(redis.TimeoutError()) == routing.Ask(("b", 2), [("CLUSTER", "SLOTS")])
+    assert next(routing.carry(slots, Command(("GET", "x")))) == routing.Ask(("b", 2), [("CLUSTER", "SLOTS")])
+    slots.learn([], ("a", 1))
+    assert next(routing.carry(slots, Command(("GET", "x")))) == routing.Ask(("a", 1), [("CLUSTER", "SLOTS")])

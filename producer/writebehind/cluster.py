@@ -67,15 +67,20 @@ class Slots:
         self._seeds = list(dict.fromkeys(seeds))
         self._remap = remap or (lambda host: host)
         self._owners: list[Host | None] = [None] * SLOTS
+        self._silent: frozenset[Host] = frozenset()
 
     def owner(self, slot: int) -> Host | None:
         """Its primary."""
         return self._owners[slot]
 
     def nodes(self, last: Host | None) -> list[Host]:
-        """All that may be asked; ``last`` after the others."""
+        """All that may be asked; ``last``, and those that were silent when last asked, after the others."""
         known = dict.fromkeys([*filter(None, dict.fromkeys(self._owners)), *self._seeds])
-        return sorted(known, key=lambda host: host == last)
+        return sorted(known, key=lambda host: host == last or host in self._silent)
+
+    def was_silent(self, node: Host) -> None:
+        """Else each call would wait for it again, and where its timeout is long, for nobody else."""
+        self._silent |= {node}
 
     def learn(self, told: Any, teller: Host) -> None:
         """What ``CLUSTER SLOTS`` said; a node without an address is the one that was asked."""
@@ -84,6 +89,7 @@ class Slots:
             host = self.address(primary[0], int(primary[1]), teller)
             owners[start : end + 1] = [host] * (end + 1 - start)
         self._owners = owners
+        self._silent -= {teller}
 
     def moved(self, error: AskError, teller: Host) -> Host:
         """The node that a refusal names; it has the slot from now on, unless it has only part of it."""
@@ -223,6 +229,7 @@ def _look_up(slots: Slots, last: Host | None, deadline: float) -> Asks[None]:
         except (RedisError, OSError) as error:
             if not is_no_answer(error):
                 raise
+            slots.was_silent(node)
             continue
         if not isinstance(told, Exception):
             slots.learn(told, node)
