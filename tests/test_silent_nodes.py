@@ -13,6 +13,8 @@ from typing import Any, cast
 import psycopg
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from tests.support.cluster import Cluster, client, cluster
 from tests.support.fleets import RunningFleet
 from tests.support.sharded import Run, divided_in_time, rows, run
@@ -181,6 +183,19 @@ def test_doctor_looks_at_the_others_where_a_present_shard_is_silent(
     assert severity == "fatal" and f":{cluster.nodes[place].port} cannot be asked" in what
     assert found["redis.connection"][0] == "ok"
     assert found["redis.division"][0] == "note" and "could not be looked at" in found["redis.division"][1]
+
+
+def test_an_application_s_client_is_made_that_sends_nothing_again(
+    cluster: Cluster, keys: QueueKeys, options: dict[str, Any]
+) -> None:
+    never = Retry(NoBackoff(), 0)
+    given = {"retry": never, "socket_timeout": 2.0}
+    with (
+        silent(cluster, cluster.node_of(shard_keys(keys.queue, FORMER)[0].clock)),
+        WriteBehind.from_url(options["redis_url"], queue=keys.queue, redis_options=given) as wb,
+    ):
+        assert wb.get("rows", 1) is None
+        assert cast(Any, wb.redis).retry is never
 
 
 def findings(report: str) -> dict[str, tuple[str, str]]:

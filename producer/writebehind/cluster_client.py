@@ -24,10 +24,14 @@ def cluster(hosts: Iterable[Host], options: Mapping[str, Any], *, tls: bool) -> 
     """
     make: Any = ClusterNode
     given = {"require_full_coverage": False, **options, **({"ssl": True} if tls else {})}
+    # Only once it is made: it asks the node of slot 0 what commands there are, and others if it may again.
+    retry = given.pop("retry", None)
     try:
         client = RedisCluster(startup_nodes=[make(*host) for host in hosts], **given)
     except RedisClusterException as error:
         raise RedisUnavailable(f"no node of the cluster answers: {explained(error)}") from error
+    if retry is not None:
+        client.set_retry(retry)
     return cast(Redis, client)
 
 
