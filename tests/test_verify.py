@@ -31,7 +31,9 @@ from writebehind_worker.cached_entry import read_entries
 from writebehind_worker.catalog import load_catalog
 from writebehind_worker.cli import cli
 from writebehind_worker.known_tables import KnownTables, read_published
+from writebehind_worker.other_queues import is_of_a_queue
 from writebehind_worker.postgres import connect as connect_postgres
+from writebehind_worker.resharding import divide
 from writebehind_worker.row_comparison import CachedRow, RowComparison
 from writebehind_worker.testing.wait import wait_until
 from writebehind_worker.verify import Verification
@@ -430,6 +432,44 @@ def test_other_keys_are_left_alone(rows: Rows) -> None:
     assert counts(found) == {"entries": 5, "agree": 1, "foreign": 4, "unknown_keys": 2}
     assert found["unknown_tables"] == {"sessions": 1, "lines": 1}
     assert len(rows.client.keys(rows.name("*"))) == 9
+
+
+@pytest.mark.parametrize("own", ["q", "{a}q"])
+@pytest.mark.parametrize("shard", ["", ":1of4"])
+def test_keys_of_queues_are_no_cache_keys(own: str, shard: str) -> None:
+    for queue in (own, "other", "db:write:{other}:queue"):
+        keys = QueueKeys(queue + shard)
+        for key in (
+            keys.clock,
+            keys.inflight,
+            keys.layout,
+            keys.processing(7),
+            keys.lock("a:b"),
+            keys.session_seqs,
+        ):
+            assert is_of_a_queue(key, own), key
+    assert is_of_a_queue(own + shard, own)
+    for key in (
+        "other",
+        f"{own}s",
+        f"{own}:1of4x",
+        "{q}:users:1",
+        "{q}:clock:1",
+        "users:1",
+        "clock",
+        "x:{q}:clock",
+    ):
+        assert not is_of_a_queue(key, own), key
+
+
+def test_keys_of_shards_are_not_taken_for_those_of_another_prefix(rows: Rows) -> None:
+    divide(rows.client, rows.keys, 4)
+    with WriteBehind(rows.client, queue=rows.queue, shards=None) as wb:
+        for i in range(20):
+            wb.put("users", i, {"name": "x"})
+    rows.client.hset(f"{{{rows.queue}}}s:1", "name", "x")
+    found = rows.run("verify", "--json", "--all", "--prefix", f"{{{rows.queue[:-1]}")
+    assert json.loads(found.stdout)["unknown_tables"] == {f"{rows.queue[-1]}}}s": 1}
 
 
 def test_without_the_right_prefix_nothing_is_compared_and_it_says_so(rows: Rows) -> None:

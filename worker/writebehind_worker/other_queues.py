@@ -5,6 +5,7 @@ All queues stamp their writes with microseconds of one clock, and an entry does 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,19 @@ from .resharding import layout_of, served
 
 _SCANNED_AT_ONCE = 1000
 _CLOCK = ":clock"
+_NAMES = [
+    getter.fget(QueueKeys("q")).removeprefix("{q}:")
+    for getter in vars(QueueKeys).values()
+    if isinstance(getter, property) and getter.fget
+]
+_NAMES += [r"processing:\d+", "lock:.*", "rate:.*", "sessions:closing:.*"]
+_TAG = r"\{[^{}]+\}"
+_OF_A_QUEUE = re.compile(rf"(?:{_TAG}|.*{_TAG}.*:of):(?:{'|'.join(_NAMES)})", re.DOTALL)
+
+
+def is_of_a_queue(key: str, own: str) -> bool:
+    """Whether it is named as keys of a queue or a shard are; of lists, only those of the queue ``own``."""
+    return bool(_OF_A_QUEUE.fullmatch(key) or re.fullmatch(rf"{re.escape(own)}(?::\d+of\d+)?", key))
 
 
 class OtherQueues:
