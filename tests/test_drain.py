@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import pty
-import subprocess
-import sys
 import threading
 from typing import Any
 
@@ -14,7 +9,6 @@ import psycopg
 import pytest
 from tests.support.rows import Rows
 
-from writebehind_worker.config import SETTINGS
 from writebehind_worker.drain import Backlog, Rate, drain, read_backlog
 from writebehind_worker.pause import pause
 from writebehind_worker.testing.wait import wait_until
@@ -152,23 +146,11 @@ def test_progress_where_there_is_no_terminal_is_a_line_now_and_then(
 
 def test_on_a_terminal_there_is_a_bar_and_what_is_printed_is_apart_from_it(rows: Rows) -> None:
     rows.wb.put("users", 1, {"name": "x"})
-    terminal, its_end = pty.openpty()
-    options = [part for name, value in rows.options.items() for part in (SETTINGS[name].flag, value)]
-    command = [sys.executable, "-m", "writebehind_worker", "drain", "--timeout", "0.5", *options]
-    environment = os.environ | {"TERM": "xterm", "COLUMNS": "100"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=its_end, env=environment) as process:
-        os.close(its_end)
-        shown = b""
-        with contextlib.suppress(OSError):  # the terminal ends with the process
-            while part := os.read(terminal, 10_000):
-                shown += part
-        assert process.wait(20) == 1
-        assert process.stdout is not None
-        assert process.stdout.read() == b""
-    os.close(terminal)
-    assert b"1 write left" in shown
-    assert "━".encode() in shown
-    assert b"Not empty after 0.5 s: 1 write in the queue" in shown
+    code, printed, shown = rows.on_terminal("drain", "--timeout", "0.5")
+    assert (code, printed) == (1, "")
+    assert "1 write left" in shown
+    assert "━" in shown
+    assert "Not empty after 0.5 s: 1 write in the queue" in shown
 
 
 def test_rates() -> None:

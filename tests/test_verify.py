@@ -414,6 +414,18 @@ def test_columns_that_the_entry_lacks_or_the_table_does(rows: Rows) -> None:
     assert "no such columns: public.users.computed" in rows.run("verify", "--prefix", rows.prefix).output
 
 
+def test_on_a_terminal_there_is_a_bar_and_what_is_printed_is_apart_from_it(rows: Rows) -> None:
+    for i in range(3):
+        rows.wb.put("users", i, {"name": "x"})
+    rows.flush()
+    rows.pg.execute("UPDATE users SET name = 'y' WHERE id = 1")
+    code, printed, shown = rows.on_terminal("verify", "--all", "--prefix", rows.prefix)
+    assert (code, "3 cache entries: 2 agree with Postgres, 1 differ" in printed) == (1, True)
+    assert "━" in shown
+    assert "3 entries looked at, 1 differ" in shown
+    assert "differ" not in shown.rpartition("3 entries looked at, 1 differ")[2], "the bar is gone at the end"
+
+
 # Which keys are looked at.
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
+import subprocess
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,13 +62,30 @@ class Rows:
 
     def run(self, *arguments: str, **options: Any) -> Result:
         """The command; options are those of `Config`."""
-        given = [
+        command, *rest = arguments
+        return CliRunner().invoke(cli, [command, *self._given(**options), *rest], catch_exceptions=False)
+
+    def on_terminal(self, *arguments: str) -> tuple[int, str, str]:
+        """Of the command as a process: its exit code, its stdout, and what its stderr, a terminal, shows."""
+        terminal, its_end = pty.openpty()
+        command = [sys.executable, "-m", "writebehind_worker", *arguments, *self._given()]
+        environment = os.environ | {"TERM": "xterm", "COLUMNS": "100"}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=its_end, env=environment) as process:
+            os.close(its_end)
+            shown = b""
+            with contextlib.suppress(OSError):  # the terminal ends with the process
+                while part := os.read(terminal, 10_000):
+                    shown += part
+            printed, _ = process.communicate(timeout=20)
+        os.close(terminal)
+        return process.returncode, printed.decode(), shown.decode()
+
+    def _given(self, **options: Any) -> list[str]:
+        return [
             part
             for name, value in {**self.options, **options}.items()
             for part in (SETTINGS[name].flag, value)
         ]
-        command, *rest = arguments
-        return CliRunner().invoke(cli, [command, *given, *rest], catch_exceptions=False)
 
     def explain(self, *arguments: str, **options: Any) -> dict[str, Any]:
         """What it says as JSON, and its exit code."""
