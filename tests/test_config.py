@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from writebehind_worker.config import SETTINGS, Config, redacted
 from writebehind_worker.errors import ConfigError, LedgerMissing, UnsafeRedis
-from writebehind_worker.options import OPTIONS, config_options, read_file
+from writebehind_worker.options import OPTIONS, config_options, misspelt, read_file
 
 EXAMPLE = Path(__file__).parents[1] / "deploy" / "writebehind.toml"
 
@@ -184,6 +184,21 @@ def test_tables_in_the_file(tmp_path: Path, line: str) -> None:
     file = tmp_path / "w.toml"
     file.write_text(line)
     assert read_file(file) == {"tables": ("users",)}
+
+
+def test_a_misspelt_variable_is_named_and_others_are_left_alone() -> None:
+    result, config = parse(env={"WRITEBEHIND_BATCHSIZE": "7"})
+    assert config is not None and config.batch_size == 5000
+    warning = (
+        "Warning: the variable WRITEBEHIND_BATCHSIZE is no option; the closest is WRITEBEHIND_BATCH_SIZE"
+    )
+    assert (result.stderr.strip(), result.stdout) == (warning, "")
+    assert misspelt(["WRITEBEHIND_REDIS_URI"]) == {"WRITEBEHIND_REDIS_URI": "WRITEBEHIND_REDIS_URL"}
+    service = ("HOST", "PORT", "PORT_METRICS")  # as Kubernetes sets them for Services
+    others = [f"WRITEBEHIND_{name}_{tail}" for name in ("SERVICE", "METRICS_SERVICE") for tail in service]
+    others += ["WRITEBEHIND_PORT", "WRITEBEHIND_PORT_9753_TCP", "WRITEBEHIND_METRICS_PORT_9753_TCP_ADDR"]
+    known = [setting.variable for setting in OPTIONS.values()]
+    assert misspelt([*others, *known, "WRITEBEHIND_CONFIG", "WRITEBEHIND_TEST_REDIS_URL", "BATCHSIZE"]) == {}
 
 
 def test_an_unknown_key_is_refused_with_the_closest_one(tmp_path: Path) -> None:

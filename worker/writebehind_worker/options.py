@@ -6,7 +6,7 @@ import difflib
 import functools
 import os
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ OWN_SERVERS = {
 OPTIONS = SETTINGS | OWN_SERVERS
 
 _READER = f"{__name__}.reader"
+_PREFIX, _FILE_VARIABLE = "WRITEBEHIND_", "WRITEBEHIND_CONFIG"
+_CLOSE = 0.8  # METRICS_SERVICE_PORT, which Kubernetes sets for a Service, is at 0.75 of METRICS_PORT
 
 
 def config_options(*names: str) -> Callable[[Command], Command]:
@@ -45,6 +47,8 @@ def config_options(*names: str) -> Callable[[Command], Command]:
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def with_config(config_file: Path | None, **params: Any) -> None:
+            for name, closest in misspelt(os.environ).items():
+                click.echo(f"Warning: the variable {name} is no option; the closest is {closest}", err=True)
             given = {setting.field: params.pop(setting.field) for setting in settings}
             fixed = _fixed(given)
             values = _merged(fixed, given, config_file)
@@ -71,6 +75,19 @@ def config_reader() -> Callable[[], Config]:
     return reader
 
 
+def misspelt(variables: Iterable[str]) -> dict[str, str]:
+    """Those that are no option but nearly one → that one. Others that begin like ours may be a Service's."""
+    known = {setting.variable for setting in OPTIONS.values()} | {_FILE_VARIABLE}
+    tails = [name.removeprefix(_PREFIX) for name in known]
+    found: dict[str, str] = {}
+    for name in variables:
+        if name.startswith(_PREFIX) and name not in known:
+            close = difflib.get_close_matches(name.removeprefix(_PREFIX), tails, n=1, cutoff=_CLOSE)
+            if close:
+                found[name] = _PREFIX + close[0]
+    return found
+
+
 def read_file(path: Path) -> dict[str, Any]:
     """Field name → value, from a flat TOML file whose keys are the options' names, ``-`` or ``_``.
 
@@ -93,7 +110,7 @@ _FILE_OPTION = click.option(
     "--config",
     "config_file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    envvar="WRITEBEHIND_CONFIG",
+    envvar=_FILE_VARIABLE,
     show_envvar=True,
     help="TOML file; its keys are these options: batch_size = 1000, table = ['users'].",
 )
