@@ -86,7 +86,7 @@ def test_what_was_frozen_before_is_waited_for(
         other.execute("LOCK TABLE users")
         wait_until(lambda: redis_client.llen(QueueKeys(queue).inflight) == 1)
         code, text = ask("pause", "--wait", "0.2", **redis_options(options))
-        assert (code, "1 batches taken before" in text) == (1, True)
+        assert (code, "1 batch taken before" in text) == (1, True)
         other.rollback()
         assert ask("pause", **redis_options(options))[0] == 0
         assert count(users) == 1

@@ -163,7 +163,7 @@ def test_a_pause_waits_for_the_shards_that_were_made_just_before_it(
         pause(client, *args)
 
     monkeypatch.setattr(whole_pause, "pause", after_a_division)
-    assert "1 batches taken before" in run("pause", "--wait", "0", code=1)
+    assert "1 batch taken before" in run("pause", "--wait", "0", code=1)
 
 
 def test_a_drain_is_of_the_shards_that_there_are_at_that_instant(

@@ -68,10 +68,11 @@ WAITING: dict[str, Any] = {"length": 3, "frozen": (FrozenBatchStatus(1, 2),), "o
             "5 writes wait in Redis, the oldest for 4.2 s, and the queue is paused.",
         ),
         (
-            status(LedgerStatus(epoch=7, waiting_for="a lock on users"), **WAITING),
-            "5 writes wait in Redis, the oldest for 4.2 s, and they wait for a lock on users.",
+            status(LedgerStatus(epoch=7, waiting_for="put of public.users waits for a lock"), **WAITING),
+            "5 writes wait in Redis, the oldest for 4.2 s, and the oldest batch waits: put of public.users"
+            " waits for a lock.",
         ),
-        (status(length=1), "1 write waits in Redis, and a worker brings them to Postgres."),
+        (status(length=1), "1 write waits in Redis, and a worker brings it to Postgres."),
     ],
 )
 def test_it_answers_both_questions(found: Status, expected: str) -> None:

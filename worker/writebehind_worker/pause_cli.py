@@ -15,6 +15,7 @@ from .options import config_options
 from .pause import wait_until_settled
 from .resharding import is_unused
 from .verdict import never_used
+from .verify_view import many
 from .whole_pause import pause_all, resume_all
 
 _HINT = "check --redis-url and the user's rights; a pause that was begun goes on until `writebehind resume`"
@@ -49,10 +50,12 @@ def pause_command(config: Config, reason: str, timeout_s: float) -> None:
         is_strange = is_unused(client, keys)
         frozen = sum(wait_until_settled(client, s, max(0.0, deadline - time.monotonic())) for s in shards)
     if frozen:
+        are = "is" if frozen == 1 else "are"
         click.echo(
-            f"Paused: nothing more is taken from {config.queue}. But {frozen} batches taken before are not "
-            f"in Postgres after {timeout_s:g} s, and will be written when they can. Does a worker run? Does "
-            "Postgres answer? See `writebehind status`. Run `writebehind pause` again before you migrate.",
+            f"Paused: nothing more is taken from {config.queue}. But {many(frozen, 'batch', 'batches')} "
+            f"taken before {are} not in Postgres after {timeout_s:g} s, and will be when that can be. "
+            "Does a worker run? Does Postgres answer? See `writebehind status`. Run `writebehind pause` "
+            "again before you migrate.",
             err=True,
         )
         sys.exit(1)

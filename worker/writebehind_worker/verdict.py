@@ -27,8 +27,9 @@ def verdict(status: Status) -> str:
         text = "Every accepted write is settled" if not status.dead_letters else "Nothing waits"
         text += f", but {stopped}." if stopped else "."
     else:
-        text = f"{counted(waiting)} wait{'s' if waiting == 1 else ''} in Redis{_age(status.redis)}"
-        text += f", and {stopped}." if stopped else ", and a worker brings them to Postgres."
+        waits, them = ("waits", "it") if waiting == 1 else ("wait", "them")
+        text = f"{counted(waiting)} {waits} in Redis{_age(status.redis)}"
+        text += f", and {stopped}." if stopped else f", and a worker brings {them} to Postgres."
     return text + _refused(status)
 
 
@@ -43,7 +44,9 @@ def _stopped(status: Status, queue: QueueStatus) -> str | None:
     if queue.lease_remaining_s is None or queue.lease_remaining_s <= 0:
         return "no worker brings any to Postgres"
     ledger: LedgerStatus | None = status.ledger
-    return f"they wait for {ledger.waiting_for}" if ledger is not None and ledger.waiting_for else None
+    return (
+        f"the oldest batch waits: {ledger.waiting_for}" if ledger is not None and ledger.waiting_for else None
+    )
 
 
 def _age(queue: QueueStatus) -> str:
