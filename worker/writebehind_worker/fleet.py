@@ -28,9 +28,9 @@ from .config import Config, one_line
 from .errors import FatalError
 from .former_shards import FormerShards
 from .lease import read_lease
-from .lost_steps import find_lost_steps
+from .lost_steps import find_lost_steps, suspects
 from .metrics import Metrics
-from .nodes import REDIS_ERRORS
+from .nodes import REDIS_ERRORS, is_clustered
 from .redis_server import RedisLink
 from .resharding import (
     copy_to_shards,
@@ -42,6 +42,7 @@ from .resharding import (
     served,
     still_draining,
 )
+from .shard_clocks import hear_clocks
 from .share import fair_share, is_last, to_begin
 from .spare import Spare
 from .state import WorkerState
@@ -146,12 +147,8 @@ class Fleet:
         self._raise_what_ended_one()
         try:
             client = link.client
-            view = self._look(client, self._checked_layout(client))
-            if view.layout.draining:
-                still_draining(client, self._keys, view.layout)
-            else:
-                mend(client, self._keys, view.layout)
-            copy_to_shards(client, self._keys, view.layout)
+            layout, reason = self._kept(client)
+            view = self._look(client, layout)
             is_alone = len(view.queues) == 1
             free = [] if is_alone else self._free(client, view.queues, view.now_ms)
         except REDIS_ERRORS as error:
@@ -164,11 +161,44 @@ class Fleet:
             if not self._serving and self._mode is None:
                 self._serve_alone(hurry)  # it tells what is wrong, and goes on by itself
             return
-        self._redis_is(True)
+        self._redis_is(reason is None, reason)
         if is_alone:
             self._serve_alone(hurry, "alone again" if view.layout.number else "alone")
         else:
             self._share(view, free, hurry)
+
+    def _kept(self, client: Redis) -> tuple[Layout, str | None]:
+        """The layout, once all is done about it that has to be; why not all could be, if nothing had to.
+
+        So a node of a cluster that does not answer keeps nobody from the shards of the others.
+        """
+        try:
+            layout = self._checked_layout(client)
+            if layout.draining:
+                still_draining(client, self._keys, layout)
+            else:
+                mend(client, self._keys, layout)
+            copy_to_shards(client, self._keys, layout)
+        except REDIS_ERRORS as error:
+            if self._mode == "shared":
+                self._state.progress()
+            layout = layout_of(client, self._keys)
+            if isinstance(error, redis.ResponseError) or not self._needs_nothing(client, layout):
+                raise
+            return layout, one_line(error)
+        return layout, None
+
+    def _needs_nothing(self, client: Redis, layout: Layout) -> bool:
+        """Whether nothing has to be done about shards before they are served, as far as is heard of them.
+
+        While former ones drain, nothing may be claimed from one that has lost its hold.
+        """
+        if not is_clustered(client) or layout.closing is not None or layout.draining:
+            return False
+        if self._config.shards not in (0, layout.shards) or client.exists(self._keys.paused):
+            return False
+        heard = hear_clocks(client, self._keys, {1, layout.shards})
+        return heard.error is None and not (self._former.suspects or suspects(layout, heard.clocks))
 
     def _look(self, client: Redis, layout: Layout) -> _View:
         queues = self._served(layout)
