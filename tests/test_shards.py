@@ -217,11 +217,13 @@ def test_the_commands_see_all_shards(
     for n in range(40):
         wb.put("rows", n, {"v": n})
     text = run("status")
-    assert "4 shards" in text
+    assert text.startswith("40 writes wait in Redis, the oldest for ")
+    assert "and no worker brings any to Postgres.\n" in text.partition("4 shards")[0]
     waiting = {n: int(w) for n, w in re.findall(r"^(\S+): (\d+) writes wait in Redis", text, re.MULTILINE)}
     assert waiting.keys() == set(shard_queues(keys.queue, 4)) and sum(waiting.values()) == 40
     told = json.loads(run("status", "--json"))
     assert sum(shard["redis"]["length"] for shard in told["shards"]) == 40
+    assert told["verdict"].startswith("40 writes wait in Redis")
     assert "40 writes in the queue" in run("drain", "--timeout", "0", code=1)
     run("pause", "--reason", "a migration")
     with RunningFleet(**options) as fleet:

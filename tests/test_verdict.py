@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -84,3 +85,27 @@ def test_a_server_that_is_down_is_said() -> None:
     assert verdict(no_postgres) == "5 writes wait in Redis, the oldest for 4.2 s, and Postgres takes none."
     no_redis = Status("q", None, "down", LedgerStatus(), (), None)
     assert verdict(no_redis).startswith("Not known: Redis does not answer.")
+
+
+def test_of_a_queue_with_shards_it_is_that_of_all() -> None:
+    def shard(number: int, dead: int = 0, **of_queue: Any) -> Status:
+        return dataclasses.replace(status(dead=dead, **of_queue), queue=f"q:{number}of4")
+
+    assert verdict(status(), [shard(1), shard(2)]) == "Every accepted write is settled."
+    assert verdict(status(), [shard(1, length=2, oldest_age_s=1.0), shard(2, **WAITING)]) == (
+        "7 writes wait in Redis, the oldest for 4.2 s, and workers bring them to Postgres."
+    )
+    none: dict[str, Any] = {"lease_remaining_s": None}
+    assert verdict(status(), [shard(1, **none, **WAITING), shard(2)]) == (
+        "5 writes wait in Redis, the oldest for 4.2 s, and no worker brings any to Postgres (q:1of4)."
+    )
+    assert verdict(status(**none), [shard(1, **none), shard(2, **none)]) == (
+        "Every accepted write is settled, but no worker brings any to Postgres."
+    )
+    many = [shard(n, **none) for n in range(1, 5)]
+    assert verdict(status(dead=1), [*many, shard(5, dead=2, paused="x")]) == (
+        "Nothing waits, but no worker brings any to Postgres (q:1of4, q:2of4, q:3of4 and 1 more); the queue "
+        "is paused (q:5of4). Of those refused 3 are dead letters: see writebehind dead list."
+    )
+    lost = dataclasses.replace(shard(2), redis=None, redis_error="it hangs")
+    assert verdict(status(), [shard(1), lost]).startswith("Not known: Redis does not answer.")

@@ -82,15 +82,15 @@ def status(config: Config, as_json: bool) -> None:
 
     present = shards_of_queue(config)
     found = read_status(config, [shard.queue for shard in present])
-    opening = verdict(found)
     shards = {s.queue: s for s in map(read_status, present)}
+    opening = verdict(found, [*shards.values()])
     if as_json:
         answer = {"verdict": opening, **msgspec.to_builtins(found)}
         if shards:
             answer["shards"] = [{"verdict": verdict(s), **msgspec.to_builtins(s)} for s in shards.values()]
         click.echo(msgspec.json.format(msgspec.json.encode(answer)).decode())
     elif shards:
-        click.echo(f"{config.queue} has {len(shards)} shards; see each by --queue.\n")
+        click.echo(f"{opening}\n\n{config.queue} has {len(shards)} shards; see each by --queue.")
         for name, one in {config.queue: found, **shards}.items():
             click.echo(f"{name}: {verdict(one)}")
     else:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .quantities import duration
 from .status import LedgerStatus, QueueStatus, Status, counted
+
+_MOST_NAMES = 3
 
 
 def never_used(queue: str) -> str:
@@ -11,26 +15,48 @@ def never_used(queue: str) -> str:
     return f"Nothing has used {queue} in this Redis so far. Or is --queue, or --redis-url, another one?"
 
 
-def verdict(status: Status) -> str:
-    """What `writebehind status` opens with."""
-    if status.redis is None:
+def verdict(status: Status, shards: Sequence[Status] = ()) -> str:
+    """What `writebehind status` opens with: of a queue, with all of its ``shards`` if it has some."""
+    every = [status, *shards]
+    queues = [one.redis for one in every if one.redis is not None]
+    if len(queues) < len(every):
         return (
             "Not known: Redis does not answer. No write is accepted meanwhile; what it had accepted is as "
             "safe as its persistence."
         )
-    if not status.redis.is_used and status.ledger is not None and not status.ledger.epoch:
-        paused = " It is paused." if status.redis.paused is not None else ""
-        return never_used(status.queue) + paused + _refused(status)
-    waiting = status.redis.length + sum(batch.items for batch in status.redis.frozen)
-    stopped = _stopped(status, status.redis)
+    if not queues[0].is_used and status.ledger is not None and not status.ledger.epoch:
+        paused = " It is paused." if queues[0].paused is not None else ""
+        return never_used(status.queue) + paused + _refused(every)
+    waiting = sum(queue.length + sum(batch.items for batch in queue.frozen) for queue in queues)
+    stopped = _all_stopped(every, queues)
     if not waiting:
-        text = "Every accepted write is settled" if not status.dead_letters else "Nothing waits"
+        text = (
+            "Nothing waits" if any(one.dead_letters for one in every) else "Every accepted write is settled"
+        )
         text += f", but {stopped}." if stopped else "."
     else:
         waits, them = ("waits", "it") if waiting == 1 else ("wait", "them")
-        text = f"{counted(waiting)} {waits} in Redis{_age(status.redis)}"
-        text += f", and {stopped}." if stopped else f", and a worker brings {them} to Postgres."
-    return text + _refused(status)
+        bring = "workers bring" if shards else "a worker brings"
+        text = f"{counted(waiting)} {waits} in Redis{_age(queues)}"
+        text += f", and {stopped}." if stopped else f", and {bring} {them} to Postgres."
+    return text + _refused(every)
+
+
+def _all_stopped(every: Sequence[Status], queues: Sequence[QueueStatus]) -> str:
+    """Each reason once, and where it is not so of all, of which."""
+    reasons: dict[str, list[str]] = {}
+    for one, queue in zip(every, queues, strict=True):
+        if reason := _stopped(one, queue):
+            reasons.setdefault(reason, []).append(one.queue)
+    return "; ".join(
+        reason if len(names) == len(every) else f"{reason} ({_listed(names)})"
+        for reason, names in reasons.items()
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more
 
 
 def _stopped(status: Status, queue: QueueStatus) -> str | None:
@@ -49,12 +75,13 @@ def _stopped(status: Status, queue: QueueStatus) -> str | None:
     )
 
 
-def _age(queue: QueueStatus) -> str:
-    return "" if queue.oldest_age_s is None else f", the oldest for {duration(queue.oldest_age_s)}"
+def _age(queues: Sequence[QueueStatus]) -> str:
+    ages = [queue.oldest_age_s for queue in queues if queue.oldest_age_s is not None]
+    return f", the oldest for {duration(max(ages))}" if ages else ""
 
 
-def _refused(status: Status) -> str:
-    refused = sum(letters.count for letters in status.dead_letters or ())
+def _refused(every: Sequence[Status]) -> str:
+    refused = sum(letters.count for one in every for letters in one.dead_letters or ())
     if not refused:
         return ""
     are = "1 is a dead letter" if refused == 1 else f"{refused:,} are dead letters"
