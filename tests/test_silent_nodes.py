@@ -149,6 +149,28 @@ def test_raw_writes_to_a_former_shard_there_hold_up_no_other_work_of_the_workers
                 receipt.wait(SOON_S)
 
 
+def test_the_queue_goes_on_without_a_break_while_its_worker_leaves_a_former_shard_there(
+    cluster: Cluster,
+    client: redis.Redis,
+    keys: QueueKeys,
+    options: dict[str, Any],
+    rows: psycopg.Connection[Any],
+) -> None:
+    first, *_ = divided_in_time(client, keys, FORMER)
+    divided_in_time(client, keys, 1)
+    with RunningFleet(**options | {"redis_url": f"{options['redis_url']}?socket_timeout=2"}) as fleet:
+        fleet.fleet._former._add([FORMER])
+        client.lpush(first.queue, json.dumps({"table": "rows", "id": 1, "data": {"v": 1}}))
+        wait_until(lambda: fleet.owned() == {keys.queue, first.queue})
+        epoch = client.get(keys.epoch)
+        with silent(cluster, cluster.node_of(first.clock)):
+            wait_until(lambda: first.queue not in fleet.fleet._serving, SOON_S)
+            client.lpush(keys.queue, json.dumps({"table": "rows", "id": 2, "data": {"v": 1}}))
+            wait_until(lambda: value(rows, 2) == 1)
+            assert client.get(keys.epoch) == epoch
+        wait_until(lambda: fleet.owned() == {keys.queue, first.queue}, SOON_S)
+
+
 def test_doctor_says_soon_what_it_could_not_ask(
     cluster: Cluster, client: redis.Redis, keys: QueueKeys, rows: psycopg.Connection[Any], run: Run
 ) -> None:

@@ -57,12 +57,16 @@ _LEAVE_S = 1.0  # for the last word to Redis
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """What Redis says: its time in ms, the layout, and who is there; ``queues``: what has to be served."""
+    """What Redis says: its time in ms, the layout, and who is there.
+
+    ``queues``: what can be served. ``is_alone``: there is one only, and nobody was asked who is there.
+    """
 
     now_ms: int
     layout: Layout
     workers: Sequence[str]
     queues: Sequence[QueueKeys]
+    is_alone: bool
 
 
 class _Serving:
@@ -149,8 +153,7 @@ class Fleet:
             client = link.client
             layout, reason = self._kept(client)
             view = self._look(client, layout)
-            is_alone = len(view.queues) == 1
-            free = [] if is_alone else self._free(client, view.queues, view.now_ms)
+            free = [] if view.is_alone else self._free(client, view.queues, view.now_ms)
         except REDIS_ERRORS as error:
             self._redis_is(False, one_line(error))
             if isinstance(error, redis.ResponseError) and one_line(error) not in self._refused:
@@ -162,7 +165,7 @@ class Fleet:
                 self._serve_alone(hurry)  # it tells what is wrong, and goes on by itself
             return
         self._redis_is(reason is None, reason)
-        if is_alone:
+        if view.is_alone:
             self._serve_alone(hurry, "alone again" if view.layout.number else "alone")
         else:
             self._share(view, free, hurry)
@@ -201,12 +204,15 @@ class Fleet:
         return heard.error is None and not (self._former.suspects or suspects(layout, heard.clocks))
 
     def _look(self, client: Redis, layout: Layout) -> _View:
-        queues = self._served(layout)
-        if len(queues) == 1:
-            return _View(0, layout, (), queues)
+        queues = served(self._keys, layout)
+        # What former shards hold though all that they had accepted is in Postgres.
+        left = [keys for keys in self._former.left if keys not in queues]
+        if len(queues) == 1 and not left:
+            return _View(0, layout, (), queues, is_alone=True)
+        queues += [keys for keys in left if keys not in self._former.silent]
         ttl_ms = self._ttl_ms if self._is_fit() else 0
         now_ms, *workers = _FLEET(client, [self._keys.fleet], [self._name, ttl_ms])
-        return _View(int(now_ms), layout, [name.decode() for name in workers], queues)
+        return _View(int(now_ms), layout, [name.decode() for name in workers], queues, is_alone=False)
 
     def _is_fit(self) -> bool:
         """Whether the others can count on us: who does not reach Postgres serves no shard."""
@@ -276,10 +282,6 @@ class Fleet:
             self._state.begin(stall_after_s(self._config))
         self._mode = mode
         return True
-
-    def _served(self, layout: Layout) -> list[QueueKeys]:
-        """And what former shards hold though all that they had accepted is in Postgres."""
-        return list(dict.fromkeys((*served(self._keys, layout), *self._former.left)))
 
     def _share(self, view: _View, free: Sequence[str], hurry: threading.Event) -> None:
         if not self._becomes("shared"):

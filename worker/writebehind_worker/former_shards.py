@@ -41,7 +41,9 @@ class FormerShards:
         self.suspects = frozenset[int]()
         """Numbers of shards of which one says what does not fit the layout, and all can be asked."""
         self.left: tuple[QueueKeys, ...] = ()
-        """Closed ones that hold something all the same: all that were seen, and can be asked."""
+        """Closed ones that hold something all the same: all that were seen."""
+        self.silent = frozenset[QueueKeys]()
+        """Shards that could not be asked when last looked at."""
 
     def watch(self, stop: threading.Event) -> None:
         """Until then. Returns after the first look, unless a server is slow to answer."""
@@ -62,8 +64,8 @@ class FormerShards:
         self.saw(layout)
         heard = hear_clocks(client, self._keys, self._counts)
         self.suspects = suspects(layout, heard.clocks) & heard.whole
-        found = (*self.left, *left_behind(self._keys, layout, heard.clocks))
-        self.left = tuple(one for one in dict.fromkeys(found) if one not in heard.silent)
+        self.silent = heard.silent
+        self.left = tuple(dict.fromkeys((*self.left, *left_behind(self._keys, layout, heard.clocks))))
         return heard.took_s
 
     def _watch(self, stop: threading.Event, looked: threading.Event) -> None:
