@@ -45,4 +45,4 @@ def test_options_are_the_settings() -> None:
 
 def test_each_setting_is_documented() -> None:
     for f in fields(Settings):
-        assert f"\n        {f.name}: " in (Settings.__doc__ or "")
+        assert f"\n    {f.name}: " in (inspect.getdoc(Settings) or "")

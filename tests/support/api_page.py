@@ -78,7 +78,7 @@ def _signature(kind: type, name: str) -> str:
 
 def _setting(field: dataclasses.Field[Any]) -> str:
     found = re.search(
-        rf"\n        {field.name}: (.*?)(?=\n        \w+: |\n\s*\n|\Z)", Settings.__doc__ or "", re.DOTALL
+        rf"\n    {field.name}: (.*?)(?=\n    \w+: |\n\s*\n|\Z)", inspect.getdoc(Settings) or "", re.DOTALL
     )
     default = field.default.__name__ if callable(field.default) else repr(field.default)
     meaning = " ".join(found[1].split()) if found else ""
