@@ -75,7 +75,11 @@ class Tenure:
         )
         self._publisher = publisher
         self._most_bytes = config.max_in_flight * config.batch_bytes
-        self._turn = threading.Condition()
+        self._turn = threading.Lock()
+        # One for each side: woken by all that happens, four threads look in vain most of the time.
+        self._to_claim, self._to_read, self._to_flush, self._to_finish = self._sides = [
+            threading.Condition(self._turn) for _ in range(4)
+        ]
         self._claimed: deque[FrozenBatch] = deque()  # the first one is being read
         self._waiting: deque[Unit] = deque(Unit([batch]) for batch in recovered)
         self._flushing: Unit | None = None
@@ -116,7 +120,8 @@ class Tenure:
             self._state.role_is("starting")  # the other threads may take a while to end
             with self._turn:
                 self._failure = self._failure or error
-                self._turn.notify_all()
+                for waiting in self._sides:
+                    waiting.notify()
 
     # The Postgres side.
 
@@ -126,15 +131,15 @@ class Tenure:
             for part, flushed in self._persister.flush(unit, stop):
                 with self._turn:
                     self._flushed.append((part, flushed))
-                    self._turn.notify_all()
+                    self._to_finish.notify()
             with self._turn:
                 self._flushing = None
-                self._turn.notify_all()
+                self._to_claim.notify()
             self._persister.count_dead_letters()
             self._look_at = time.monotonic() + _IDLE_S
         with self._turn:
             self._flushes = False
-            self._turn.notify_all()
+            self._to_finish.notify()
 
     def _next_unit(self) -> Unit | None:
         while True:
@@ -142,7 +147,7 @@ class Tenure:
             with self._turn:
                 if self._reads and not self._is_ready() and self._failure is None:
                     is_empty = not (self._waiting or self._claimed)
-                    self._turn.wait(max(0, self._look_at - time.monotonic()) if is_empty else _IDLE_S)
+                    self._to_flush.wait(max(0, self._look_at - time.monotonic()) if is_empty else _IDLE_S)
                 if self._failure is not None or not (self._waiting or self._reads):
                     return None
                 if self._is_ready():
@@ -182,15 +187,16 @@ class Tenure:
                 if not has_joined:
                     self._waiting.append(unit)
                 self._claimed.popleft()
-                self._turn.notify_all()
+                self._to_flush.notify()
+                self._to_claim.notify()
         with self._turn:
             self._reads = False
-            self._turn.notify_all()
+            self._to_flush.notify()
 
     def _next_batch(self) -> FrozenBatch | None:
         with self._turn:
             while self._failure is None and self._claims and not self._claimed:
-                self._turn.wait(_IDLE_S)
+                self._to_read.wait(_IDLE_S)
                 self._state.progress("read")
             self._state.progress("read")
             return self._claimed[0] if self._claimed and self._failure is None else None
@@ -215,13 +221,13 @@ class Tenure:
             with self._turn:
                 for _ in those:
                     self._flushed.popleft()
-                self._turn.notify_all()
+                self._to_claim.notify()
 
     def _next_flushed(self) -> Sequence[tuple[Unit, Flushed]]:
         """All that is in Postgres and that Redis does not know yet; empty at the end."""
         with self._turn:
             while self._failure is None and self._flushes and not self._flushed:
-                self._turn.wait(_IDLE_S)
+                self._to_finish.wait(_IDLE_S)
                 self._state.progress("finish")
             self._state.progress("finish")
             return [] if self._failure is not None else list(self._flushed)
@@ -235,7 +241,8 @@ class Tenure:
                 self._claim_one(stop)
         with self._turn:
             self._claims = self._has_backlog = False
-            self._turn.notify_all()
+            self._to_read.notify()
+            self._to_flush.notify()
 
     def _may_claim(self) -> bool:
         """Waits for it; not too long."""
@@ -243,7 +250,7 @@ class Tenure:
             if not self._wait_until(lambda: len(self._claimed) < _MOST_CLAIMED):
                 return False
             self._is_full = not self._has_room()  # then what waits need not wait for more
-            self._turn.notify_all()
+            self._to_flush.notify()
             if not self._wait_until(self._has_room):
                 return False
             self._is_full = False
@@ -275,12 +282,12 @@ class Tenure:
             with self._turn:
                 self._claimed.append(claimed)
                 self._has_backlog = _is_full(claimed, c)
-                self._turn.notify_all()
+                self._to_read.notify()
             self._pause_is(None)
             return
         with self._turn:
             self._has_backlog = False
-            self._turn.notify_all()
+            self._to_flush.notify()
         self._pause_is(claimed if isinstance(claimed, Pause) else None)
         self._keep_alive()
         if isinstance(claimed, Pause):
@@ -308,12 +315,12 @@ class Tenure:
 
     def _wait_until(self, is_so: Callable[[], bool]) -> bool:
         """Whether it has come to be so in a while. The caller has the turn."""
-        return self._turn.wait_for(lambda: self._failure is not None or is_so(), BLOCK_S) and is_so()
+        return self._to_claim.wait_for(lambda: self._failure is not None or is_so(), BLOCK_S) and is_so()
 
     def _wait_for_turn(self, timeout_s: float) -> None:
         with self._turn:
             if self._failure is None:
-                self._turn.wait(timeout_s)
+                self._to_claim.wait(timeout_s)
 
 
 def _read(batch: FrozenBatch, catalog: Catalog) -> Unit:
