@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -77,14 +78,17 @@ def check_balance(
 ) -> None:
     """It comes to be within two lease periods, from when the machine has last been too slow for leases."""
 
-    def is_balanced() -> bool:
-        return are_balanced(client, queues, len(workers))
+    is_balanced = False  # as the last look found it: the queue itself may change hands right after the shards
+
+    def is_over(rounds: Rounds) -> bool:
+        nonlocal is_balanced
+        is_balanced = are_balanced(client, queues, len(workers))
+        return is_balanced or rounds.fewest() > _TWO_LEASES
 
     slow = -1
     while slow != (slow := sum(map(run_out, workers))):
-        rounds = Rounds(client, whole)
-        wait_until(lambda r=rounds: is_balanced() or r.fewest() > _TWO_LEASES, 60, _LOOK_S)  # type: ignore[misc]
-        if is_balanced():
+        wait_until(partial(is_over, Rounds(client, whole)), 60, _LOOK_S)
+        if is_balanced:
             return
     raise AssertionError(f"unbalanced after {_TWO_LEASES} rounds, two lease periods")
 
