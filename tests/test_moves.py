@@ -521,6 +521,15 @@ def test_a_queue_with_shards_is_refused_and_one_with_moved_tables_can_be_divided
         move(keys)
 
 
+def test_of_a_divided_queue_too_status_names_the_tables_that_are_elsewhere(
+    bulk: QueueKeys, keys: QueueKeys, redis_client: redis.Redis, move: Callable[..., bool], run: Run
+) -> None:
+    move(bulk)
+    assert f"elsewhere    rows: {bulk.queue}\n" in run("status")
+    divide(redis_client, keys, 3)
+    assert run("status").endswith(f"\nelsewhere: rows: {bulk.queue}\n")
+
+
 def test_a_move_is_refused_where_what_waits_is_not_brought_to_postgres(
     connect: Connect, bulk: QueueKeys, keys: QueueKeys, redis_client: redis.Redis
 ) -> None:

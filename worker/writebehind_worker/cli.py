@@ -93,6 +93,8 @@ def status(config: Config, as_json: bool) -> None:
         click.echo(f"{opening}\n\n{config.queue} has {len(shards)} shards; see each by --queue.")
         for name, one in {config.queue: found, **shards}.items():
             click.echo(f"{name}: {verdict(one)}")
+        for table, place in (found.redis.tables if found.redis else {}).items():
+            click.echo(f"elsewhere: {table}: {place}")
     else:
         click.echo(f"{opening}\n\n{render(found)}")
     sys.exit(0 if all(s.ok for s in (found, *shards.values())) else 1)
