@@ -23,22 +23,27 @@ from .sizes import Sizes
 from .stage import Stage
 
 _THREADS = (1, 8)
+_NOTHING = "nothing"
 _QUEUE = "bench:put"
 _KEY = TableKey(TABLE, (("id", "int"),))
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
+    """``application_us`` and ``redis_us``: CPU time a call, Redis' as it tells of commands."""
+
     writes_per_s: float
     p50_us: float
     p99_us: float
+    application_us: float
+    redis_us: float
 
 
 def measure(stage: Stage, sizes: Sizes, batch: int, line: LiveLine) -> dict[str, Any]:
     """The figures of latest.json: those of one thread, and beneath ``threads`` those of all."""
     ways = {"writebehind": put.library, "pipeline": put.pipelined_pair}
     if batch == 1:
-        ways["naive"] = put.naive_pair
+        ways |= {"naive": put.naive_pair, _NOTHING: put.nothing}
     chance = random.Random(8)
     rows = [(id, user(chance, 1)) for id in range(max(2000, 2 * batch))]
     runs: dict[int, dict[str, list[Run]]] = {n: {name: [] for name in ways} for n in _THREADS}
@@ -53,19 +58,40 @@ def measure(stage: Stage, sizes: Sizes, batch: int, line: LiveLine) -> dict[str,
                 for name, child in children.items():
                     line.show(f"put, {batch} a call, {threads} threads: {name}, round {number + 1}")
                     task = put.Task(threads, batch, sizes.put_s)
-                    runs[threads][name].append(_run(stage, child, task))
+                    runs[threads][name].append(_run(stage, child, task, writes=name != _NOTHING))
+    made_of = {name: _parts(found) for name, found in runs[1].items()} if batch == 1 else {}
+    for found in runs.values():
+        found.pop(_NOTHING, None)
     result = {str(n): _figures(batch, found) for n, found in runs.items()}
-    return {"batch": batch, **result["1"], "threads": result}
+    return {"batch": batch, **result["1"], "threads": result} | ({"made_of": made_of} if made_of else {})
 
 
-def _run(stage: Stage, child: Child, task: put.Task) -> Run:
+def _run(stage: Stage, child: Child, task: put.Task, *, writes: bool) -> Run:
     stage.empty_redis()
-    times, seconds = child.ask(task)
-    writes = len(times) * task.batch
-    if stage.redis.llen(_QUEUE) != writes:
-        raise BenchFailed(f"put: {writes} writes, but {stage.redis.llen(_QUEUE)} items in the queue")
-    times.sort()
-    return Run(writes / seconds, percentile(times, 50) / 1000, percentile(times, 99) / 1000)
+    stage.redis.config_resetstat()
+    done: put.Done = child.ask(task)
+    commands = stage.redis.info("commandstats")
+    calls = len(done.times)
+    expected = calls * task.batch if writes else 0
+    if stage.redis.llen(_QUEUE) != expected:
+        raise BenchFailed(f"put: {expected} writes, but {stage.redis.llen(_QUEUE)} items in the queue")
+    done.times.sort()
+    # What a script calls is in the script's time, too.
+    sent = ("evalsha",) if "cmdstat_evalsha" in commands else ("set", "lpush", "ping")
+    spent = sum(commands[f"cmdstat_{name}"]["usec"] for name in sent if f"cmdstat_{name}" in commands)
+    return Run(
+        calls * task.batch / done.seconds,
+        percentile(done.times, 50) / 1000,
+        percentile(done.times, 99) / 1000,
+        done.cpu_s / calls * 1e6,
+        spent / calls,
+    )
+
+
+def _parts(runs: list[Run]) -> dict[str, float]:
+    """What a call is made of, µs."""
+    names = ("p50_us", "application_us", "redis_us")
+    return {name: round(median(getattr(run, name) for run in runs), 1) for name in names}
 
 
 def _figures(batch: int, runs: dict[str, list[Run]]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ def tables(found: Found) -> Iterator[tuple[str, str]]:
         f"What {cores} cores allow": _bounds(found, cores),
         f"What a write may cost on {cores} cores, CPU µs": _budgets(found, cores),
         "Writing from an application": _put(found),
+        "What a call is made of, µs": _made_of(found),
         "The durability ladder, µs a put": _ladder(found),
         "Patterns, µs a call": _patterns(found),
         "Lag, ms from accepted to committed": _lag(found),
@@ -175,6 +176,20 @@ def _put(found: Found) -> str:
                 what = f"{part['batch']:,} a call, {threads} thread{'s' if threads != '1' else ''}"
                 rows.append((what, name, *figure.values(), ours / figure["writes_per_s"]))
     return table(("", "", "writes/s", "p50 µs a call", "p99 µs a call", "writebehind is ×"), rows)
+
+
+def _made_of(found: Found) -> str:
+    """One write a call, one thread; and what a call may take by the floor."""
+    part = found.get("put", {})
+    names = {"nothing": "nothing: PING", "pipeline": "SET + LPUSH, pipelined", "naive": "SET, LPUSH"}
+    rows = [
+        (names.get(name, name), c["p50_us"], c["application_us"], c["redis_us"])
+        for name, c in part.get("made_of", {}).items()
+    ]
+    for floor in (f for f in FLOORS if f.member == "ratio_to_naive_pair" and rows):
+        allowed = 1e6 / part["rivals"]["naive"]["writes_per_s"] / floor.bound
+        rows.append((f"{floor.bound:g} × naive would be", allowed, "", ""))
+    return table(("", "p50", "CPU, application", "CPU, Redis"), rows)
 
 
 def _ladder(found: Found) -> str:

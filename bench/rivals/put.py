@@ -31,6 +31,15 @@ class Task:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The nanoseconds of each call; the seconds that all took, and what of a core the process used."""
+
+    times: list[int]
+    seconds: float
+    cpu_s: float
+
+
 def library(redis_url: str, queue: str) -> Call:
     wb = WriteBehind.from_url(redis_url, queue=queue, ttl=_TTL_S, max_queue_length=100_000_000)
 
@@ -69,6 +78,16 @@ def naive_pair(redis_url: str, queue: str) -> Call:
     return call
 
 
+def nothing(redis_url: str, queue: str) -> Call:
+    """A round trip, and what redis-py does about it."""
+    redis = Redis.from_url(redis_url)
+
+    def call(rows: Sequence[tuple[int, Row]]) -> None:
+        redis.ping()
+
+    return call
+
+
 def work(
     connection: Connection[Any, Any],
     make: Callable[[str, str], Call],
@@ -76,7 +95,7 @@ def work(
     queue: str,
     rows: Sequence[tuple[int, Row]],
 ) -> None:
-    """The process: for each Task the nanoseconds of each call, and the seconds that all took."""
+    """The process: for each Task a Done."""
     call = make(redis_url, queue)
     call(rows[:1])  # connected, and the script is known
     connection.send(READY)
@@ -84,9 +103,9 @@ def work(
         connection.send(_carry_out(connection.recv(), call, rows))
 
 
-def _carry_out(task: Task, call: Call, rows: Sequence[tuple[int, Row]]) -> tuple[list[int], float]:
+def _carry_out(task: Task, call: Call, rows: Sequence[tuple[int, Row]]) -> Done:
     times: list[int] = []
-    began = time.perf_counter()
+    began, used = time.perf_counter(), time.process_time()
 
     def write() -> None:
         at, end, own = 0, began + task.seconds, []
@@ -101,4 +120,4 @@ def _carry_out(task: Task, call: Call, rows: Sequence[tuple[int, Row]]) -> tuple
         thread.start()
     for thread in threads:
         thread.join()
-    return times, time.perf_counter() - began
+    return Done(times, time.perf_counter() - began, time.process_time() - used)
