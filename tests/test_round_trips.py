@@ -16,7 +16,7 @@ from tests.support.two_ways import Copy, copies
 
 from writebehind_worker import row_lines
 from writebehind_worker.errors import OwnershipLost
-from writebehind_worker.postgres import begin, one_trip
+from writebehind_worker.postgres import Connection, begin, one_trip
 
 TABLES = """
 CREATE TABLE alone.users (id int PRIMARY KEY, n int, t text);
@@ -130,3 +130,17 @@ def test_batches_that_are_there_already_are_not_written_again(copy: Copy) -> Non
     assert copy.flusher.flush_at_once([batch.id], digest) is None
     assert copy.rows("SELECT n FROM alone.users") == [(5,)]
     assert copy.conn.info.transaction_status is TransactionStatus.IDLE
+
+
+def test_a_flush_that_is_interrupted_within_a_statement_leaves_no_lock(copy: Copy) -> None:
+    copy.flush_at_once([put(1)])
+
+    def interrupt() -> None:
+        raise MemoryError
+
+    assert isinstance(copy.conn, Connection)
+    copy.conn.heard = interrupt
+    with pytest.raises(MemoryError):
+        copy.flush_at_once([put(1, n=5)])
+    assert copy.conn.closed
+    assert copy.rows("SELECT n FROM alone.users FOR UPDATE NOWAIT") == [(1,)]

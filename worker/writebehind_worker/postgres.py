@@ -232,8 +232,12 @@ def is_pooled(conn: psycopg.Connection[Any]) -> bool:
 
 def roll_back(conn: psycopg.Connection[Any]) -> None:
     """Ends the transaction, if there still is one: a broken connection has rolled back by itself."""
-    with contextlib.suppress(psycopg.Error):
-        conn.execute("ROLLBACK")
+    try:
+        with contextlib.suppress(psycopg.Error):
+            conn.execute("ROLLBACK")
+    finally:
+        if conn.info.transaction_status is not TransactionStatus.IDLE:
+            conn.close()  # interrupted within a statement, say: left open, it would keep its locks
 
 
 def is_broken(conn: psycopg.Connection[Any]) -> bool:
