@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .floors import FLOORS
+from .floors import FLOORS, Floor
 from .load import LOADS
 from .many_shards import Need, measured, needs
 from .markdown import table
@@ -152,18 +152,31 @@ def _bounds(found: Found, cores: int) -> str:
     return table(("", "writes/s at most", "of the limit", "× afternoon", "of this reached"), rows)
 
 
+def _asked(floor: Floor, found: Found) -> tuple[float, float] | None:
+    """The rate that a floor of a rate asks for, and the CPU µs that a write costs."""
+    compared = floor.member.removeprefix("ratio_to_")
+    if floor.part == "scale":  # their writes are unique updates
+        shards = found.get("scale", {}).get("shards", {}).get(compared.removeprefix("limit_"))
+        rivals = {compared: shards["limit"]} if shards else {}
+        load = found.get("unique_updates")
+    else:
+        load = found.get(floor.part) if floor.part in LOADS else None
+        rivals = load["rivals"] if load else {}
+    if load is None or (compared not in rivals and floor.member != "writes_per_s"):
+        return None
+    used = float(sum(load["rivals"]["writebehind"]["cpu_us_per_write"].values()))
+    rate = floor.bound * (rivals[compared]["writes_per_s"] if compared in rivals else 1)
+    return (rate, used) if used else None
+
+
 def _budgets(found: Found, cores: int) -> str:
     """What worker, Redis and Postgres together may spend on a write, for the floors of the rates."""
     rows = []
-    for floor in (f for f in FLOORS if f.part in LOADS and f.part in found):
-        rivals = found[floor.part]["rivals"]
-        compared = floor.member.removeprefix("ratio_to_")
-        used = sum(rivals["writebehind"]["cpu_us_per_write"].values())
-        if not used or (compared not in rivals and floor.member != "writes_per_s"):
-            continue
-        rate = floor.bound * (rivals[compared]["writes_per_s"] if compared in rivals else 1)
-        allowed = cores * 1e6 / rate
-        rows.append((f"{floor.title} ≥ {floor.bound:,g}", allowed, float(used), used / allowed))
+    for floor in FLOORS:
+        if (asked := _asked(floor, found)) is not None:
+            rate, used = asked
+            allowed = cores * 1e6 / rate
+            rows.append((f"{floor.title} ≥ {floor.bound:,g}", allowed, used, used / allowed))
     return table(("", "the floor allows", "spent", "of it"), rows)
 
 

@@ -96,6 +96,15 @@ def test_what_a_floor_allows_is_what_the_cores_have_for_that_rate() -> None:
     assert "afternoon ≥ 5    |             4.00 |  6.00 |  1.50 |" in text
 
 
+def test_what_the_floor_of_shards_allows_is_reckoned_with_what_a_unique_update_costs() -> None:
+    cpu = {"writebehind": {"cpu_us_per_write": {"process": 3.0, "redis": 4.0, "postgres": 3.0}}}
+    measured: dict[str, Any] = {"scale": {"shards": {"2": {"limit": {"writes_per_s": 400_000}}}}}
+    assert _budgets(measured, 2).count("\n") == 1
+    measured["unique_updates"] = {"rivals": cpu}
+    (row,) = _budgets(measured, 2).splitlines()[2:]  # 240,000 writes a second, for which there are 2 cores
+    assert row == "| 2 shards, 2 processes, of 2 bare connections ≥ 0.6 |             8.33 | 10.00 |  1.20 |"
+
+
 def test_a_rival_keeps_its_connections_until_what_they_used_is_read() -> None:
     with Child(answer, int) as child:
         child.wait_until_ready()
