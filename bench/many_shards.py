@@ -16,6 +16,8 @@ MAX_CONNECTIONS = 100  # of Postgres, unless it is told otherwise
 POSTGRES_CORES = 32  # of the one primary
 MESSAGE_BYTES = 200
 CROSSINGS = 3  # to Redis, to the worker, to Postgres
+ACCEPT_US = 8  # of Redis' one thread, for a write in a batch of 1,000; a call of its own costs six times that
+LOOKS_PER_S, LOOK_BYTES = 6, 100  # of each process at each queue, whoever serves it
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,10 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Of so many shards and writes a second; cores at `BUSY` of each. ``stops``: what is not enough."""
+    """Of so many shards and writes a second; cores at `BUSY` of each. ``stops``: what is not enough.
+
+    A process keeps one core busy: there are as many as ``worker_cores``.
+    """
 
     shards: int
     writes_per_s: int
@@ -93,15 +98,19 @@ def needs(one: Measured) -> Iterator[Need]:
 def need(one: Measured, shards: int, writes_per_s: int) -> Need:
     """All that grows with the queues that are served, and what grows with the writes."""
     queues = shards + 1  # the queue itself is served, too
-    bytes_per_s = one.bytes_per_s * queues + writes_per_s * MESSAGE_BYTES * CROSSINGS
+    worker_cores = _cores(one.idle_worker_s * queues + writes_per_s * one.worker_us / 1e6)
+    looks = LOOKS_PER_S * queues * (worker_cores - 1)  # those of one are in what was measured
+    commands = one.commands_per_s * queues + looks
+    bytes_per_s = one.bytes_per_s * queues + looks * LOOK_BYTES + writes_per_s * MESSAGE_BYTES * CROSSINGS
+    idle_redis_s = one.idle_redis_s * commands / one.commands_per_s
     return Need(
         shards,
         writes_per_s,
-        one.commands_per_s * queues,
+        commands,
         bytes_per_s / 1e6,
         ceil(one.redis_connections * queues),
-        _cores(one.idle_redis_s * queues + writes_per_s * one.redis_us / 1e6),
-        _cores(one.idle_worker_s * queues + writes_per_s * one.worker_us / 1e6),
+        _cores(idle_redis_s + writes_per_s * (ACCEPT_US + one.redis_us) / 1e6),
+        worker_cores,
         _cores(writes_per_s * one.postgres_us / 1e6),
         queues,
     )
