@@ -78,7 +78,7 @@ def check_balance(
 ) -> None:
     """It comes to be within two lease periods, from when the machine has last been too slow for leases."""
 
-    is_balanced = False  # as the last look found it: the queue itself may change hands right after the shards
+    is_balanced = False  # as the last look found it: who waited for one may get it just when it gives that up
 
     def is_over(rounds: Rounds) -> bool:
         nonlocal is_balanced
