@@ -270,6 +270,30 @@ def test_commands_about_a_queue_with_shards(
     assert applied() == 20
 
 
+def test_a_divided_queue_goes_on_on_a_cluster_where_it_is_divided_again(
+    redis_url: str,
+    options: dict[str, Any],
+    queue: str,
+    applied: Applied,
+    run: Run,
+    pg: psycopg.Connection[Any],
+) -> None:
+    """As the document says: drained, and another URL. Shards of the same names begin there from nothing."""
+
+    def served_and_written(url: str) -> None:
+        with RunningFleet(**{**options, "redis_url": url}), WriteBehind.from_url(url, queue=queue) as wb:
+            assert {wb.increment("counts", id, {"n": 1}).queue for id in range(20)} == {queue}
+            run("reshard", "3", "--redis-url", url)
+            shards = {wb.increment("counts", id, {"n": 1}).queue for id in range(20)}
+            assert shards == {one.queue for one in shard_keys(queue, 3)}
+            assert "Empty" in run("drain", "--redis-url", url)
+
+    served_and_written(redis_url)
+    served_and_written(options["redis_url"])
+    assert applied() == 80
+    assert pg.execute("SELECT count(*) FROM writebehind.dead_letters").fetchone() == (0,)
+
+
 def test_a_pause_that_is_over_holds_no_shard_up_though_a_worker_writes_it_to_one_late(
     client: redis.Redis, options: dict[str, Any], keys: QueueKeys, sender: Sender, applied: Applied, run: Run
 ) -> None:
