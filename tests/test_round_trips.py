@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from tests.support.two_ways import Copy, copies
 
 from writebehind_worker import row_lines
 from writebehind_worker.errors import OwnershipLost
-from writebehind_worker.postgres import Connection, begin, one_trip
+from writebehind_worker.postgres import Connection, begin, one_trip, roll_back
 
 TABLES = """
 CREATE TABLE alone.users (id int PRIMARY KEY, n int, t text);
@@ -104,6 +104,23 @@ def test_the_first_error_of_a_trip_is_raised_and_nothing_after_it_is_run(
     assert copy.conn.info.transaction_status is TransactionStatus.INERROR
     copy.conn.execute("ROLLBACK")
     assert not caplog.records
+
+
+@pytest.mark.parametrize("fails", [(0, 1, 3, 4, 6, 7), (4, 5, 6), range(5), (5,), (1, 5, 6)], ids=str)
+def test_what_was_not_run_any_more_in_a_trip_is_not_taken_for_prepared(
+    fails: Collection[int], copy: Copy
+) -> None:
+    for number in range(14):
+        try:
+            with one_trip(copy.conn):
+                begin(copy.conn, lock_timeout="'1s'")
+                copy.conn.execute("SELECT 1 / $1::int", [int(number not in fails)])
+                copy.conn.execute("INSERT INTO alone.users VALUES ($1)", [number])
+                copy.conn.execute("SELECT n FROM alone.users WHERE id = $1", [number])
+            copy.conn.execute("COMMIT")
+        except psycopg.errors.DivisionByZero:
+            roll_back(copy.conn)
+    assert copy.rows("SELECT id FROM alone.users ORDER BY 1") == [(n,) for n in range(14) if n not in fails]
 
 
 def test_whoever_is_no_owner_any_more_has_the_server_refuse_what_is_on_its_way(copy: Copy) -> None:

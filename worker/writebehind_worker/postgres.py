@@ -7,6 +7,7 @@ is kept in a session there: no setting, prepared statement or temporary table, n
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -46,6 +47,8 @@ DURABLE = _SYNCHRONOUS.format("true")
 _TICK_S = 0.1
 _ADDRESSES = 2  # of one host: IPv6 and IPv4
 
+
+_numbers = itertools.count(1)
 
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 
@@ -234,7 +237,9 @@ def roll_back(conn: psycopg.Connection[Any]) -> None:
     """Ends the transaction, if there still is one: a broken connection has rolled back by itself."""
     try:
         with contextlib.suppress(psycopg.Error):
-            conn.execute("ROLLBACK")
+            # At a ROLLBACK psycopg forgets what it has prepared, if the text is new to it. It has to: what a
+            # failed `one_trip` has not run any more it takes for prepared.
+            conn.execute(f"ROLLBACK -- {next(_numbers)}".encode())
     finally:
         if conn.info.transaction_status is not TransactionStatus.IDLE:
             conn.close()  # interrupted within a statement, say: left open, it would keep its locks
