@@ -71,9 +71,11 @@ def read_layout(values: Sequence[bytes | None]) -> Layout:
     counts = [*draining, *(n for name, n in numbers.items() if name not in _COUNTS)]
     if bad := [n for n in counts if not 1 <= n <= MAX_SHARDS]:
         raise ValueError(f"{bad[0]} is no number of shards")
-    return Layout(
-        **{"shards": 1, **numbers}, draining=draining, tables=_decode_tables(tables) if tables else {}
-    )
+    try:
+        moved = _decode_tables(tables) if tables else {}
+    except msgspec.DecodeError as error:
+        raise ValueError(f"of tables it says what is none: {error}") from error
+    return Layout(**{"shards": 1, **numbers}, draining=draining, tables=moved)
 
 
 def plain_table(table: str) -> str:

@@ -15,6 +15,7 @@ from .doctor import Finding
 from .errors import FatalError
 from .lost_steps import find_lost_steps
 from .nodes import REDIS_ERRORS, is_clustered
+from .redis_number import NotOurs
 from .resharding import LostSteps, layout_of
 from .shard_clocks import hear_clocks
 from .verify_view import many
@@ -29,12 +30,15 @@ def examine_division(client: Redis, keys: QueueKeys, counts: Collection[int]) ->
     try:
         layout = layout_of(client, keys)
         heard = hear_clocks(client, keys, counts)
-        if heard.error is not None:
-            raise heard.error
+        for error in heard.errors.values():
+            raise error
         lost = find_lost_steps(client, keys, layout, heard.whole)
         return division_finding(keys.queue, layout, lost, len(heard.silent))
     except FatalError as error:
         return Finding("redis.division", "fatal", str(error), error.hint)
+    except NotOurs as error:
+        remedy = "find out what did: until it is mended, lost steps of a division are not found there"
+        return Finding("redis.division", "fatal", one_line(error), remedy)
     except NoPermissionError as error:
         what = f"the user may not look at the queue's shards, and the worker must: {one_line(error)}"
         remedy = f"say {keys.queue}* and {{{keys.queue}* where deploy/redis-acl.conf names the queue"

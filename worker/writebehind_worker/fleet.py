@@ -111,7 +111,7 @@ class Fleet:
         self._ttl_ms = int(config.lease_ttl_s * 1000)
         self._serving: dict[str, _Serving] = {}
         self._spare = Spare(config, state)
-        self._former = FormerShards(config)
+        self._former = FormerShards(config, self._log)
         self._mode: Mode | None = None
         self._shards = 0  # as logged last
         self._turn = threading.Lock()  # of beginning to serve, and of:
@@ -201,7 +201,7 @@ class Fleet:
         if self._config.shards not in (0, layout.shards) or client.exists(self._keys.paused):
             return False
         heard = hear_clocks(client, self._keys, {1, layout.shards})
-        return heard.error is None and not (self._former.suspects or suspects(layout, heard.clocks))
+        return not heard.errors and not (self._former.suspects or suspects(layout, heard.clocks))
 
     def _look(self, client: Redis, layout: Layout) -> _View:
         queues = served(self._keys, layout)
@@ -212,7 +212,9 @@ class Fleet:
         queues += [keys for keys in left if keys not in self._former.silent]
         ttl_ms = self._ttl_ms if self._is_fit() else 0
         now_ms, *workers = _FLEET(client, [self._keys.fleet], [self._name, ttl_ms])
-        return _View(int(now_ms), layout, [name.decode() for name in workers], queues, is_alone=False)
+        return _View(
+            int(now_ms), layout, [name.decode(errors="replace") for name in workers], queues, is_alone=False
+        )
 
     def _is_fit(self) -> bool:
         """Whether the others can count on us: who does not reach Postgres serves no shard."""

@@ -8,12 +8,13 @@ from contextlib import suppress
 
 import psycopg
 from redis import Redis
+from structlog.typing import FilteringBoundLogger
 
 from writebehind.keys import QueueKeys
 from writebehind.shards import Layout, shards_of
 
 from . import postgres
-from .config import Config
+from .config import Config, one_line
 from .errors import FatalError
 from .lost_steps import left_behind, suspects
 from .nodes import REDIS_ERRORS
@@ -33,8 +34,9 @@ class FormerShards:
     may forget, and from the ledger, which has a row of each shard that was ever served.
     """
 
-    def __init__(self, config: Config) -> None:
-        self._config, self._keys = config, QueueKeys(config.queue)
+    def __init__(self, config: Config, log: FilteringBoundLogger) -> None:
+        self._config, self._keys, self._log = config, QueueKeys(config.queue), log
+        self._told: set[str] = set()  # why shards could not be read, as far as that has been logged
         self._adding = threading.Lock()
         self._counts = frozenset({1})
         self._asks_ledger = True
@@ -65,8 +67,16 @@ class FormerShards:
         heard = hear_clocks(client, self._keys, self._counts)
         self.suspects = suspects(layout, heard.clocks) & heard.whole
         self.silent = heard.silent
+        self._tell(heard.errors.values())
         self.left = tuple(dict.fromkeys((*self.left, *left_behind(self._keys, layout, heard.clocks))))
         return heard.took_s
+
+    def _tell(self, errors: Iterable[Exception]) -> None:
+        """Each once."""
+        for reason in dict.fromkeys(map(one_line, errors)):
+            if reason not in self._told:
+                self._told.add(reason)
+                self._log.warning("a shard cannot be looked at: see docs/scaling.md", reason=reason)
 
     def _watch(self, stop: threading.Event, looked: threading.Event) -> None:
         with RedisLink(self._config.redis_url, at_most_s=NODE_TIMEOUT_S) as link:

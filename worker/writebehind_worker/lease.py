@@ -44,7 +44,7 @@ class Lease:
     def take(self) -> Holder | None:
         """``None`` if the lease is ours now, else who holds it."""
         taken, *holder = self._run("take")
-        return None if taken else Holder(holder[0].decode())
+        return None if taken else Holder(holder[0].decode(errors="replace"))
 
     def renew(self) -> bool:
         """Whether it was still ours."""

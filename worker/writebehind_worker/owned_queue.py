@@ -27,6 +27,7 @@ from .frozen import FrozenBatch
 from .history import Holdings
 from .nodes import slot_of
 from .pause import Pause, read_pause
+from .redis_number import number_in
 from .redis_server import RedisLink
 from .settle import Settlement, packed
 
@@ -190,7 +191,7 @@ class OwnedQueue:
         if len(items) != int(taken):  # a proxy that reads from a replica, say
             raise OwnershipLost("Redis does not show the batch that was claimed: it is read again")
         self._saw_time(int(now))
-        return FrozenBatch(batch, items, int(clock), int(size))
+        return FrozenBatch(batch, items, number_in(clock, f"seq of {k.clock}"), int(size))
 
     def _at_once(self, *commands: Sequence[Argument]) -> list[Any]:
         """The replies to commands that are sent together: an exception where Redis refuses one."""

@@ -30,6 +30,7 @@ from .errors import FatalError
 from .nodes import REDIS_ERRORS, home, is_clustered
 from .owned_queue import KEYS_VERSION
 from .pause import copy_pause, drop_copy
+from .redis_number import number_in
 
 _LAYOUT = Script("writebehind_worker", "layout")
 _MARK = Script("writebehind_worker", "mark")
@@ -112,7 +113,7 @@ def divide(client: Redis, keys: QueueKeys, shards: int) -> Layout:
     closed = [step("close", one.clock) for one in shard_keys(keys.queue, before.shards)]
     if before.shards == 1:
         step.mark(keys)
-    since = max((int(answer[1]) for answer in closed if answer), default=0)
+    since = max((number_in(answer[1], f"a seq of {keys.queue}") for answer in closed if answer), default=0)
     opened = [
         step.open(one, since, stamp(number, shards, moves))
         for number, one in enumerate(shard_keys(keys.queue, shards))
@@ -173,7 +174,7 @@ def mend(client: Redis, keys: QueueKeys, layout: Layout) -> None:
         told = pipe.execute()
     step = _Steps(client, keys, layout.draining, layout.shards, layout.number)
     for number, (one, (division, hold)) in enumerate(zip(shards, told, strict=True)):
-        is_behind = int(division or 0) < layout.number
+        is_behind = number_in(division, f"division of {one.clock}") < layout.number
         if is_behind:
             step.open(one, _since(client, keys), stamp(number, layout.shards, layout.moves))
         if not layout.draining and (is_behind or hold):
@@ -204,7 +205,7 @@ def _former(keys: QueueKeys, layout: Layout) -> Iterator[QueueKeys]:
 
 def _since(client: Redis, keys: QueueKeys) -> int:
     """Highest seq that the former shards had given out."""
-    return int(cast(bytes | None, client.hget(keys.layout, "since")) or 0)
+    return number_in(cast(bytes | None, client.hget(keys.layout, "since")), f"since of {keys.layout}")
 
 
 def copy_to_shards(client: Redis, keys: QueueKeys, layout: Layout) -> None:
@@ -294,8 +295,10 @@ def waiting_of(client: Redis, shard: QueueKeys, mark: str) -> int:
     marked, left, last = cast(list[bytes | None], client.hmget(shard.clock, "marked", "left", "last"))
     length = client.llen(shard.queue)
     batches = cast(list[bytes], client.lrange(shard.inflight, 0, -1))
-    if marked is not None and marked.decode() == mark:
-        length = min(length, int(left or 0))
-        if int(left or 0) == 0:  # ``last`` has the last of them, and batches go to Postgres in their order
+    if marked is not None and marked == mark.encode():
+        still = number_in(left, f"left of {shard.clock}")
+        length = min(length, still)
+        if still == 0:  # ``last`` has the last of them, and batches go to Postgres in their order
             batches = batches[: batches.index(last) + 1] if last is not None and last in batches else []
-    return int(length) + sum(max(1, int(client.llen(shard.processing(int(batch))))) for batch in batches)
+    numbers = [number_in(batch, f"a batch of {shard.inflight}") for batch in batches]
+    return int(length) + sum(max(1, int(client.llen(shard.processing(number)))) for number in numbers)

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from redis import Redis
+from redis import Redis, RedisError
 
 from writebehind.keys import QueueKeys
 from writebehind.shards import shard_keys
 
 from .answers import ask_nodes
+from .redis_number import NotOurs, number_in
 
 Clocks = Mapping[int, Sequence["Clock"]]
 """By the number of shards, the clock of each."""
@@ -40,15 +41,16 @@ _NOTHING = Clock(0, is_closed=False, is_open=False, seq=0, holds=False)
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """``silent``: shards that could not be asked, whose clocks say nothing here. ``whole``: numbers of shards
-    of which each was heard. ``took_s``: how long those took that were. ``error``: what one answered instead.
+    """``silent``: shards of which nothing was heard, whose clocks say nothing here. ``whole``: numbers of
+    shards of which each was heard. ``took_s``: how long those took that were. ``errors``: what some answered
+    instead; `NotOurs` where somebody else has written there.
     """
 
     clocks: Clocks
     silent: frozenset[QueueKeys]
     whole: frozenset[int]
     took_s: float
-    error: Exception | None = None
+    errors: Mapping[QueueKeys, Exception]
 
 
 def read_clocks(client: Redis, keys: QueueKeys, counts: Iterable[int]) -> Clocks:
@@ -58,7 +60,7 @@ def read_clocks(client: Redis, keys: QueueKeys, counts: Iterable[int]) -> Clocks
         for one in (one for those in every.values() for one in those):
             _ask(pipe, one)
         told = iter(pipe.execute())
-    return {shards: [_clock(one == keys, next(told)) for one in those] for shards, those in every.items()}
+    return {shards: [_clock(keys, one, next(told)) for one in those] for shards, those in every.items()}
 
 
 def hear_clocks(client: Redis, keys: QueueKeys, counts: Iterable[int]) -> Heard:
@@ -66,16 +68,17 @@ def hear_clocks(client: Redis, keys: QueueKeys, counts: Iterable[int]) -> Heard:
     every = _every(keys, counts)
     shards = [one for those in every.values() for one in those]
     answers = ask_nodes(client, shards, _ask_all)
-    errors = {one: error for one, told in answers.replies.items() if (error := _error_in(told)) is not None}
-    found = {
-        one: _clock(one == keys, told, content)
-        for one, (told, *content) in answers.replies.items()
-        if one not in errors
-    }
+    found: dict[QueueKeys, Clock] = {}
+    errors: dict[QueueKeys, Exception] = {}
+    for one, replies in answers.replies.items():
+        try:
+            found[one] = _heard_clock(keys, one, replies)
+        except RedisError as error:
+            errors[one] = error
     silent = frozenset(shards) - found.keys()
     clocks = {count: [found.get(one, _NOTHING) for one in those] for count, those in every.items()}
     whole = frozenset(count for count, those in every.items() if silent.isdisjoint(those))
-    return Heard(clocks, silent, whole, answers.took_s, next(iter(errors.values()), None))
+    return Heard(clocks, silent, whole, answers.took_s, errors)
 
 
 def _every(keys: QueueKeys, counts: Iterable[int]) -> dict[int, list[QueueKeys]]:
@@ -91,15 +94,29 @@ def _ask_all(pipe: Any, one: QueueKeys) -> None:
     pipe.llen(one.queue).llen(one.inflight)
 
 
-def _error_in(replies: Sequence[Any]) -> Exception | None:
-    return next((reply for reply in replies if isinstance(reply, Exception)), None)
+def _heard_clock(keys: QueueKeys, one: QueueKeys, replies: Sequence[Any]) -> Clock:
+    """Raises what one of the replies is, or `NotOurs`."""
+    for reply in replies:
+        if isinstance(reply, Exception) and str(reply).startswith("WRONGTYPE"):
+            raise NotOurs(f"a key of {one.queue} in Redis is none of ours: {reply}") from reply
+        if isinstance(reply, Exception):
+            raise reply
+    told, *content = replies
+    return _clock(keys, one, told, content)
 
 
-def _clock(is_queue: bool, told: Sequence[bytes | None], content: Sequence[int] = ()) -> Clock:
+def _clock(
+    keys: QueueKeys, one: QueueKeys, told: Sequence[bytes | None], content: Sequence[int] = ()
+) -> Clock:
     """The queue itself is one shard, unless it is closed; and to it anybody may push."""
-    division, shard, seq, into = told
+    is_queue, (division, shard, seq, into) = one == keys, told
     is_closed = shard == b"closed"
     is_open = not is_closed and (is_queue or bool(shard))
     return Clock(
-        int(division or 0), is_closed, is_open, int(seq or 0), not is_queue and any(content), int(into or 0)
+        number_in(division, f"division of {one.clock}"),
+        is_closed,
+        is_open,
+        number_in(seq, f"seq of {one.clock}"),
+        not is_queue and any(content),
+        number_in(into, f"into of {one.clock}"),
     )

@@ -164,7 +164,7 @@ def _read_redis(config: Config) -> QueueStatus:
         lease_remaining_s=None if expiry_ms is None else expiry_ms / 1e3 - now / 1e6,
         epoch=epoch,
         seq=None if seq is None else int(seq),
-        generation=None if generation is None else generation.decode(),
+        generation=None if generation is None else generation.decode(errors="replace"),
         applied=applied,
         acked=acked,
         paused=None if paused is None else read_pause(paused).reason,

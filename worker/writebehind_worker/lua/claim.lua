@@ -97,6 +97,6 @@ else
   redis.call('LTRIM', KEYS[1], 0, -(taken + 1))
 end
 redis.call('RPUSH', KEYS[2], ARGV[5])
-local left = tonumber(state[3] or '0') -- of what was there as the queue was closed: see mark.lua
+local left = tonumber(state[3] or '') or 0 -- of what was there as the queue was closed: see mark.lua
 if left > 0 then redis.call('HSET', KEYS[6], 'left', math.max(0, left - taken), 'last', ARGV[5]) end
 return {'ok', string.format('%.0f', now), clock, taken, bytes}

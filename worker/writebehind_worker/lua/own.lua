@@ -12,8 +12,12 @@ if token ~= ARGV[1] then return {'lost'} end
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local clock = redis.call('HMGET', KEYS[3], 'seq', 'generation', 'version')
-if tonumber(clock[3] or '0') > tonumber(ARGV[6]) then return {'newer', clock[3]} end
-local seq = math.max(tonumber(clock[1] or '0'), tonumber(ARGV[3]))
+local last, version = tonumber(clock[1] or '0'), tonumber(clock[3] or '0')
+if not last or not version then
+  return redis.error_reply('ERR seq or version of ' .. KEYS[3] .. ' is no number: no program of ours writes that')
+end
+if version > tonumber(ARGV[6]) then return {'newer', clock[3]} end
+local seq = math.max(last, tonumber(ARGV[3]))
 local generation = clock[2]
 if ARGV[4] ~= '' then generation = ARGV[4] end
 if not generation then generation = string.format('%.0f', now) end
