@@ -226,6 +226,26 @@ def test_a_shard_that_forgot_a_division_that_is_long_over(
     check_history(rows, [writer.written for writer in writers])
 
 
+def test_former_shards_that_drain_are_waited_for_also_where_others_have_forgotten_a_division(
+    client: redis.Redis, keys: QueueKeys, options: dict[str, Any], rows: psycopg.Connection[Any]
+) -> None:
+    for shards in (3, BEFORE):
+        divided(client, keys, shards)
+    with WriteBehind.from_url(options["redis_url"], queue=keys.queue, ttl=60) as wb:
+        older = [wb.put("rows", row, {"v": 1}) for row in range(ROWS)]
+        layout = divide(client, keys, AFTER)
+        assert layout.draining == (BEFORE,)
+        client.hset(shard_keys(keys.queue, 3)[0].clock, "shard", "1of3")
+        lost = find_lost_steps(client, keys, layout, [3])
+        assert lost is not None
+        assert divide_again(client, keys, layout, lost).draining == (1, BEFORE, 3)
+        newer = [wb.put("rows", row, {"v": 2}) for row in range(ROWS)]
+        with RunningFleet(**options):
+            for receipt in older + newer:
+                receipt.wait(30)
+    assert rows.execute("SELECT count(*) FROM rows WHERE v = 2").fetchone() == (ROWS,)
+
+
 def test_a_write_that_waits_is_not_said_to_be_committed_by_what_a_former_shard_had(
     cluster: Cluster,
     client: redis.Redis,
