@@ -13,6 +13,7 @@ from writebehind.keys import QueueKeys
 from writebehind.shards import shard_keys, stamp
 from writebehind_worker import resharding
 from writebehind_worker.resharding import divide, layout_of, still_draining, waiting_of
+from writebehind_worker.shard_clocks import hear_clocks
 
 __all__ = ["client", "cluster"]  # fixtures
 
@@ -46,6 +47,22 @@ def test_a_queue_is_divided_over_the_nodes_and_made_one_again(
     assert shards_say(client, keys, SHARDS) == [[b"closed", None]] * SHARDS
     drain(client, keys)
     assert shards_say(client, keys, 1) == [[b"", None]]
+
+
+def test_a_shard_whose_slot_moves_key_by_key_is_not_silent(
+    cluster: Cluster, client: redis.Redis, keys: QueueKeys
+) -> None:
+    divide(client, keys, SHARDS)
+    drain(client, keys)
+    first = shard_keys(keys.queue, SHARDS)[0]
+    move = cluster.slot_moves(first.clock, cluster.other_primary(cluster.node_of(first.clock)))
+    move.begin()
+    move.move_key(first.clock)
+    heard = hear_clocks(client, keys, [SHARDS], contents=True)
+    move.end()
+    assert heard.whole == {SHARDS} and not heard.errors
+    assert heard.clocks[SHARDS][0].division == layout_of(client, keys).number
+    assert hear_clocks(client, keys, [SHARDS]).whole == {SHARDS}  # by MOVED
 
 
 @pytest.mark.parametrize("moves_after", ["begin", "close", "open", "switch"])

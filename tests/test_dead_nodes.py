@@ -81,7 +81,8 @@ def test_workers_that_come_later_serve_the_shards_of_the_others(
             wait_until(lambda: first.owned() == others)
             wait_until(lambda: first.state.facts()["redis_up"] is False)  # it tells that not all is well
             with RunningFleet(**options) as second:
-                wait_until(lambda: bool(second.owned()) and first.owned() | second.owned() == others)
+                wait_until(lambda: second.state.facts()["redis_up"] is False)
+                wait_until(lambda: first.owned() | second.owned() == others)
                 first.stop()
                 wait_until(lambda: second.owned() == others)
         with RunningFleet(**options):

@@ -29,6 +29,8 @@ __all__ = ["client", "cluster", "rows", "run"]  # fixtures
 
 SOON_S = 45
 """The node would otherwise be waited for again and again: minutes."""
+TIMEOUT_S, A_FEW = 2, 6
+"""Of a socket, and how many of it may pass: redis-py asks eight times."""
 FORMER, LOST = 3, 2
 """Numbers of shards: one of the first is on the node that falls silent, none of the second."""
 
@@ -85,6 +87,25 @@ def silent(cluster: Cluster, place: int) -> Iterator[None]:
 def value(rows: psycopg.Connection[Any], id: int) -> int:
     (found,) = rows.execute("SELECT v FROM rows WHERE id = %s", [id]).fetchone() or (0,)
     return int(found)
+
+
+def test_workers_that_come_later_or_take_over_soon_serve_the_shards_of_the_others(
+    cluster: Cluster,
+    client: redis.Redis,
+    keys: QueueKeys,
+    options: dict[str, Any],
+    rows: psycopg.Connection[Any],
+) -> None:
+    options["redis_url"] += f"?socket_timeout={TIMEOUT_S}"
+    there, *elsewhere = divided_in_time(client, keys, FORMER)
+    others = {keys.queue, *(one.queue for one in elsewhere)}
+    with RunningFleet(**options) as first:
+        wait_until(lambda: first.owned() == {there.queue, *others})
+        with silent(cluster, cluster.node_of(there.clock)), RunningFleet(**options) as later:
+            wait_until(lambda: bool(later.owned()), A_FEW * TIMEOUT_S)
+            wait_until(lambda: later.state.facts()["redis_up"] is False)  # it tells that not all is well
+            first.stop()
+            wait_until(lambda: later.owned() == others, A_FEW * TIMEOUT_S)
 
 
 @pytest.mark.parametrize("comes_later", [False, True], ids=["", "by a worker that comes later"])

@@ -86,10 +86,14 @@ def test_the_clock_of_a_present_shard(
         time.sleep(LOOKS_S)
         push(redis_client, other, 1)
         wait_for(rows, 1)
-        redis_client.hset(strange.clock, "division", number)
-        wait_until(lambda: fleet.state.facts()["redis_up"] is True)
+        fleet.stop()
+        with RunningFleet(**options) as later:
+            wait_until(lambda: later.owned() == {keys.queue, other.queue})
+            redis_client.hset(strange.clock, "division", number)
+            wait_until(lambda: later.owned() == {keys.queue, strange.queue, other.queue})
+            assert later.state.facts()["redis_up"] is True
     told = [line["reason"] for line in logged if "redis refuses to tell" in line["event"]]
-    assert len(told) == 1 and f"division of {strange.clock} in Redis is no number" in told[0]
+    assert len(told) == 2 and f"division of {strange.clock} in Redis is no number" in told[0]
 
 
 @pytest.mark.parametrize("field", ["seq", "left"])

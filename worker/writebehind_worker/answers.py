@@ -31,8 +31,11 @@ class Answers:
     took_s: float
 
 
-def ask_nodes(client: Redis, queues: Sequence[QueueKeys], ask: Ask) -> Answers:
-    """Raises what a single server does. A client of all nodes looks who is there where one did not answer."""
+def ask_nodes(client: Redis, queues: Sequence[QueueKeys], ask: Ask, *, follow: bool = False) -> Answers:
+    """Raises what a single server does. A client of all nodes looks who is there where one did not answer.
+
+    ``follow``: where a slot has moved, or moves, the other node is asked.
+    """
     if not is_clustered(client):
         began = time.monotonic()
         return Answers(_asked(client, queues, ask), time.monotonic() - began)
@@ -40,18 +43,25 @@ def ask_nodes(client: Redis, queues: Sequence[QueueKeys], ask: Ask) -> Answers:
     took_s = 0.0
     for node, those in _by_node(client, queues):
         began = time.monotonic()
-        try:
-            replies = _asked(node, those, ask)
-        except Exception as error:
-            if not is_no_answer(error):
-                raise
-        else:
+        if replies := _answered(node, those, ask):
             took_s += time.monotonic() - began
-            found |= {one: told for one, told in replies.items() if not _has_moved(told)}
+            moved = [one for one, told in replies.items() if _has_moved(told)] if follow else []
+            found |= replies | (_answered(client, moved, ask) if moved else {})
+    found = {one: told for one, told in found.items() if not _has_moved(told)}
     if len(found) < len(queues):
         with suppress(RedisClusterException):
             cast(Any, client).nodes_manager.initialize()
     return Answers(found, took_s)
+
+
+def _answered(client: Redis, queues: Sequence[QueueKeys], ask: Ask) -> dict[QueueKeys, Sequence[Any]]:
+    """Nothing where there is no answer."""
+    try:
+        return _asked(client, queues, ask)
+    except Exception as error:
+        if not is_no_answer(error):
+            raise
+        return {}
 
 
 def _asked(client: Redis, queues: Sequence[QueueKeys], ask: Ask) -> dict[QueueKeys, Sequence[Any]]:

@@ -28,9 +28,10 @@ from .config import Config, one_line
 from .errors import FatalError
 from .former_shards import FormerShards
 from .lease import read_lease
-from .lost_steps import find_lost_steps, suspects
+from .lost_steps import counts_served, judge, suspects
 from .metrics import Metrics
-from .nodes import REDIS_ERRORS, is_clustered
+from .nodes import REDIS_ERRORS
+from .redis_number import NotOurs
 from .redis_server import RedisLink
 from .resharding import (
     copy_to_shards,
@@ -42,7 +43,7 @@ from .resharding import (
     served,
     still_draining,
 )
-from .shard_clocks import hear_clocks
+from .shard_clocks import NODE_TIMEOUT_S, Clocks, hear_clocks
 from .share import fair_share, is_last, to_begin
 from .spare import Spare
 from .state import WorkerState
@@ -67,6 +68,15 @@ class _View:
     workers: Sequence[str]
     queues: Sequence[QueueKeys]
     is_alone: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """The layout; shards that are not begun with, for they could not be asked, and why."""
+
+    layout: Layout
+    silent: frozenset[QueueKeys] = frozenset()
+    reason: str | None = None
 
 
 class _Serving:
@@ -138,70 +148,80 @@ class Fleet:
     def _work(self, stop: threading.Event, hurry: threading.Event) -> None:
         period_s = min(self._config.lease_ttl_s / 3, _LONGEST_PERIOD_S)
         try:
-            with RedisLink(self._config.redis_url) as link:
+            url = self._config.redis_url
+            with RedisLink(url) as link, RedisLink(url, at_most_s=NODE_TIMEOUT_S) as hasty:
                 while not stop.is_set():
-                    self._look_after(link, hurry)
+                    self._look_after(link, hasty if link.is_clustered else link, hurry)
                     stop.wait(period_s)
                 self._leave(link)
         except BaseException as error:
             self._fatal = error
             stop.set()
 
-    def _look_after(self, link: RedisLink, hurry: threading.Event) -> None:
+    def _look_after(self, link: RedisLink, hasty: RedisLink, hurry: threading.Event) -> None:
+        """``hasty`` waits for none of several nodes for long."""
         self._raise_what_ended_one()
         try:
-            client = link.client
-            layout, reason = self._kept(client)
-            view = self._look(client, layout)
-            free = [] if view.is_alone else self._free(client, view.queues, view.now_ms)
+            kept = self._kept(link.client, hasty.client)
+            view = self._look(link.client, kept.layout)
+            asked = [] if view.is_alone else [keys for keys in view.queues if keys not in kept.silent]
+            free = self._free(hasty.client, asked, view.now_ms) if asked else []
         except REDIS_ERRORS as error:
             self._redis_is(False, one_line(error))
-            if isinstance(error, redis.ResponseError) and one_line(error) not in self._refused:
-                self._refused.add(one_line(error))
-                self._log.warning(
-                    "redis refuses to tell of shards: see docs/scaling.md", reason=one_line(error)
-                )
+            if isinstance(error, redis.ResponseError):
+                self._tell(error)
             if not self._serving and self._mode is None:
                 self._serve_alone(hurry)  # it tells what is wrong, and goes on by itself
             return
-        self._redis_is(reason is None, reason)
+        self._redis_is(kept.reason is None, kept.reason)
         if view.is_alone:
             self._serve_alone(hurry, "alone again" if view.layout.number else "alone")
         else:
             self._share(view, free, hurry)
 
-    def _kept(self, client: Redis) -> tuple[Layout, str | None]:
-        """The layout, once all is done about it that has to be; why not all could be, if nothing had to.
+    def _tell(self, error: Exception) -> None:
+        """Once."""
+        if one_line(error) not in self._refused:
+            self._refused.add(one_line(error))
+            self._log.warning("redis refuses to tell of shards: see docs/scaling.md", reason=one_line(error))
 
-        So a node of a cluster that does not answer keeps nobody from the shards of the others.
+    def _kept(self, client: Redis, hasty: Redis) -> _Kept:
+        """The layout, once all is done about it that has to be; with what is silent, if nothing had to.
+
+        So a node of a cluster that does not answer keeps nobody from the shards of the others. Lost steps are
+        judged where all are heard only: mending them takes each, and what a silent one would say may matter.
         """
-        try:
-            layout = self._checked_layout(client)
-            if layout.draining:
-                still_draining(client, self._keys, layout)
-            else:
-                mend(client, self._keys, layout)
-            copy_to_shards(client, self._keys, layout)
-        except REDIS_ERRORS as error:
-            if self._mode == "shared":
-                self._state.progress()
-            layout = layout_of(client, self._keys)
-            if isinstance(error, redis.ResponseError) or not self._needs_nothing(client, layout):
-                raise
-            return layout, one_line(error)
-        return layout, None
+        layout = layout_of(client, self._keys)
+        self._former.saw(layout)
+        heard = hear_clocks(hasty, self._keys, counts_served(layout) | self._former.suspects)
+        for error in heard.errors.values():
+            self._tell(error)
+            if not isinstance(error, NotOurs):
+                raise error
+        if heard.silent:
+            first = min(heard.silent, key=lambda one: one.queue)
+            reason = heard.errors.get(first) or redis.ConnectionError(f"no answer of {first.queue}'s node")
+            if not self._needs_nothing(client, layout, heard.clocks):
+                raise reason
+            return _Kept(layout, heard.silent, one_line(reason))
+        layout = self._checked_layout(client, layout, heard.clocks)
+        if layout.draining:
+            still_draining(client, self._keys, layout)
+        else:
+            mend(client, self._keys, layout)
+        copy_to_shards(client, self._keys, layout)
+        return _Kept(layout)
 
-    def _needs_nothing(self, client: Redis, layout: Layout) -> bool:
+    def _needs_nothing(self, client: Redis, layout: Layout, clocks: Clocks) -> bool:
         """Whether nothing has to be done about shards before they are served, as far as is heard of them.
 
         While former ones drain, nothing may be claimed from one that has lost its hold.
         """
-        if not is_clustered(client) or layout.closing is not None or layout.draining:
+        if layout.closing is not None or layout.draining:
             return False
         if self._config.shards not in (0, layout.shards) or client.exists(self._keys.paused):
             return False
-        heard = hear_clocks(client, self._keys, {1, layout.shards})
-        return not heard.errors and not (self._former.suspects or suspects(layout, heard.clocks))
+        return not (self._former.suspects or suspects(layout, clocks))
 
     def _look(self, client: Redis, layout: Layout) -> _View:
         queues = served(self._keys, layout)
@@ -220,9 +240,9 @@ class Fleet:
         """Whether the others can count on us: who does not reach Postgres serves no shard."""
         return all(one.state.facts()["postgres_up"] is not False for one in self._serving.values())
 
-    def _checked_layout(self, client: Redis) -> Layout:
+    def _checked_layout(self, client: Redis, layout: Layout, clocks: Clocks) -> Layout:
         """Raises `FatalError` where there are not as many shards as this worker was told."""
-        told, layout = self._config.shards, self._mended(client, layout_of(client, self._keys))
+        told, layout = self._config.shards, self._mended(client, layout, clocks)
         if layout.closing is not None:
             layout = self._finished(client, layout)
         if not told or told in (layout.shards, layout.closing):
@@ -238,10 +258,9 @@ class Fleet:
             f"or run `writebehind reshard {told}`",
         )
 
-    def _mended(self, client: Redis, layout: Layout) -> Layout:
+    def _mended(self, client: Redis, layout: Layout, clocks: Clocks) -> Layout:
         """After a failover it may be what it was before, or shards may be."""
-        self._former.saw(layout)
-        lost = find_lost_steps(client, self._keys, layout, self._former.suspects)
+        lost = judge(client, self._keys, layout, clocks)
         if lost is None:
             return layout
         self._log.warning(

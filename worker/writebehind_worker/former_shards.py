@@ -64,7 +64,7 @@ class FormerShards:
         """
         layout = layout_of(client, self._keys)
         self.saw(layout)
-        heard = hear_clocks(client, self._keys, self._counts)
+        heard = hear_clocks(client, self._keys, self._counts, contents=True)
         self.suspects = suspects(layout, heard.clocks) & heard.whole
         self.silent = heard.silent
         self._tell(heard.errors.values())

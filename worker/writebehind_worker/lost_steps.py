@@ -23,13 +23,22 @@ from .shard_clocks import Clocks, read_clocks
 def find_lost_steps(
     client: Redis, keys: QueueKeys, layout: Layout, counts: Iterable[int]
 ) -> LostSteps | None:
-    """``counts``: numbers of shards to look at, besides those that are served and the queue itself.
+    """``counts``: numbers of shards to look at, besides those that are served and the queue itself."""
+    return judge(client, keys, layout, read_clocks(client, keys, counts_served(layout).union(counts)))
 
-    The layout is read again after the clocks: what only happens meanwhile is none.
+
+def counts_served(layout: Layout) -> set[int]:
+    """Numbers of shards without all of whose clocks nothing can be judged; the queue itself is one."""
+    return {1, layout.shards, *layout.draining}
+
+
+def judge(client: Redis, keys: QueueKeys, layout: Layout, clocks: Clocks) -> LostSteps | None:
+    """By the clocks, of which none may be missing.
+
+    The layout is read again, as it was before the clocks: what only happened meanwhile is none.
     """
     if not layout.number and shards_of(keys.queue.rpartition(":")[0], keys.queue):
         return None  # a shard that is served by its own name
-    clocks = read_clocks(client, keys, {1, layout.shards, *layout.draining, *counts})
     followed = {one.into for those in clocks.values() for one in those if one.division > layout.number}
     if more := {count for count in followed if 1 <= count <= MAX_SHARDS} - clocks.keys():
         clocks = {**clocks, **read_clocks(client, keys, more)}

@@ -18,7 +18,7 @@ Clocks = Mapping[int, Sequence["Clock"]]
 """By the number of shards, the clock of each."""
 
 NODE_TIMEOUT_S = 1.0
-"""How long a node is waited for that may have nothing but what was long ago."""
+"""How long a node is waited for while others have work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +63,11 @@ def read_clocks(client: Redis, keys: QueueKeys, counts: Iterable[int]) -> Clocks
     return {shards: [_clock(keys, one, next(told)) for one in those] for shards, those in every.items()}
 
 
-def hear_clocks(client: Redis, keys: QueueKeys, counts: Iterable[int]) -> Heard:
-    """Also what they hold. Each node is asked once: of one that does not answer nothing is heard."""
+def hear_clocks(client: Redis, keys: QueueKeys, counts: Iterable[int], *, contents: bool = False) -> Heard:
+    """Each node is asked once: of one that does not answer nothing is heard. ``contents``: what they hold."""
     every = _every(keys, counts)
     shards = [one for those in every.values() for one in those]
-    answers = ask_nodes(client, shards, _ask_all)
+    answers = ask_nodes(client, shards, _ask_all if contents else _ask, follow=True)
     found: dict[QueueKeys, Clock] = {}
     errors: dict[QueueKeys, Exception] = {}
     for one, replies in answers.replies.items():
