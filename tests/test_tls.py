@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from tests.support.cluster import one_node
+from tests.support.sentinels import SERVICE, lone_sentinel
 from tests.support.tls import TlsFront
 from tests.support.workers import RunningWorker, WorkerProcess
 
@@ -271,3 +272,27 @@ def test_the_nodes_of_a_cluster_are_spoken_to_in_tls(authority: Authority, queue
             wrong = url.replace(authority.files.ca.name, authority.files.other_ca.name)
             with pytest.raises(RedisUnavailable):
                 WriteBehind.from_url(wrong, queue=queue)
+
+
+def test_sentinels_and_the_server_that_they_name_are_spoken_to_in_tls(
+    authority: Authority, fronts: Fronts, queue: str
+) -> None:
+    with lone_sentinel(fronts.redis) as plain, TlsFront(plain, authority.server()) as front:
+        query = urlencode({"ssl_ca_certs": authority.files.ca, "ssl_check_hostname": True})
+        url = f"rediss+sentinel://{HOST}:{front.port}/{SERVICE}?{query}"
+        with WriteBehind.from_url(url, queue=queue) as wb:
+            wb.put("users", 1, {"name": "Ada"})
+
+        async def read() -> object:
+            async with AsyncWriteBehind.from_url(url, queue=queue) as wb:
+                return await wb.get("users", 1)
+
+        assert asyncio.run(read()) == {"name": "Ada"}
+        with RedisLink(url, queue) as link:
+            assert link.client.llen(queue) == 1
+        wrong = url.replace(authority.files.ca.name, authority.files.other_ca.name)
+        with (
+            WriteBehind.from_url(wrong, queue=queue, redis_options={"retry": NEVER}) as wb,
+            pytest.raises(RedisUnavailable),
+        ):
+            wb.put("users", 1, {"name": "Eve"})

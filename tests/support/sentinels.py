@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Protocol, Self, cast
 
 import redis
 from redis.backoff import NoBackoff
@@ -129,6 +129,23 @@ class Sentinels:
         )
 
 
+class HasPort(Protocol):
+    """A server, or what stands before one."""
+
+    @property
+    def port(self) -> int: ...
+
+
+@contextmanager
+def lone_sentinel(primary: HasPort) -> Iterator[str]:
+    """One that takes this for the primary, and for an hour for alive, whatever it hears; its URL."""
+    with ExitStack() as stack:
+        port, silent = free_port(), {"down-after-milliseconds": 3_600_000}
+        sentinel = _Sentinel(temporary_folder(stack), port, [primary], [port], silent)
+        started_in(stack, sentinel)
+        yield sentinel.url
+
+
 class _Sentinel(EmbeddedRedis):
     """One that watches the server at a port."""
 
@@ -138,7 +155,7 @@ class _Sentinel(EmbeddedRedis):
         self,
         data_dir: Path,
         port: int,
-        servers: Sequence[EmbeddedRedis],
+        servers: Sequence[HasPort],
         sentinels: Sequence[int],
         times: Mapping[str, int],
     ) -> None:
@@ -153,15 +170,16 @@ class _Sentinel(EmbeddedRedis):
     def _prepare(self) -> None:
         super()._prepare()
         if not self._file.exists():  # it writes into it what it has seen
-            first, second = self._servers
+            first, *replicas = self._servers
+            quorum = len(self._sentinels) // 2 + 1
             others = [port for port in self._sentinels if port != self.port]
             lines = [
                 "bind 127.0.0.1",
                 f"dir {self._folder}",
                 f"sentinel myid {self.port:040d}",
-                f"sentinel monitor {SERVICE} 127.0.0.1 {first.port} 2",
+                f"sentinel monitor {SERVICE} 127.0.0.1 {first.port} {quorum}",
                 *(f"sentinel {name} {SERVICE} {ms}" for name, ms in self._times.items()),
-                f"sentinel known-replica {SERVICE} 127.0.0.1 {second.port}",
+                *(f"sentinel known-replica {SERVICE} 127.0.0.1 {server.port}" for server in replicas),
                 *(f"sentinel known-sentinel {SERVICE} 127.0.0.1 {port} {port:040d}" for port in others),
             ]
             self._file.write_text("\n".join([*lines, ""]))
