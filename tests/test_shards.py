@@ -320,6 +320,18 @@ def test_each_serves_its_share_and_takes_over_from_who_is_gone(
         assert redis_client.zcard(keys.fleet) == 1
 
 
+def test_who_leaves_is_followed_at_once(
+    redis_client: redis.Redis, keys: QueueKeys, options: dict[str, Any]
+) -> None:
+    divide(redis_client, keys, 4)
+    all_of_them = {keys.queue, *shard_queues(keys.queue, 4)}
+    given = {**options, "lease_ttl_s": 100.0}  # of which nothing has run out when the test is over
+    with RunningFleet(**given) as first:
+        with RunningFleet(**given) as second:
+            wait_until(lambda: len(first.owned()) + len(second.owned()) == 5 and len(second.owned()) >= 2)
+        wait_until(lambda: first.owned() == all_of_them)
+
+
 def test_each_tells_of_every_queue_that_it_could_serve_whether_it_reaches_the_servers(
     redis_client: redis.Redis, keys: QueueKeys, options: dict[str, Any], redis_url: str, postgres_url: str
 ) -> None:
