@@ -123,6 +123,17 @@ def test_what_was_not_run_any_more_in_a_trip_is_not_taken_for_prepared(
     assert copy.rows("SELECT id FROM alone.users ORDER BY 1") == [(n,) for n in range(14) if n not in fails]
 
 
+def test_what_is_prepared_stays_so_while_dead_letters_are_counted(copy: Copy) -> None:
+    """Each second, by a transaction that is rolled back."""
+    copy.flusher.count_dead_letters(())
+    for n in range(6):
+        copy.flush_at_once([put(1, n=n)])
+    prepared = "SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE '%users%'"
+    for _ in range(3):
+        copy.flusher.count_dead_letters(())
+        assert copy.conn.execute(prepared).fetchone() == (1,)
+
+
 def test_whoever_is_no_owner_any_more_has_the_server_refuse_what_is_on_its_way(copy: Copy) -> None:
     """It could be paused there: locks of its would hold up the owner."""
     copy.run(

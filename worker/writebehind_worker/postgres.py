@@ -7,7 +7,6 @@ is kept in a session there: no setting, prepared statement or temporary table, n
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -47,8 +46,6 @@ DURABLE = _SYNCHRONOUS.format("true")
 _TICK_S = 0.1
 _ADDRESSES = 2  # of one host: IPv6 and IPv4
 
-
-_numbers = itertools.count(1)
 
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 
@@ -103,6 +100,10 @@ class Connection(psycopg.Connection[Any]):
                 super().execute(statement.encode())
         else:
             super().execute("; ".join(statements).encode())
+
+    def forget_prepared(self) -> None:
+        """After a failed `one_trip`: psycopg takes for prepared what was not run any more."""
+        self._prepared.clear()
 
     def wait(self, gen: Generator[Any, Any, _T], *args: Any, **options: Any) -> _T:
         """Consumes a generator that operates on the connection. Raises :class:`NoReply`."""
@@ -211,9 +212,8 @@ def one_trip(conn: psycopg.Connection[Any]) -> Iterator[Callable[[], None]]:
         return
 
     def arrive() -> None:
-        conn.execute(
-            "SELECT"
-        ).fetchone()  # psycopg's `sync` can wait for replies to what it has not sent whole
+        # psycopg's `sync` can wait for replies to what it has not sent whole.
+        conn.execute("SELECT").fetchone()
 
     failed: psycopg.Error | None = None
     try:
@@ -225,6 +225,8 @@ def one_trip(conn: psycopg.Connection[Any]) -> Iterator[Callable[[], None]]:
     except psycopg.Error as error:
         failed = failed or error
     if failed is not None:
+        if isinstance(conn, Connection):
+            conn.forget_prepared()
         raise failed
 
 
@@ -237,9 +239,7 @@ def roll_back(conn: psycopg.Connection[Any]) -> None:
     """Ends the transaction, if there still is one: a broken connection has rolled back by itself."""
     try:
         with contextlib.suppress(psycopg.Error):
-            # At a ROLLBACK psycopg forgets what it has prepared, if the text is new to it. It has to: what a
-            # failed `one_trip` has not run any more it takes for prepared.
-            conn.execute(f"ROLLBACK -- {next(_numbers)}".encode())
+            conn.execute("ROLLBACK")
     finally:
         if conn.info.transaction_status is not TransactionStatus.IDLE:
             conn.close()  # interrupted within a statement, say: left open, it would keep its locks
