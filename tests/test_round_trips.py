@@ -18,6 +18,9 @@ from tests.support.two_ways import Copy, copies
 from writebehind_worker import row_lines
 from writebehind_worker.errors import OwnershipLost
 from writebehind_worker.postgres import Connection, begin, one_trip, roll_back
+from writebehind_worker.testing.proxy import Proxy, proxied_url
+
+FlushTwice = Callable[[Sequence[bytes]], int]
 
 TABLES = """
 CREATE TABLE alone.users (id int PRIMARY KEY, n int, t text);
@@ -27,8 +30,14 @@ CREATE TABLE alone.part PARTITION OF alone.parts FOR VALUES FROM (0) TO (1000);
 
 
 @pytest.fixture
-def copy(postgres_url: str, pg: psycopg.Connection[Any], queue: str) -> Iterator[Copy]:
-    with copies(postgres_url, pg, queue, "alone") as (found,):
+def proxy(postgres_url: str) -> Iterator[Proxy]:
+    with Proxy.to(postgres_url) as found:
+        yield found
+
+
+@pytest.fixture
+def copy(postgres_url: str, pg: psycopg.Connection[Any], queue: str, proxy: Proxy) -> Iterator[Copy]:
+    with copies(proxied_url(postgres_url, proxy.port), pg, queue, "alone") as (found,):
         found.run(TABLES)
         found.begin()
         yield found
@@ -51,31 +60,41 @@ def round_trips(copy: Copy, flush: Callable[[], object]) -> int:
     return [direction for direction, _ in groupby(directions)].count("B")
 
 
-def flush_twice(copy: Copy, batch: Sequence[bytes]) -> int:
+@pytest.fixture
+def flush_twice(copy: Copy, proxy: Proxy) -> Callable[[Sequence[bytes]], int]:
     """The round trips of the second time: what is made once is there."""
-    copy.flush_at_once(batch)
-    trips = round_trips(copy, lambda: copy.flush_at_once(batch))
-    assert copy.at_once == [1, 1]
-    return trips
+
+    def flush_twice(batch: Sequence[bytes]) -> int:
+        copy.flush_at_once(batch)
+        proxy.delay_s = 0.05  # no reply comes before all is sent that is sent together
+        trips = round_trips(copy, lambda: copy.flush_at_once(batch))
+        assert copy.at_once == [1, 1]
+        return trips
+
+    return flush_twice
 
 
-def test_a_small_batch_takes_two_one_of_them_for_the_commit(copy: Copy) -> None:
-    assert flush_twice(copy, [put(1), put(2), put(3, t="x")]) == 2
+def test_a_small_batch_takes_two_one_of_them_for_the_commit(flush_twice: FlushTwice) -> None:
+    assert flush_twice([put(1), put(2), put(3, t="x")]) == 2
 
 
-def test_rows_that_are_looked_for_first_take_one_more(copy: Copy) -> None:
-    assert flush_twice(copy, [put(1), put(7, "parts")]) == 3
+def test_rows_that_are_looked_for_first_take_one_more(copy: Copy, flush_twice: FlushTwice) -> None:
+    assert flush_twice([put(1), put(7, "parts")]) == 3
     assert copy.rows("SELECT id, n FROM alone.parts") == [(7, 7)]
 
 
-def test_what_goes_by_copy_takes_those_that_copy_needs(copy: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_goes_by_copy_takes_those_that_copy_needs(
+    flush_twice: FlushTwice, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(row_lines, "COPIED_FROM", 1)
-    assert flush_twice(copy, [put(1), put(2)]) == 5  # BEGIN; COPY; its rows; all else; COMMIT
+    assert flush_twice([put(1), put(2)]) == 5  # BEGIN; COPY; its rows; all else; COMMIT
 
 
-def test_an_old_libpq_waits_for_each_reply(copy: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_libpq_waits_for_each_reply(
+    copy: Copy, flush_twice: FlushTwice, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(psycopg.Pipeline, "is_supported", lambda: False)
-    assert flush_twice(copy, [put(1), put(2)]) == 5
+    assert flush_twice([put(1), put(2)]) == 5
     assert copy.rows("SELECT id, n FROM alone.users ORDER BY id") == [(1, 1), (2, 2)]
 
 
@@ -175,3 +194,23 @@ def test_a_flush_that_is_interrupted_within_a_statement_leaves_no_lock(copy: Cop
         copy.flush([put(1, n=5)])
     assert copy.conn.closed
     assert copy.rows("SELECT n FROM alone.users FOR UPDATE NOWAIT") == [(1,)]
+
+
+def test_statements_that_are_slow_together_are_no_silence(
+    copy: Copy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each may take its time, and the connection is closed where one is not answered in time."""
+    copy.run(
+        "CREATE FUNCTION alone.slow() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN PERFORM pg_sleep(0.4); RETURN new; END $$",
+        *(f"CREATE TABLE alone.slow_{n} (id int PRIMARY KEY, n int)" for n in range(4)),
+        *(
+            f"CREATE TRIGGER slow AFTER INSERT ON alone.slow_{n} FOR EACH STATEMENT "
+            "EXECUTE FUNCTION alone.slow()"
+            for n in range(4)
+        ),
+    )
+    copy.begin()
+    monkeypatch.setattr(copy.conn, "reply_timeout_s", 1.0)
+    copy.flush_at_once([put(1, f"slow_{n}") for n in range(4)])
+    assert copy.at_once == [1]

@@ -81,7 +81,11 @@ class Connection(psycopg.Connection[Any]):
         """As psycopg's; where limits must be told to another session each time, in a transaction."""
         is_idle = self.info.transaction_status is TransactionStatus.IDLE
         if not (self.is_pooled and self._limits and is_idle):
-            return super().execute(query, params, prepare=prepare, binary=binary)
+            found = super().execute(query, params, prepare=prepare, binary=binary)
+            if self.pgconn.pipeline_status:
+                # Else the server keeps each reply until the last one, and seems silent for as long.
+                self.pgconn.send_flush_request()
+            return found
         self.begin()
         try:
             found = super().execute(query, params, prepare=prepare, binary=binary)
