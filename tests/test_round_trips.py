@@ -196,6 +196,19 @@ def test_a_flush_that_is_interrupted_within_a_statement_leaves_no_lock(copy: Cop
     assert copy.rows("SELECT n FROM alone.users FOR UPDATE NOWAIT") == [(1,)]
 
 
+def test_a_trip_that_is_interrupted_leaves_nothing_unfinished_behind(copy: Copy) -> None:
+    """Else Python complains when that goes, in this test or a later one."""
+
+    def interrupt() -> None:
+        raise MemoryError
+
+    assert isinstance(copy.conn, Connection)
+    copy.conn.heard = interrupt
+    with pytest.raises(MemoryError):
+        copy.flush_at_once([put(1)])
+    assert copy.conn.closed
+
+
 def test_statements_that_are_slow_together_are_no_silence(
     copy: Copy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -140,6 +140,10 @@ def _bounded(
     except StopIteration as end:
         result: _T = end.value
         return result
+    finally:
+        # Interrupted on leaving a pipeline it waits once more; nobody would be there for what that comes to.
+        with contextlib.suppress(psycopg.Error, RuntimeError):
+            gen.close()
 
 
 def connect(
