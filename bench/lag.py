@@ -6,7 +6,7 @@ import itertools
 import random
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import median
@@ -19,7 +19,7 @@ from .percentile import percentile
 from .rivals import flow
 from .rivals.child import GO, Child
 from .rivals.flow import Accepted
-from .rivals.writebehind import Flush, WorkerProcess
+from .rivals.writebehind import Flush, Spent, WorkerProcess
 from .sizes import Sizes
 from .stage import Stage
 from .table import BenchTable
@@ -65,6 +65,10 @@ class Stream:
             looks.append(self._look(worker))
         return accepted, looks
 
+    def stages(self, delay_ms: int) -> Mapping[str, Spent]:
+        """Of that worker, until now."""
+        return self._workers[delay_ms].stages()
+
     def flushes(self, delay_ms: int) -> Sequence[Flush]:
         """Of that worker, since this was asked last."""
         return self._workers[delay_ms].flushes()
@@ -97,9 +101,8 @@ def measure(stage: Stage, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
 
 def _worker(stage: Stage, delay_ms: int) -> WorkerProcess:
     queue, delay = f"bench:lag:{delay_ms}", f"{delay_ms / 1000}"
-    return WorkerProcess(
-        stage.redis, stage.redis_url, stage.postgres_url, queue, stage.folder, "--write-delay", delay
-    )
+    urls = (stage.redis_url, stage.postgres_url)
+    return WorkerProcess(stage.redis, *urls, queue, stage.folder, "--write-delay", delay, told=True)
 
 
 def _capacity(stream: Stream, sizes: Sizes, line: LiveLine) -> float:
@@ -121,19 +124,36 @@ def _loads(stream: Stream, sizes: Sizes, capacity: float, line: LiveLine) -> lis
     combinations = list(itertools.product(_DELAYS_MS, _SHARES))
     found: dict[tuple[int, int], list[list[float]]] = {c: [] for c in combinations}
     flushes: dict[tuple[int, int], list[Sequence[Flush]]] = {c: [] for c in combinations}
+    stages: dict[tuple[int, int], list[Mapping[str, float]]] = {c: [] for c in combinations}
     for number in range(sizes.rounds):
         for delay_ms, share in combinations:
             line.show(f"lag: {share}% of the capacity, write delay {delay_ms} ms, round {number + 1}")
             rate = max(capacity * share / 100, 1)
             batch = max(1, round(rate / sizes.lag_calls_per_s))
             stream.flushes(delay_ms)
+            before = stream.stages(delay_ms)
             accepted, looks = stream.play(delay_ms, sizes.lag_s, rate / batch, batch)
             found[delay_ms, share].append(_lags_ms(accepted, looks))
             flushes[delay_ms, share].append(stream.flushes(delay_ms))
+            stages[delay_ms, share].append(_means_ms(before, stream.stages(delay_ms)))
     return [
-        _figures(delay, share, capacity, lags) | _flush_figures(flushes[delay, share])
+        _figures(delay, share, capacity, lags)
+        | _flush_figures(flushes[delay, share])
+        | {"stages_ms": _medians(stages[delay, share])}
         for (delay, share), lags in found.items()
     ]
+
+
+def _means_ms(before: Mapping[str, Spent], after: Mapping[str, Spent]) -> Mapping[str, float]:
+    """Of a batch, by stage."""
+    return {
+        stage: (now.seconds - before[stage].seconds) / max(1, now.batches - before[stage].batches) * 1000
+        for stage, now in after.items()
+    }
+
+
+def _medians(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {stage: round(median(means[stage] for means in rounds), 2) for stage in rounds[0]}
 
 
 def _lags_ms(accepted: Sequence[Accepted], looks: Sequence[Look]) -> list[float]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, NoReturn, Self
@@ -22,6 +25,7 @@ from ..items import STAGED
 
 _POLL_S = 0.002
 _PATIENCE_S = 120.0
+_STAGE = re.compile(r'^writebehind_stage_seconds_(sum|count)\{.*stage="(\w+)".*\} (\S+)$', re.MULTILINE)
 _ROOT = Path(__file__).parents[2]
 
 
@@ -32,18 +36,36 @@ class Flush(NamedTuple):
     seconds: float
 
 
+class Spent(NamedTuple):
+    """By so many batches, in a stage of their way."""
+
+    seconds: float
+    batches: float
+
+
 class WorkerProcess:
-    """``writebehind run`` on a queue of its own; killed and reaped at the end of the block."""
+    """``writebehind run`` on a queue of its own; killed and reaped at the end of the block.
+
+    ``told``: its metrics can be asked for.
+    """
 
     def __init__(
-        self, redis: Redis, redis_url: str, postgres_url: str, queue: str, folder: Path, *options: str
+        self,
+        redis: Redis,
+        redis_url: str,
+        postgres_url: str,
+        queue: str,
+        folder: Path,
+        *options: str,
+        told: bool = False,
     ) -> None:
         self._redis, self.keys = redis, QueueKeys(queue)
         self._read_to = 0
         self._log = folder / f"worker-{queue.replace(':', '-')}.log"
         urls = ["--redis-url", redis_url, "--postgres-url", postgres_url]
         command = [sys.executable, "-m", "writebehind_worker", "run", *urls]
-        self._command = [*command, "--queue", queue, "--metrics-port", "0", *options]
+        self._port = _free_port() if told else 0
+        self._command = [*command, "--queue", queue, "--metrics-port", str(self._port), *options]
 
     def __enter__(self) -> Self:
         environment = {n: v for n, v in os.environ.items() if not n.startswith(("WRITEBEHIND_", "PG"))}
@@ -98,6 +120,14 @@ class WorkerProcess:
                     found.append(Flush(at.timestamp(), told["seconds"]))
         return found
 
+    def stages(self) -> dict[str, Spent]:
+        """What its batches have spent where until now."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=_PATIENCE_S) as reply:
+            samples = _STAGE.findall(reply.read().decode())
+        seconds = {stage: float(value) for kind, stage, value in samples if kind == "sum"}
+        batches = {stage: float(value) for kind, stage, value in samples if kind == "count"}
+        return {stage: Spent(seconds[stage], batches[stage]) for stage in seconds}
+
     def stop(self) -> None:
         """Lets it finish what it has begun."""
         self._process.send_signal(signal.SIGTERM)
@@ -119,3 +149,10 @@ class WorkerProcess:
     def _fail(self) -> NoReturn:
         log = "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
         raise BenchFailed(f"the worker did not do its work; its log ends:\n{log}")
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port

@@ -177,6 +177,10 @@ def _throughput() -> list[Json]:
         rate = f"rate(writebehind_{name}_bucket{{{_OF}}}[$__rate_interval])"
         return f"histogram_quantile({q}, sum by (job, queue, le) ({rate}))"
 
+    def mean(part: str) -> str:
+        rate = f"rate(writebehind_stage_seconds_{part}{{{_OF}}}[$__rate_interval])"
+        return f"sum by (job, queue, stage) ({rate})"
+
     return [
         _lines(
             "Writes",
@@ -213,6 +217,13 @@ def _throughput() -> list[Json]:
             "For a batch, or several at once, to Postgres, with COMMIT: half, and 99%, take no longer.",
             "s",
             [(quantile(q, "flush_seconds"), f"{{{{queue}}}} {q:.0%}") for q in (0.5, 0.99)],
+        ),
+        _lines(
+            "Where batches spend their time",
+            "The mean of each. Redis: claim, settle, acknowledge; Postgres: flush; the worker: read. "
+            "They wait for the batch before.",
+            "s",
+            [(f"{mean('sum')} / ({mean('count')} > 0)", "{{queue}} {{stage}}")],
         ),
         _lines(
             "Processor",

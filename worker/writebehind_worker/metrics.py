@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 
 from .figures import MOST_REASONS, Backlog, DeadLetters, Figures, summed
 from .redis_figures import RedisFigures
+from .stages import Stages
 from .version import installed_version
 
 Outcome = Literal["applied", "rejected", "rollback", "passed_over"]
@@ -63,6 +64,7 @@ class Metrics:
         self.registry.register(self._lag)
         self._message_size = _SizeHistogram()
         self.registry.register(self._message_size)
+        self.stages = Stages(self.registry)
         self._redis_figures = RedisFigures()
         self.registry.register(self._redis_figures)
         self._count()
@@ -228,6 +230,7 @@ class Metrics:
         for size in sizes:
             self._batch_size.observe(size)
         self._flush.observe(seconds)
+        self.stages.took("flush", seconds)
         self._add(flushes=1, flush_s=seconds)
         self._flushed_at.set(time.time())
 

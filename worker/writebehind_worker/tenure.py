@@ -81,7 +81,8 @@ class Tenure:
             threading.Condition(self._turn) for _ in range(4)
         ]
         self._claimed: deque[FrozenBatch] = deque()  # the first one is being read
-        self._waiting: deque[Unit] = deque(Unit([batch]) for batch in recovered)
+        now = time.monotonic()
+        self._waiting: deque[Unit] = deque(Unit([batch], since=now) for batch in recovered)
         self._flushing: Unit | None = None
         self._flushed: deque[tuple[Unit, Flushed]] = deque()
         self._has_backlog = False  # the last claim was full, so that another one is worth it at once ...
@@ -152,6 +153,7 @@ class Tenure:
                     return None
                 if self._is_ready():
                     self._flushing = self._waiting.popleft()
+                    self._metrics.stages.took("wait", time.monotonic() - self._flushing.since)
                     return self._flushing
                 is_idle = not (self._waiting or self._claimed) and time.monotonic() >= self._look_at
             if is_idle:
@@ -178,11 +180,13 @@ class Tenure:
 
     def _read(self) -> None:
         while (batch := self._next_batch()) is not None:
-            unit = _read(batch, self._flusher.catalog)
-            with self._turn:
-                has_joined = self._grows() and self._waiting[-1].add(unit)
-            if not (has_joined or unit.pays):  # nothing will join it either
-                unit.close(self._flusher.may_copy)
+            with self._metrics.stages.time("read"):
+                unit = _read(batch, self._flusher.catalog)
+                with self._turn:
+                    has_joined = self._grows() and self._waiting[-1].add(unit)
+                if not (has_joined or unit.pays):  # nothing will join it either
+                    unit.close(self._flusher.may_copy)
+            unit.since = time.monotonic()
             with self._turn:
                 if not has_joined:
                     self._waiting.append(unit)
@@ -212,12 +216,14 @@ class Tenure:
                 rejections += _rejections(unit, flushed)
             with self._turn:
                 later = [unit.latest for unit in (self._flushing, *self._waiting) if unit is not None]
-            self._queue.settle(list(still_shown(entries, later)))
+            with self._metrics.stages.time("settle"):
+                self._queue.settle(list(still_shown(entries, later)))
             messages = [message for unit, _ in those for message in unit.changes]
             self._publisher.publish(self._queue, messages)
             ids = [id for unit, _ in those for id in unit.ids]
             applied_seq = max(unit.applied_seq for unit, _ in those)
-            self._queue.acknowledge(ids, applied_seq, those[-1][1].last_batch, rejections)
+            with self._metrics.stages.time("acknowledge"):
+                self._queue.acknowledge(ids, applied_seq, those[-1][1].last_batch, rejections)
             with self._turn:
                 for _ in those:
                     self._flushed.popleft()
@@ -277,8 +283,10 @@ class Tenure:
 
     def _claim_one(self, stop: Stop) -> None:
         c = self._config
+        began = time.monotonic()
         claimed = self._queue.claim(c.batch_size, c.batch_bytes, c.write_delay_s)
         if isinstance(claimed, FrozenBatch):
+            self._metrics.stages.took("claim", time.monotonic() - began)
             with self._turn:
                 self._claimed.append(claimed)
                 self._has_backlog = _is_full(claimed, c)

@@ -22,6 +22,7 @@ class Unit:
 
     ``prepared`` is what is known of a batch that has no digest; ``statements`` what the digest comes to, if
     that has been found out before its transaction; ``changes`` what others must hear, if they are told.
+    ``since``: when it began to wait for Postgres, by the monotonic clock.
     """
 
     batches: list[FrozenBatch]
@@ -29,6 +30,7 @@ class Unit:
     prepared: Prepared | None = None
     statements: Sequence[Statement] = ()
     changes: Sequence[bytes] = ()
+    since: float = 0.0
     size_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
