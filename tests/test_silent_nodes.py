@@ -29,7 +29,7 @@ __all__ = ["client", "cluster", "rows", "run"]  # fixtures
 
 SOON_S = 45
 """The node would otherwise be waited for again and again: minutes."""
-TIMEOUT_S, A_FEW = 2, 6
+TIMEOUT_S, A_FEW = 2, 8
 """Of a socket, and how many of it may pass: redis-py asks eight times."""
 FORMER, LOST = 3, 2
 """Numbers of shards: one of the first is on the node that falls silent, none of the second."""
@@ -89,6 +89,15 @@ def value(rows: psycopg.Connection[Any], id: int) -> int:
     return int(found)
 
 
+def counted_in(client: redis.Redis, keys: QueueKeys, workers: int) -> float:
+    """The part of the next two seconds in which the words of so many workers hold."""
+    seen = []
+    for _ in range(40):
+        seen.append(client.zcount(keys.fleet, time.time() * 1000, "inf") == workers)
+        time.sleep(0.05)
+    return sum(seen) / len(seen)
+
+
 def test_workers_that_come_later_or_take_over_soon_serve_the_shards_of_the_others(
     cluster: Cluster,
     client: redis.Redis,
@@ -104,6 +113,7 @@ def test_workers_that_come_later_or_take_over_soon_serve_the_shards_of_the_other
         with silent(cluster, cluster.node_of(there.clock)), RunningFleet(**options) as later:
             wait_until(lambda: bool(later.owned()), A_FEW * TIMEOUT_S)
             wait_until(lambda: later.state.facts()["redis_up"] is False)  # it tells that not all is well
+            assert counted_in(client, keys, 2) > 0.7
             first.stop()
             wait_until(lambda: later.owned() == others, A_FEW * TIMEOUT_S)
 

@@ -51,6 +51,7 @@ from .worker import Worker, stall_after_s
 
 _FLEET = Script("writebehind_worker", "fleet")
 _LONGEST_PERIOD_S = 1.0
+_LONGEST_LOOK_S = 5.0  # that others are made to wait for
 _JOIN_S = 0.05
 Mode = Literal["alone", "alone again", "shared"]  # again: after a division, see `Ledger`
 _LEAVE_S = 1.0  # for the last word to Redis
@@ -118,7 +119,7 @@ class Fleet:
         self._log = log.bind(queue=config.queue)
         self._keys = QueueKeys(config.queue)
         self._name = secrets.token_hex(8)
-        self._ttl_ms = int(config.lease_ttl_s * 1000)
+        self._looked_s = 0.0  # how long the last look took
         self._serving: dict[str, _Serving] = {}
         self._spare = Spare(config, state)
         self._former = FormerShards(config, self._log)
@@ -151,7 +152,9 @@ class Fleet:
             url = self._config.redis_url
             with RedisLink(url) as link, RedisLink(url, at_most_s=NODE_TIMEOUT_S) as hasty:
                 while not stop.is_set():
+                    began = time.monotonic()
                     self._look_after(link, hasty if link.is_clustered else link, hurry)
+                    self._looked_s = time.monotonic() - began
                     stop.wait(period_s)
                 self._leave(link)
         except BaseException as error:
@@ -230,7 +233,9 @@ class Fleet:
         if len(queues) == 1 and not left:
             return _View(0, layout, (), queues, is_alone=True)
         queues += [keys for keys in left if keys not in self._former.silent]
-        ttl_ms = self._ttl_ms if self._is_fit() else 0
+        # Longer where looks take long, or the others would count us in at one look, and not at the next one.
+        ttl_s = self._config.lease_ttl_s + min(self._looked_s, _LONGEST_LOOK_S)
+        ttl_ms = int(ttl_s * 1000) if self._is_fit() else 0
         now_ms, *workers = _FLEET(client, [self._keys.fleet], [self._name, ttl_ms])
         return _View(
             int(now_ms), layout, [name.decode(errors="replace") for name in workers], queues, is_alone=False
