@@ -15,6 +15,7 @@ import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from structlog.testing import capture_logs
 from tests.support.cluster import Cluster, client, cluster
 from tests.support.fleets import RunningFleet
 from tests.support.sharded import Run, divided_in_time, rows, run
@@ -180,6 +181,29 @@ def test_raw_writes_to_a_former_shard_there_hold_up_no_other_work_of_the_workers
                 receipt.wait(SOON_S)
 
 
+def test_lost_steps_beside_a_shard_there_are_told_and_mended_when_it_answers(
+    cluster: Cluster,
+    client: redis.Redis,
+    keys: QueueKeys,
+    options: dict[str, Any],
+    rows: psycopg.Connection[Any],
+) -> None:
+    first, sibling, _ = divided_in_time(client, keys, FORMER)
+    with capture_logs() as logged, RunningFleet(**options) as fleet:
+        divide(client, keys, 1)
+        wait_until(lambda: not layout_of(client, keys).draining)
+        number = layout_of(client, keys).number
+        with silent(cluster, cluster.node_of(first.clock)):
+            client.hset(sibling.clock, "shard", "2of3")
+            client.lpush(sibling.queue, json.dumps({"table": "rows", "id": 1, "data": {"v": 1}}))
+            wait_until(lambda: any("once all shards" in line["event"] for line in logged))
+            client.lpush(keys.queue, json.dumps({"table": "rows", "id": 2, "data": {"v": 1}}))
+            wait_until(lambda: value(rows, 2) == 1)
+            assert (layout_of(client, keys).number, fleet.fleet._former.suspects) == (number, frozenset())
+        wait_until(lambda: layout_of(client, keys).number > number, SOON_S)
+        wait_until(lambda: value(rows, 1) == 1, SOON_S)
+
+
 def test_the_queue_goes_on_without_a_break_while_its_worker_leaves_a_former_shard_there(
     cluster: Cluster,
     client: redis.Redis,
@@ -220,6 +244,11 @@ def test_doctor_says_soon_what_it_could_not_ask(
             "note",
             "1 shard; the layout and all shards say the same, but for 1 former shard that cannot be asked",
         )
+        sibling = shard_keys(keys.queue, FORMER)[1]
+        client.hset(sibling.clock, "shard", "2of3")
+        severity, what = findings(run("doctor", "--json", code=2))["redis.division"]
+        assert severity == "fatal" and "3 former shards do not fit" in what
+        client.hset(sibling.clock, "shard", "closed")
         client.hset(lost.clock, "shard", "1of2")
         assert findings(run("doctor", "--json", code=2))["redis.division"][0] == "fatal"
     client.hset(lost.clock, "shard", "closed")

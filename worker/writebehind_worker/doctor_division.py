@@ -13,7 +13,7 @@ from writebehind.shards import Layout
 from .config import one_line
 from .doctor import Finding
 from .errors import FatalError
-from .lost_steps import find_lost_steps
+from .lost_steps import find_lost_steps, suspects
 from .nodes import REDIS_ERRORS, is_clustered
 from .redis_number import NotOurs
 from .resharding import LostSteps, layout_of
@@ -33,7 +33,8 @@ def examine_division(client: Redis, keys: QueueKeys, counts: Collection[int]) ->
         for error in heard.errors.values():
             raise error
         lost = find_lost_steps(client, keys, layout, heard.whole)
-        return division_finding(keys.queue, layout, lost, len(heard.silent))
+        waiting = suspects(layout, heard.clocks) - heard.whole
+        return division_finding(keys.queue, layout, lost, len(heard.silent), waiting)
     except FatalError as error:
         return Finding("redis.division", "fatal", str(error), error.hint)
     except NotOurs as error:
@@ -49,12 +50,26 @@ def examine_division(client: Redis, keys: QueueKeys, counts: Collection[int]) ->
         return Finding("redis.division", "note", f"could not be looked at: {one_line(error)}")
 
 
-def division_finding(queue: str, layout: Layout, lost: LostSteps | None, silent: int = 0) -> Finding:
-    """All rules, on what has been found. ``silent``: so many shards of the ledger do not answer."""
+def division_finding(
+    queue: str,
+    layout: Layout,
+    lost: LostSteps | None,
+    silent: int = 0,
+    waiting: Collection[int] = frozenset(),
+) -> Finding:
+    """All rules, on what has been found.
+
+    ``silent``: so many shards of the ledger do not answer. ``waiting``: numbers of shards of which some do
+    not answer, and others do not fit.
+    """
     there = many(layout.shards, "shard")
     if lost is not None:
         what = f"{there}, and Redis has lost steps of a division: {lost.reason}"
         remedy = "start a worker: it divides the queue anew; until then writes may wait where none looks"
+        return Finding("redis.division", "fatal", what, remedy)
+    if waiting:
+        what = f"{there}, and Redis has lost steps of a division: {min(waiting)} former shards do not fit it"
+        remedy = "bring back the node of those that cannot be asked: until then writes wait where none looks"
         return Finding("redis.division", "fatal", what, remedy)
     if layout.closing is not None:
         what = f"{there}, being divided into {layout.closing}: until then no write is accepted"

@@ -36,7 +36,7 @@ class FormerShards:
 
     def __init__(self, config: Config, log: FilteringBoundLogger) -> None:
         self._config, self._keys, self._log = config, QueueKeys(config.queue), log
-        self._told: set[str] = set()  # why shards could not be read, as far as that has been logged
+        self._told: set[str] = set()  # as far as it has been logged
         self._adding = threading.Lock()
         self._counts = frozenset({1})
         self._asks_ledger = True
@@ -65,18 +65,22 @@ class FormerShards:
         layout = layout_of(client, self._keys)
         self.saw(layout)
         heard = hear_clocks(client, self._keys, self._counts, contents=True)
-        self.suspects = suspects(layout, heard.clocks) & heard.whole
+        found = suspects(layout, heard.clocks)
+        self.suspects = found & heard.whole
         self.silent = heard.silent
-        self._tell(heard.errors.values())
+        self._tell("a shard cannot be looked at: see docs/scaling.md", map(one_line, heard.errors.values()))
+        if (waiting := found - heard.whole) and layout_of(client, self._keys) == layout:
+            event = "redis lost steps of a division: they are mended once all shards of that number answer"
+            self._tell(event, (f"{shards} shards" for shards in sorted(waiting)))
         self.left = tuple(dict.fromkeys((*self.left, *left_behind(self._keys, layout, heard.clocks))))
         return heard.took_s
 
-    def _tell(self, errors: Iterable[Exception]) -> None:
+    def _tell(self, event: str, reasons: Iterable[str]) -> None:
         """Each once."""
-        for reason in dict.fromkeys(map(one_line, errors)):
+        for reason in reasons:
             if reason not in self._told:
                 self._told.add(reason)
-                self._log.warning("a shard cannot be looked at: see docs/scaling.md", reason=reason)
+                self._log.warning(event, reason=reason)
 
     def _watch(self, stop: threading.Event, looked: threading.Event) -> None:
         with RedisLink(self._config.redis_url, at_most_s=NODE_TIMEOUT_S) as link:
