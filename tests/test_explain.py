@@ -52,6 +52,22 @@ def test_a_row_that_nobody_has_written(rows: Rows) -> None:
     assert "the row is not cached" in rows.explain("users", "1")["verdict"]
 
 
+def test_an_id_that_is_no_value_of_the_keys_type(rows: Rows) -> None:
+    says = "'abc' is no value of bigint, the type of public.users.id"
+    found = rows.explain("users", "abc")
+    assert outcome(found) == ("consistent", 0)
+    assert found["verdict"] == f"There can be no such row: {says}. No write of it waits."
+    assert f"postgres     {says}" in rows.run("explain", "users", "abc", "--prefix", rows.prefix).output
+    composite = rows.explain("lines", json.dumps({"order": 99999999999, "line": str(uuid.UUID(int=1))}))
+    assert composite["no_value"] == "'99999999999' is no value of integer, the type of public.lines.order"
+    raw(rows, {"table": "users", "id": "abc", "data": {"name": "x"}})
+    rows.flush()
+    found = rows.explain("users", "abc")
+    assert outcome(found) == ("rejected", 1)
+    assert (found["exists"], found["no_value"]) == (False, says)
+    assert rows.explain("users", "1")["no_value"] is None
+
+
 def test_in_the_queue(rows: Rows) -> None:
     for i in range(1, 4):
         rows.wb.put("users", i, {"name": "x"})

@@ -28,7 +28,7 @@ from .nodes import REDIS_ERRORS, is_clustered
 from .obstacles import obstacles, pause_of
 from .other_queues import OtherQueues
 from .packed_rows import unpacked_columns
-from .postgres import Connection
+from .postgres import Connection, begin, milliseconds, roll_back
 from .redis_server import RedisLink
 from .resharding import layout_of
 from .resolve import Key
@@ -36,6 +36,8 @@ from .row_comparison import CachedRow, RowComparison
 from .row_ledger import LedgerView, LetterView, read_ledgers, read_letters
 from .row_search import Found, RowMatcher
 from .shard_search import Searched, entries_of, search_shards
+from .sqlstate import Verdict, judge
+from .statement import read
 from .status import read_status
 from .table import Table
 from .verify import Difference, difference_of
@@ -60,7 +62,7 @@ class Explanation(msgspec.Struct):
     that the table is in, where that is another than was asked about.
     ``agrees``: ``None`` where there is nothing to compare: no entry, or one that shows a pending write.
     ``values``: of the row in Postgres, column → JSON text, if they were asked for. ``row_error``: why the row
-    alone could not be read.
+    alone could not be read. ``no_value``: why no row can have this key.
     """
 
     identity: Identity
@@ -77,6 +79,7 @@ class Explanation(msgspec.Struct):
     values: dict[str, bytes] | None = None
     obstacles: list[str] = msgspec.field(default_factory=list)
     row_error: str | None = None
+    no_value: str | None = None
     redis_error: str | None = None
     postgres_error: str | None = None
 
@@ -248,23 +251,41 @@ class Explainer:
         if table is None:
             return
         try:
-            self._compare(RowComparison(conn), made, table)
+            self._compare(conn, made, table)
         except (pg.LockNotAvailable, pg.QueryCanceled) as error:
             made.row_error = f"{table.full_name} cannot be read now: {one_line(error)}"
 
-    def _compare(self, comparison: RowComparison, made: Explanation, table: Table) -> None:
-        entry = made.entry
+    def _compare(self, conn: Connection, made: Explanation, table: Table) -> None:
+        comparison, entry = RowComparison(conn), made.entry
         columns = (
             unpacked_columns(entry.entry.columns) if entry and entry.standing in ("row", "stuck") else {}
         )
         (compared,) = comparison(table, [CachedRow(made.identity.key, columns)])
         made.exists = compared.exists
+        if not made.exists:
+            made.no_value = _no_value(conn, table, made.identity.key)
         if entry and entry.standing in ("row", "gone"):
             made.difference = difference_of(entry, table, compared)
         elif entry and entry.standing == "stuck":
             made.difference = Difference(entry, table.full_name, "stuck")
         if self._with_values:
             made.values = comparison.values(table, made.identity.key)
+
+
+def _no_value(conn: Connection, table: Table, key: Mapping[str, str]) -> str | None:
+    """Which text of a key Postgres cannot read as the column's type; ``None``: none, or it does not tell."""
+    for column in table.key:
+        text = key[column.name]
+        begin(conn, statement_timeout=milliseconds(_ASK_TIMEOUT_S))
+        try:
+            conn.execute(read(table, [column.name]), [msgspec.json.encode([{column.name: text}]).decode()])
+        except psycopg.Error as error:
+            if judge(error) is Verdict.ROW:
+                return f"{text!r} is no value of {column.type}, the type of {table.full_name}.{column.name}"
+            raise
+        finally:
+            roll_back(conn)
+    return None
 
 
 def read_id(id: str, columns: Sequence[str], table: str) -> dict[str, str]:

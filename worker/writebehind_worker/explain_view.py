@@ -128,6 +128,8 @@ def _settled(found: Explanation) -> tuple[Outcome, str]:
         )
     if entry.standing in ("row", "gone"):
         return "consistent", f"All writes are in Postgres, and the cache agrees{part}."
+    if found.no_value is not None:
+        return "consistent", f"There can be no such row: {found.no_value}. No write of it waits{part}."
     return "consistent", (
         f"All writes are in Postgres, and the row is not cached{part}."
         if found.exists
@@ -264,7 +266,7 @@ def _row_lines(found: Explanation, with_values: bool) -> Iterator[tuple[str, str
         why_not = found.postgres_error or found.row_error or "there is no such table"
         yield "postgres", f"unknown: {why_not}"
         return
-    text = "the row exists" if found.exists else "no such row"
+    text = "the row exists" if found.exists else found.no_value or "no such row"
     if found.difference is not None:
         text += f"; {why(found.difference)}"
     elif found.entry is not None and found.entry.standing in ("row", "gone"):
@@ -291,6 +293,7 @@ def as_json(found: Explanation, *, with_values: bool) -> dict[str, Any]:
         "exists": found.exists,
         "difference": None,
         "row_error": found.row_error,
+        "no_value": found.no_value,
         "obstacles": found.obstacles,
         "redis_error": found.redis_error,
         "postgres_error": found.postgres_error,
