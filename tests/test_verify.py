@@ -484,6 +484,22 @@ def test_keys_of_shards_are_not_taken_for_those_of_another_prefix(rows: Rows) ->
     assert json.loads(found.stdout)["unknown_tables"] == {f"{rows.queue[-1]}}}s": 1}
 
 
+@pytest.mark.parametrize("shards", [None, 2])
+def test_the_list_of_another_queue_is_not_taken_for_an_entry_of_another_prefix(
+    shards: int | None, rows: Rows
+) -> None:
+    other = f"{rows.queue}:orders:queue"
+    if shards is not None:
+        divide(rows.client, QueueKeys(other), shards)
+    with WriteBehind(rows.client, queue=other, shards=None) as wb:
+        for i in range(20):
+            wb.put("users", i, {"name": "x"})
+    rows.client.lpush(other, "raw")
+    rows.client.hset(f"{rows.queue}:elsewhere:1", "name", "x")
+    found = json.loads(rows.run("verify", "--json", "--all", "--prefix", f"{rows.queue}:").stdout)
+    assert found["unknown_tables"] == {"elsewhere": 1}
+
+
 def test_without_the_right_prefix_nothing_is_compared_and_it_says_so(rows: Rows) -> None:
     rows.wb.put("users", 1, {"name": "x"})
     rows.flush()

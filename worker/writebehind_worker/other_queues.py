@@ -5,8 +5,9 @@ All queues stamp their writes with microseconds of one clock, and an entry does 
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
@@ -50,6 +51,14 @@ class OtherQueues:
         self._found_at_us = 0
         self._are_readable = True
 
+    @functools.cached_property
+    def names(self) -> Collection[str]:
+        """As their lists are named: all that there are when first asked for, also the own one and shards."""
+        try:
+            return _all_queues(self._client)
+        except UnicodeDecodeError:  # not as a queue's are
+            return ()
+
     def exclude(self, entries: Sequence[CachedEntry]) -> list[CachedEntry]:
         """The entries, marked where no other queue has their write pending; they were read before this."""
         if is_clustered(self._client):  # there an entry is named by its queue, and is no other's
@@ -74,10 +83,14 @@ class OtherQueues:
     def _find(self) -> list[QueueKeys]:
         seconds, micros = self._client.time()
         self._found_at_us = seconds * 1_000_000 + micros
-        names: Any = self._client.scan_iter(match=f"*{_CLOCK}", count=_SCANNED_AT_ONCE, _type="hash")
-        queues = {queue for name in names if (queue := _queue_of(name.decode())) is not None}
         own = {one.queue for one in served(self._keys, layout_of(self._client, self._keys))}
-        return [QueueKeys(queue) for queue in sorted(queues - own)]
+        return [QueueKeys(queue) for queue in sorted(_all_queues(self._client) - own)]
+
+
+def _all_queues(client: Redis) -> set[str]:
+    """Shards, too; a queue has a clock once a worker or our library has used it."""
+    names: Any = client.scan_iter(match=f"*{_CLOCK}", count=_SCANNED_AT_ONCE, _type="hash")
+    return {queue for name in names if (queue := _queue_of(name.decode())) is not None}
 
 
 def _queue_of(clock: str) -> str | None:

@@ -148,7 +148,7 @@ class Verification:
             return False
         table = self._tables.find(parts[0])
         if table is None or key_texts(table, parts[1]) is None:
-            if is_of_a_queue(name.decode(), self._keys.queue):
+            if is_of_a_queue(name.decode(), self._keys.queue) or name.decode() in self._others.names:
                 return False
             self.tally.unknown_keys += 1
             if len(self.tally.unknown_tables) < _MOST_NAMES or parts[0] in self.tally.unknown_tables:
