@@ -105,8 +105,8 @@ def test_ready_once_both_servers_answer_and_it_has_a_role(endpoint: Endpoint, st
     status, _, body = request(endpoint, "/readyz")
     assert status == 503
     assert json.loads(body)["reasons"] == [
-        "redis has not answered",
-        "postgres has not answered",
+        "it is not known whether redis answers",
+        "it is not known whether postgres answers",
         "the worker is starting: who holds the lease is not known",
     ]
     make_ready(state)

@@ -321,6 +321,24 @@ def test_an_idle_owner_notices_that_postgres_is_gone(
         wait_until(lambda: worker.state.facts()["postgres_up"], timeout=15)
 
 
+def test_while_both_servers_are_down_nothing_says_that_postgres_is_up(
+    breakable: EmbeddedServers, breakable_options: dict[str, Any]
+) -> None:
+    with RunningWorker(**breakable_options) as worker:
+        worker.wait_for_role("owner")
+        assert worker.state.facts()["postgres_up"]
+        breakable.redis.kill()
+        breakable.postgres.stop("immediate")
+        try:
+            wait_until(lambda: worker.state.facts()["redis_up"] is False, timeout=15)
+            _, told = worker.state.readiness()
+            assert not told["postgres_up"]
+        finally:
+            breakable.redis.start()
+            breakable.postgres.start()
+        wait_until(lambda: worker.state.readiness()[0], timeout=15)
+
+
 def test_without_the_ledgers_tables_it_ends_and_names_the_command_that_makes_them(
     options: dict[str, Any], pg: Pg
 ) -> None:

@@ -56,7 +56,7 @@ def test_whether_it_is_ready_and_why_not(endpoint: tuple[str, int], state: Worke
     state.postgres_is(False, "Postgres: refused")
     code, text = check(*endpoint, "--ready")
     assert code == 1
-    assert text.startswith("redis has not answered; Postgres: refused; the worker is starting")
+    assert text.startswith("it is not known whether redis answers; Postgres: refused; the worker is starting")
     state.redis_is(True)
     state.postgres_is(True)
     state.role_is("standby", owner="other")

@@ -25,7 +25,7 @@ class Spare:
 
     def look(self) -> None:
         """Raises `FatalError` where the operator must act, as a worker that serves does."""
-        if time.monotonic() < self._look_at:
+        if time.monotonic() < self._look_at and self._state.facts()["postgres_up"] is not None:
             return
         url = self._config.postgres_url
         try:

@@ -57,8 +57,15 @@ class WorkerState:
             self._parts = {n: part for n, part in self._parts.items() if n != name}
 
     def redis_is(self, up: bool, reason: str | None = None) -> bool:
-        """Redis answers, or does not and why. A new reason alone is no change."""
-        return self._set("redis_up", redis_up=up, redis_reason=reason)
+        """Redis answers, or does not and why. A new reason alone is no change.
+
+        Without Redis nobody asks Postgres any more: that it answers is not known then.
+        """
+        with self._lock:
+            changed = self._change("redis_up", redis_up=up, redis_reason=reason)
+            if changed and not up and self._facts["postgres_up"]:
+                self._change("postgres_up", postgres_up=None, postgres_reason=None)
+            return changed
 
     def postgres_is(self, up: bool, reason: str | None = None) -> bool:
         """Postgres answers, or does not and why. A new reason alone is no change."""
@@ -131,7 +138,7 @@ class WorkerState:
         """
         facts = self.facts()
         reasons = [
-            facts[f"{server}_reason"] or f"{server} has not answered"
+            facts[f"{server}_reason"] or f"it is not known whether {server} answers"
             for server in ("redis", "postgres")
             if not facts[f"{server}_up"]
         ]
