@@ -470,6 +470,7 @@ def test_while_a_user_locks_a_row_the_rest_waits_and_the_write_is_named(
         ready, told = worker.state.readiness()
         assert ready
         assert told["held"] == held
+        assert told["delay"] == 'a lock in "counters" (SQLSTATE 55P03)', "that was known before"
         waiting_for = wait_until(lambda: load.ledger("waiting_for"))
         assert "increment of public.counters" in waiting_for
         assert "55P03" in waiting_for
@@ -477,6 +478,7 @@ def test_while_a_user_locks_a_row_the_rest_waits_and_the_write_is_named(
         user.commit()
         load.check()
         assert wait_until(lambda: worker.facts["held"] is None)
+        assert worker.facts["delay"] is None
         wait_until(lambda: load.ledger("waiting_for") is None)
 
 

@@ -133,7 +133,17 @@ CASES: list[tuple[dict[str, Any], list[tuple[str, str]]]] = [
         ],
     ),
     (
-        {"held": LOCK, "backlog": waits(9, 3)},
+        {"delay": 'a lock in "users" (SQLSTATE 55P03)', "backlog": waits(3, 8)},
+        [
+            (
+                "notice",
+                'The oldest batch waits for a lock in "users" (SQLSTATE 55P03). 3 writes wait safely in '
+                "Redis, the oldest for 8.0 s.",
+            )
+        ],
+    ),
+    (
+        {"held": LOCK, "delay": "x", "backlog": waits(9, 3)},
         [
             (
                 "notice",

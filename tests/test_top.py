@@ -118,6 +118,14 @@ def test_it_tells_what_status_json_tells() -> None:
     assert "▁" in text
 
 
+def test_it_names_the_lock_that_the_oldest_batch_waits_for(told: Told) -> None:
+    told.metrics.queue_is(3, 3, 1, 13.0)
+    told.state.delay_is('a lock in "users" (SQLSTATE 55P03)')
+    text = " ".join(drawn([answer(told.overview())], ["http://one:1"]).split())
+    assert 'The oldest batch waits for a lock in "users" (SQLSTATE 55P03). 6 writes wait' in text
+    assert "Behind" not in text
+
+
 def test_the_owner_is_shown_and_the_others_are_listed(told: Told) -> None:
     standby = Told()
     standby.state.role_is("standby", owner="host:1")

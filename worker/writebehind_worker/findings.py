@@ -55,6 +55,7 @@ class Situation:
     stalled_s: float | None = None
     silent_s: float | None = None
     held: str | None = None
+    delay: str | None = None
     breaker: str | None = None
     paused: str | None = None
     risks: frozenset[str] | None = None
@@ -118,6 +119,8 @@ def _of_the_worker(now: Situation) -> Iterator[Finding]:
         yield Finding(
             "notice", f"A write waits for somebody's lock, and all behind it: {now.held}.{_waiting(now)}"
         )
+    elif now.delay is not None:
+        yield Finding("notice", f"The oldest batch waits for {now.delay}.{_waiting(now)}")
 
 
 def _risks(now: Situation) -> Iterator[Finding]:

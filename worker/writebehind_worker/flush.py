@@ -92,6 +92,8 @@ class Flusher:
         self._bulk = Bulk(conn)
         self._refused_tables = _tables_of(ledger, ledger.open_dead_letters())
         self._publish, self._refuse_newer = publish, refuse_newer
+        self.timed_out: psycopg.Error | None = None
+        """Why `flush_at_once` came to nothing, if it was a lock, or took too long."""
         self.catalog = self._read_catalog()
 
     def flush(self, batch: FrozenBatch, patience: Patience, prepared: Prepared | None = None) -> Flushed:
@@ -133,6 +135,7 @@ class Flusher:
         Raises:
             OwnershipLost, LedgerRefused, psycopg.Error: as :meth:`flush`.
         """
+        self.timed_out = None
         if not self._is_calm(digest):
             return None
         try:
@@ -147,7 +150,10 @@ class Flusher:
         except (Untouched, _CatalogChanged):
             return None
         except psycopg.Error as error:
-            if judge(error) in (Verdict.ROW, Verdict.TIMEOUT):
+            verdict = judge(error)
+            if verdict is Verdict.TIMEOUT:
+                self.timed_out = error
+            if verdict in (Verdict.ROW, Verdict.TIMEOUT):
                 return None
             raise
         writes: dict[tuple[str, Outcome], int] = {(t, "applied"): n for t, n in digest.messages.items()}

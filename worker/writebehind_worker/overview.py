@@ -111,6 +111,7 @@ def overview(metrics: Metrics, state: WorkerState, course: Course) -> Overview:
         stalled_s=None if healthy else health["since_progress_s"],
         silent_s=course.silent_s(time.monotonic()),
         held=facts["held"],
+        delay=facts["delay"],
         breaker=facts["breaker"],
         paused=facts["paused"],
         risks=figures.risks,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
@@ -33,6 +34,17 @@ _REFUSALS_BEFORE_RECONNECTING = 5
 _RACES = frozenset({"40001", "40P01"})  # serialization failure, deadlock: no other server would help
 _RACES_AS_USUAL = 3  # more in a row, of one batch, are told as Postgres' refusal
 _LOCK_PAUSE_S = 1.0
+_LOCKED = "55P03"
+_TABLE = re.compile(r'relation ("[^"]+")')
+
+
+def _delay(error: psycopg.Error) -> str:
+    """What an attempt timed out for; of the context it tells the table only: there may be values in it."""
+    table = _TABLE.search(error.diag.context or "")
+    what = f"a lock in {table[1]}" if table else "a lock"
+    if error.sqlstate != _LOCKED:
+        what = "a statement that takes longer than --statement-timeout"
+    return f"{what} (SQLSTATE {error.sqlstate})"
 
 
 class Stop(Protocol):
@@ -125,6 +137,8 @@ class Persister:
                 self._wait_after(error, waiting, stop)
             else:
                 if flushed is None:
+                    if self._flusher.timed_out is not None:
+                        self._state.delay_is(_delay(self._flusher.timed_out))
                     break
                 self._went_through(unit, flushed, time.monotonic() - started)
                 if self._tracing is not None:
@@ -165,6 +179,7 @@ class Persister:
             if verdict is Verdict.TIMEOUT:
                 waiting.refusals = 0
                 waiting.timeouts += 1
+                self._state.delay_is(_delay(error))
                 if waiting.timeouts > _TIMEOUTS_OF_WRITES and self._is_refused(reason):
                     self._log.warning("postgres makes us wait, and not for a row of a write", reason=reason)
             elif error.sqlstate in _RACES and waiting.gives_way():
@@ -204,6 +219,7 @@ class Persister:
     def _went_through(self, unit: Unit, flushed: Flushed, seconds: float) -> None:
         if self._state.postgres_is(True):
             self._log.info("postgres answers")
+        self._state.delay_is(None)
         if self._state.held_is(None) | self._state.breaker_is(None):
             self._metrics.held_is("lock", False)
             self._metrics.held_is("breaker", False)

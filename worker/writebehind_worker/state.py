@@ -38,6 +38,7 @@ class WorkerState:
                 "postgres_up": None,
                 "postgres_reason": None,
                 "held": None,
+                "delay": None,
                 "breaker": None,
                 "paused": None,
             }
@@ -84,6 +85,10 @@ class WorkerState:
     def held_is(self, write: str | None) -> bool:
         """The write that waits for somebody's lock and holds the queue; None: no longer."""
         return self._set("held", held=write)
+
+    def delay_is(self, reason: str | None) -> None:
+        """What the batch at hand waits for, before it is known which write does; None: for nothing."""
+        self._set(delay=reason)
 
     def breaker_is(self, reason: str | None) -> bool:
         """Why the queue is paused: every write is rejected alike; None: it goes on."""
@@ -175,7 +180,7 @@ def _of_all(own: Mapping[str, Any], parts: Mapping[str, WorkerState]) -> dict[st
         known = [state for state in states if state[0] is not None]
         down = [state for state in known if not state[0]]
         facts[f"{server}_up"], facts[f"{server}_reason"] = (down or known or states)[0]
-    for trouble in ("held", "breaker", "paused"):
+    for trouble in ("held", "delay", "breaker", "paused"):
         told = [f"{name}: {found[trouble]}" for name, found in each.items() if found[trouble] is not None]
         facts[trouble] = told[0] if told else None
     return facts

@@ -214,6 +214,7 @@ class Worker:
             self._metrics.nothing_is_known()
             self._metrics.nothing_holds()
             self._state.held_is(None)
+            self._state.delay_is(None)
             self._state.breaker_is(None)
             self._state.paused_is(None)
             with contextlib.suppress(redis.RedisError):
