@@ -42,8 +42,10 @@ def options(redis_url: str, postgres_url: str, queue: str) -> dict[str, Any]:
     }
 
 
-def crash(options: dict[str, Any], point: str) -> None:
+def crash(options: dict[str, Any], point: str, load: Workload) -> None:
     with CrashingWorker(point, flags(**options)) as worker:
+        # A second acknowledgement, say, may need more: one takes all batches that have got so far.
+        worker.wait_for_point(lambda: load.add(1))
         worker.wait_for_death()
 
 
@@ -60,7 +62,7 @@ def test_killed_at_a_point_the_next_worker_finishes(
     point: str, options: dict[str, Any], load: Workload
 ) -> None:
     load.add(50)
-    crash(options, point)
+    crash(options, point, load)
     load.add(20)
     finish(options, load)
 
@@ -70,7 +72,7 @@ def test_killed_while_many_batches_are_in_one_transaction(
     point: str, options: dict[str, Any], load: Workload
 ) -> None:
     load.add(200)
-    crash({**options, "batch_size": 30}, point)
+    crash({**options, "batch_size": 30}, point, load)
     if point == "commit:after:1":
         assert len(load.ledger("recent_batches")) == 7
     load.add(20)
@@ -84,7 +86,7 @@ def test_killed_with_entries_left_to_a_later_frozen_batch_the_next_worker_settle
     load.wb.put("users", 100, {"name": "early"})  # nothing later writes to it
     load.users[100] = "early"
     load.add(1200)  # more than one transaction takes, of rows that get several writes in each batch
-    crash({**options, "batch_size": 30}, point)
+    crash({**options, "batch_size": 30}, point, load)
     assert load.redis.llen(load.keys.inflight) > 0
     finish(options, load)
 
@@ -97,7 +99,7 @@ def test_killed_while_it_buries_a_bad_write_it_is_buried_once(
     rejected = load.wb.put("users", 1000, {"name": None})
     load.add(20)
     load.redis.delete(load.keys.lease)
-    crash(options, point)
+    crash(options, point, load)
     finish(options, load, dead_letters=1)
     assert load.redis.zcount(load.keys.rejected, rejected.seq, rejected.seq) == 1
 
@@ -107,10 +109,10 @@ def test_killed_again_while_it_recovers_a_committed_batch(
     point: str, options: dict[str, Any], load: Workload
 ) -> None:
     load.add(50)
-    crash(options, "commit:after:1")
+    crash(options, "commit:after:1", load)
     load.add(20)
     load.redis.delete(load.keys.lease)
-    crash(options, point)
+    crash(options, point, load)
     finish(options, load)
 
 
@@ -131,7 +133,7 @@ def test_paused_at_a_point_it_changes_nothing_any_more_when_it_is_resumed(
 ) -> None:
     load.add(50)
     with CrashingWorker(point, flags(**options), signal.SIGSTOP) as zombie:
-        zombie.wait_for_pause()
+        zombie.wait_for_point(lambda: load.add(1))
         load.redis.delete(load.keys.lease)  # it has run out
         with CrashingWorker(None, flags(**options)):
             load.add(20)

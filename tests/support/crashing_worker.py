@@ -12,6 +12,7 @@ import os
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -49,6 +50,7 @@ POINTS: dict[str, tuple[type[Any], str]] = {
 }
 
 _ARRIVED = "at the named point"
+_PATIENCE_S = 2.0
 
 
 class CrashingWorker:
@@ -80,6 +82,17 @@ class CrashingWorker:
         """Its exit code; ``None`` if it still runs."""
         self._process.join(timeout)
         return self._process.exitcode
+
+    def wait_for_point(self, meanwhile: Callable[[], object], timeout: float = 40) -> None:
+        """Until it has come there; ``meanwhile`` gives it something to do where it does not."""
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                return self.wait_for_log(_ARRIVED, _PATIENCE_S)
+            except AssertionError:
+                if time.monotonic() > deadline:
+                    raise
+            meanwhile()
 
     def wait_for_pause(self, timeout: float = 40) -> None:
         """Until it has come to its point."""
