@@ -133,7 +133,7 @@ class Flusher:
         locked, a batch was committed before, or something is going on that needs each message.
 
         Raises:
-            OwnershipLost, LedgerRefused, psycopg.Error: as :meth:`flush`.
+            LedgerRefused, psycopg.Error: as :meth:`flush`. That ownership is lost, the careful way tells.
         """
         self.timed_out = None
         if not self._is_calm(digest):
@@ -240,7 +240,8 @@ class Flusher:
                 trial = self._breaker.trial()
                 known = [r for r in refusals if self._was_right(r)]
                 applied = Application(self._conn, trial, patience, known).run(writes, ready)
-                self._check_catalog(ask_versions(self._conn, known_as), known_as)
+                if known_as:
+                    self._check_catalog(ask_versions(self._conn, known_as), known_as)
                 refusals += applied.refused
                 touched = self._bury(batch.id, before, refusals, applied.written)
         except AlreadyApplied:
