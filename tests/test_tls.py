@@ -252,6 +252,18 @@ def test_a_certificate_that_is_mended_is_taken_without_a_restart(
         worker.wait_for_event("owner")
 
 
+def check_both_clients(url: str, queue: str) -> None:
+    """What the one writes the other reads."""
+    with WriteBehind.from_url(url, queue=queue) as wb:
+        wb.put("users", 1, {"name": "Ada"})
+
+    async def read() -> object:
+        async with AsyncWriteBehind.from_url(url, queue=queue) as wb:
+            return await wb.get("users", 1)
+
+    assert asyncio.run(read()) == {"name": "Ada"}
+
+
 def test_the_nodes_of_a_cluster_are_spoken_to_in_tls(authority: Authority, queue: str) -> None:
     with one_node() as node:
         port = node.connection_pool.connection_kwargs["port"]
@@ -259,14 +271,7 @@ def test_the_nodes_of_a_cluster_are_spoken_to_in_tls(authority: Authority, queue
             node.config_set("cluster-announce-port", front.port)  # what it tells of itself
             query = urlencode({"ssl_ca_certs": authority.files.ca, "ssl_check_hostname": True})
             url = f"rediss+cluster://{HOST}:{front.port}?{query}"
-            with WriteBehind.from_url(url, queue=queue) as wb:
-                wb.put("users", 1, {"name": "Ada"})
-
-            async def read() -> object:
-                async with AsyncWriteBehind.from_url(url, queue=queue) as wb:
-                    return await wb.get("users", 1)
-
-            assert asyncio.run(read()) == {"name": "Ada"}
+            check_both_clients(url, queue)
             with RedisLink(url, queue) as link, RedisLink(url) as whole:
                 assert link.client.llen(queue) == whole.client.llen(queue) == 1
             wrong = url.replace(authority.files.ca.name, authority.files.other_ca.name)
@@ -280,14 +285,7 @@ def test_sentinels_and_the_server_that_they_name_are_spoken_to_in_tls(
     with lone_sentinel(fronts.redis) as plain, TlsFront(plain, authority.server()) as front:
         query = urlencode({"ssl_ca_certs": authority.files.ca, "ssl_check_hostname": True})
         url = f"rediss+sentinel://{HOST}:{front.port}/{SERVICE}?{query}"
-        with WriteBehind.from_url(url, queue=queue) as wb:
-            wb.put("users", 1, {"name": "Ada"})
-
-        async def read() -> object:
-            async with AsyncWriteBehind.from_url(url, queue=queue) as wb:
-                return await wb.get("users", 1)
-
-        assert asyncio.run(read()) == {"name": "Ada"}
+        check_both_clients(url, queue)
         with RedisLink(url, queue) as link:
             assert link.client.llen(queue) == 1
         wrong = url.replace(authority.files.ca.name, authority.files.other_ca.name)
