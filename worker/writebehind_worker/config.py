@@ -135,7 +135,7 @@ class Config:
         high=_DAY_S,
     )
     max_in_flight: int = _option(
-        4,
+        3,
         "Transactions prepared, written or acknowledged at the same time; each has one batch or several.",
         low=2,
         high=48,  # as many as `Tenure` keeps frozen
