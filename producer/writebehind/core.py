@@ -168,7 +168,10 @@ class Core:
         if self._packing is not None:
             writes = [self._packing.write(write) for write in writes]
         for write in writes:
-            entry = yield from self._cache_key(write.table, write.key)
+            found = self._directory.known(write.table)
+            if found is None:
+                found = yield from self._directory.find(write.table)
+            entry = self._name(write.table, found, write.key)
             if self._is_clustered and way is not None:
                 entry = way.entry(entry)
             message = write.message(entry, self.settings.entry_ttl())

@@ -41,6 +41,7 @@ encode = msgspec.json.Encoder(decimal_format="number").encode
 
 _KNOWN_NAMES, _KNOWN_LENGTH = 10_000, 100
 _known: dict[str, str] = {}  # names found good, as plain strings: to look each over again takes 0.3 µs
+_heads: dict[str, bytes] = {}  # of them, as members of an object: the name's JSON text and a colon
 
 _NO_JSON = (ValueError, TypeError, OverflowError, RecursionError, msgspec.MsgspecError)
 _AS_THEY_ARE = frozenset({str, int, bool, type(None), UUID, dt.date})
@@ -69,7 +70,8 @@ class Write(msgspec.Struct, frozen=True, gc=False):
         op = b"" if self.op == "put" else b',"op":"%b"' % self.op.encode()
         data = b""
         if self.op != "delete":
-            data = b',"data":{%b}' % b",".join([encode(c) + b":" + v for c, v in self.columns.items()])
+            members = [(_heads.get(c) or encode(c) + b":") + v for c, v in self.columns.items()]
+            data = b',"data":{%b}' % b",".join(members)
         route = b"" if self.route is None else b',"v":3,"route":%b' % encode(self.route)
         return b'{"table":%b,"id":%b%b%b,"key":%b,"ttl":%d%b}' % (
             encode(self.table), self.id_json, op, data, encode(cache_key), ttl_s, route,
@@ -88,8 +90,15 @@ def with_trace(message: bytes, trace: str, says_version: bool = False) -> bytes:
 
 def cache_fields(columns: Mapping[str, bytes]) -> list[str]:
     """Field, JSON text, field, ... as the hash of a row holds its columns."""
-    # Our own fields begin with @, so a column's @ is doubled.
-    return [text for c, v in columns.items() for text in ("@" + c if c[:1] == "@" else c, v.decode())]
+    if not columns:
+        return []
+    fields = [""] * (2 * len(columns))
+    fields[::2] = columns
+    fields[1::2] = b"\0".join(columns.values()).decode().split("\0")  # half the time of one by one
+    if "@" in "".join(columns):
+        # Our own fields begin with @, so a column's @ is doubled.
+        fields[::2] = ["@" + c if c[:1] == "@" else c for c in columns]
+    return fields
 
 
 def plain(value: Any) -> Any:
@@ -146,7 +155,8 @@ def make_write(
         InvalidWrite: no table, an empty id, a value that JSON cannot carry, an increment that is no number,
             a route that is none.
     """
-    table = _name("table", table)
+    if type(table) is not str or table not in _known:
+        table = _name("table", table)
     id_json, key = _identity(table, id)
     columns: dict[str, bytes] = {}
     if op != "delete":
@@ -218,6 +228,7 @@ def _name(what: str, name: Any) -> str:
         raise InvalidWrite(f"{what}: {name!r} is not Unicode: {error.reason}") from error
     if len(plain_name) <= _KNOWN_LENGTH and len(_known) < _KNOWN_NAMES:
         _known[plain_name] = plain_name
+        _heads[plain_name] = encode(plain_name) + b":"
     return plain_name
 
 
@@ -235,6 +246,8 @@ def _refuse(where: str, error: Exception) -> NoReturn:
 
 
 def _identity(table: str, id: Id) -> tuple[bytes, str | dict[str, str]]:
+    if type(id) is int and -(1 << 63) <= id < 1 << 63:
+        return b"%d" % id, str(id)  # saves 0.4 of 0.6 µs
     if isinstance(id, Mapping):
         if not id:
             raise InvalidWrite(f"{table}: the id is empty")
