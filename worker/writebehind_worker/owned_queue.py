@@ -44,7 +44,7 @@ KEYS_VERSION = 2
 """Of the queue's own keys in Redis, and of what they mean; an owner notes it, and stops at a later one."""
 
 TOMBSTONE_TTL_S = 10
-_SETTLED_AT_ONCE = 500  # cache keys a script call, so that Redis answers others in between
+SETTLED_AT_ONCE = 500  # cache keys a script call, so that Redis answers others in between
 _PUBLISHED_AT_ONCE = 50  # messages of 64 kB at most
 _READ_AT_ONCE = 1000
 _SCANNED_AT_FIRST, _SCANNED_AT_ONCE = 64, 4096  # items a script call, more ...
@@ -218,10 +218,8 @@ class OwnedQueue:
 
     def settle(self, entries: Sequence[Settlement]) -> None:
         """Gives durable cache entries their time to live."""
-        if self._link.is_clustered:  # a raw message may name any key: no script may touch one of another slot
-            slot = slot_of(self._keys.queue)
-            entries = [entry for entry in entries if slot_of(entry.cache_key) == slot]
-        parts = [entries[i : i + _SETTLED_AT_ONCE] for i in range(0, len(entries), _SETTLED_AT_ONCE)]
+        entries = self._in_reach(entries)
+        parts = [entries[i : i + SETTLED_AT_ONCE] for i in range(0, len(entries), SETTLED_AT_ONCE)]
         # One by one each would wait for what comes between: together Redis is busy all the time.
         replies = (
             self._at_once(*(_SETTLE.command(*self._settlement(part)) for part in parts)) if parts else []
@@ -231,6 +229,12 @@ class OwnedQueue:
                 self._settle_again(part)
             elif isinstance(reply, Exception):
                 raise reply
+
+    def _in_reach(self, entries: Sequence[Settlement]) -> Sequence[Settlement]:
+        if not self._link.is_clustered:
+            return entries
+        slot = slot_of(self._keys.queue)  # a raw message may name any key: no script may touch another slot's
+        return [entry for entry in entries if slot_of(entry.cache_key) == slot]
 
     def _settle_again(self, entries: Sequence[Settlement]) -> None:
         try:
@@ -258,22 +262,36 @@ class OwnedQueue:
         return refused
 
     def acknowledge(
-        self, batches: Sequence[int], applied_seq: int, last_batch: int, rejections: Sequence[Rejection]
+        self,
+        batches: Sequence[int],
+        applied_seq: int,
+        last_batch: int,
+        rejections: Sequence[Rejection],
+        entries: Sequence[Settlement] = (),
     ) -> None:
         """Drops the oldest frozen batches: they are in Postgres, and ``last_batch`` the last one that is.
 
-        ``applied_seq`` is the highest seq in them.
+        ``applied_seq`` is the highest seq in them. ``entries``, at most `SETTLED_AT_ONCE`, are settled
+        before, in the same round trip.
         """
         k = self._keys
+        settled: tuple[Sequence[str], Sequence[Argument]] = (), (TOMBSTONE_TTL_S, b"")
+        if entries := self._in_reach(entries):
+            settled = self._settlement(entries)
         arguments: list[Argument] = [
             self._token, self._epoch, ",".join(map(str, batches)), applied_seq, REJECTED_BOUND, last_batch,
+            *settled[1],
         ]  # fmt: skip
         for rejection in rejections:
             arguments += (rejection.seq, msgspec.json.encode(rejection))
         lists = map(k.processing, batches)
         with self._turn:
             own = [k.inflight, k.lease, k.epoch, k.applied, k.acked, k.rejected]
-            status, *why = _ACKNOWLEDGE(self._client, [*own, *lists], arguments)
+            status, *why = _ACKNOWLEDGE(self._client, [*own, *lists, *settled[0]], arguments)
+            if status == b"unsettled":  # one by one it finds out which
+                self.settle(entries)
+                arguments[7] = b""
+                status, *why = _ACKNOWLEDGE(self._client, [*own, *lists], arguments)
             if status != b"ok":
                 raise OwnershipLost(why[0].decode())
             for _ in batches:

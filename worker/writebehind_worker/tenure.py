@@ -33,7 +33,7 @@ from .flush import Flushed, Flusher
 from .frozen import FrozenBatch
 from .ledger import RECENT
 from .metrics import Metrics
-from .owned_queue import OwnedQueue
+from .owned_queue import SETTLED_AT_ONCE, OwnedQueue
 from .pause import Pause
 from .persist import Persister, Stop
 from .prepared import prepare
@@ -84,6 +84,7 @@ class Tenure:
         now = time.monotonic()
         self._waiting: deque[Unit] = deque(Unit([batch], since=now) for batch in recovered)
         self._flushing: Unit | None = None
+        self._is_committing = False  # the one that is being flushed
         self._flushed: deque[tuple[Unit, Flushed]] = deque()
         self._has_backlog = False  # the last claim was full, so that another one is worth it at once ...
         self._is_full = False  # ... but for want of room
@@ -127,6 +128,7 @@ class Tenure:
     # The Postgres side.
 
     def _flush(self, stop: Stop) -> None:
+        self._flusher.before_commit = self._commits
         self._persister.count_dead_letters()
         while (unit := self._next_unit()) is not None:
             for part, flushed in self._persister.flush(unit, stop):
@@ -142,6 +144,11 @@ class Tenure:
             self._flushes = False
             self._to_finish.notify()
 
+    def _commits(self) -> None:
+        with self._turn:
+            self._is_committing = True
+            self._to_claim.notify()
+
     def _next_unit(self) -> Unit | None:
         while True:
             self._state.progress()
@@ -152,7 +159,7 @@ class Tenure:
                 if self._failure is not None or not (self._waiting or self._reads):
                     return None
                 if self._is_ready():
-                    self._flushing = self._waiting.popleft()
+                    self._flushing, self._is_committing = self._waiting.popleft(), False
                     self._metrics.stages.took("wait", time.monotonic() - self._flushing.since)
                     return self._flushing
                 is_idle = not (self._waiting or self._claimed) and time.monotonic() >= self._look_at
@@ -216,14 +223,17 @@ class Tenure:
                 rejections += _rejections(unit, flushed)
             with self._turn:
                 later = [unit.latest for unit in (self._flushing, *self._waiting) if unit is not None]
-            with self._metrics.stages.time("settle"):
-                self._queue.settle(list(still_shown(entries, later)))
+            shown = list(still_shown(entries, later))
             messages = [message for unit, _ in those for message in unit.changes]
-            self._publisher.publish(self._queue, messages)
+            if messages or len(shown) > SETTLED_AT_ONCE:
+                with self._metrics.stages.time("settle"):
+                    self._queue.settle(shown)
+                self._publisher.publish(self._queue, messages)
+                shown = []
             ids = [id for unit, _ in those for id in unit.ids]
             applied_seq = max(unit.applied_seq for unit, _ in those)
             with self._metrics.stages.time("acknowledge"):
-                self._queue.acknowledge(ids, applied_seq, those[-1][1].last_batch, rejections)
+                self._queue.acknowledge(ids, applied_seq, those[-1][1].last_batch, rejections, shown)
             with self._turn:
                 for _ in those:
                     self._flushed.popleft()
@@ -266,12 +276,14 @@ class Tenure:
         """Whether one more batch may be frozen: for a few units, and within the bytes of as many batches.
 
         Without a backlog one is frozen when Postgres can have it at once: it is the larger, the longer
-        Postgres was busy, and the cores are spared many small ones.
+        Postgres was busy, and the cores are spared many small ones. It comes while Postgres waits for the
+        disk: that makes the lag an eighth shorter.
         """
         if self._queue.frozen >= _MOST_FROZEN:
             return False
         if not self._has_backlog:
-            return not (self._claimed or self._waiting or self._flushing)
+            is_busy = self._flushing is not None and not self._is_committing
+            return not (self._claimed or self._waiting or is_busy)
         most = self._config.max_in_flight
         if self._queue.frozen < most:
             return True

@@ -1,40 +1,9 @@
 #!lua flags=allow-oom
--- The writes of a batch are durable: gives each cache entry its time to live, if it still shows the write
--- that was flushed. What is no entry of ours is left alone.
+-- The writes of a batch are durable: their cache entries get their time to live.
 --
 -- KEYS  on a cluster the cache keys, which only says where the script belongs; else none
--- ARGV  1 time to live of a tombstone, s   2 MessagePack array of cache key, seq of its last applied write or '0',
---       time to live, s, seq of its last rejected write or 0, cache key, ... (as KEYS they would cost Redis
---       an eighth of its time for settling more, and the worker half)
--- Returns how many there are.
+-- ARGV  1 time to live of a tombstone, s   2 the entries, see settling.lua
 
-local call, pcall = redis.call, redis.pcall
-local function pending(key) return call('PTTL', key) == -1 end
+-- include settling
 
-local entries = cmsgpack.unpack(ARGV[2])
-for i = 1, #entries, 4 do
-  local key, applied, ttl, rejected = entries[i], entries[i + 1], entries[i + 2], entries[i + 3]
-  local meta = pcall('HMGET', key, '@seq', '@is', '@dirty')
-  if not meta.err then
-    local seq, kind, dirty = meta[1], meta[2], meta[3]
-    if rejected ~= 0 and seq == rejected then
-      call('DEL', key) -- it shows what Postgres refused: readers must see the database again
-    elseif rejected ~= 0 and (tonumber(seq or '') or 0) > tonumber(rejected) and pending(key) then
-      call('HSET', key, '@dirty', '1') -- removed when the newer write is settled
-      dirty = '1'
-    end
-    if applied ~= '0' and seq == applied then
-      if dirty or kind == 'marker' then
-        call('DEL', key)
-      else
-        call('EXPIRE', key, kind == 'tombstone' and ARGV[1] or ttl)
-      end
-    elseif seq and (tonumber(seq) or math.huge) < math.max(tonumber(applied), tonumber(rejected)) and pending(key) then
-      -- Only where a seq was forged: nobody would settle it any more, as what is flushed goes up.
-      call('EXPIRE', key, applied ~= '0' and not kind and ttl or ARGV[1])
-    end
-  elseif not string.find(meta.err, 'WRONGTYPE', 1, true) and redis.acl_check_cmd('HMGET', key, '') then
-    return meta -- a server that demands that all keys are named, say: nothing would ever be settled
-  end
-end
-return #entries / 4
+return settle(ARGV[1], ARGV[2])
