@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .tracing import FlushTracing
 
 _COUNT_EVERY_S = 1.0  # the open dead letters; more seldom where there are so many that it takes long ...
-_COUNT_BUSY_S = 4.0  # ... and so much later where writes wait meanwhile: once a second, it made lag's p99
+_COUNT_BUSY_S = 4.0  # ... and so much later while writes come, which wait for it: up to 6 ms
 _COUNT_SHARE = 0.02
 _TIMEOUTS_BEFORE_HALVING = 2
 _TIMEOUTS_OF_WRITES = 4  # more are not of the writes: those are found by halving
@@ -113,7 +113,7 @@ class Persister:
         self._conn.execute("SELECT")
 
     def count_dead_letters(self, is_busy: bool = False) -> None:
-        """For the gauge, if it is time: others retry and drop them too. ``is_busy``: writes wait for it."""
+        """For the gauge, if it is time: others retry and drop them too. ``is_busy``: writes have just come."""
         began = time.monotonic()
         if began < self._count_at + (_COUNT_BUSY_S if is_busy else 0.0):
             return

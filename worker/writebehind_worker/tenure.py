@@ -138,8 +138,7 @@ class Tenure:
             with self._turn:
                 self._flushing = None
                 self._to_claim.notify()
-                is_busy = bool(self._waiting or self._claimed)
-            self._persister.count_dead_letters(is_busy)
+            self._persister.count_dead_letters(is_busy=True)
             self._look_at = time.monotonic() + _IDLE_S
         with self._turn:
             self._flushes = False
