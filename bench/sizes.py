@@ -38,10 +38,10 @@ class Sizes:
 DEFAULT = Sizes()
 FULL = Sizes(
     inserts=200_000,
-    updates=300_000,
-    hot_writes=600_000,
-    counter_writes=1_000_000,
-    wide=100_000,
+    updates=400_000,
+    hot_writes=2_000_000,
+    counter_writes=3_000_000,
+    wide=200_000,
     large=12_000,
     mixed=150_000,
     backlogs=(10_000, 100_000, 1_000_000, 10_000_000),

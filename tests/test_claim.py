@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from writebehind.keys import QueueKeys
+from writebehind_worker.errors import OwnershipLost
 from writebehind_worker.frozen import FrozenBatch
 from writebehind_worker.lease import Lease
 from writebehind_worker.owned_queue import CONNECTIONS, OwnedQueue
 from writebehind_worker.redis_server import RedisLink
+from writebehind_worker.settle import Settlement
 
 
 def packed(number: int, table: str, size: int) -> bytes:
@@ -139,3 +141,28 @@ def test_what_is_not_unpacked_counts_as_it_is(
         batch = owned.claim(10, 100, 0.0)
         assert isinstance(batch, FrozenBatch)
         assert batch.size_bytes == len(item) == FrozenBatch(1, [item], 0).size_bytes
+
+
+def test_entries_are_settled_by_the_call_that_acknowledges_if_it_is_the_owners(
+    redis_url: str, redis_client: redis.Redis, queue: str
+) -> None:
+    keys = QueueKeys(queue)
+    redis_client.hset(f"{queue}:row", mapping={"@seq": "7", "name": "x"})
+    entries = [Settlement(f"{queue}:row", 60, applied_seq=7)]
+    with RedisLink(redis_url) as link:
+        assert Lease(redis_client, keys, "token", "me", 60).take() is None
+        owned = OwnedQueue(link, keys, "token")
+        owned.own(1, 0)
+        redis_client.lpush(queue, "first", "second")
+        first, second = (owned.claim(1, 1000, 0.0) for _ in range(2))
+        assert isinstance(first, FrozenBatch)
+        assert isinstance(second, FrozenBatch)
+        with pytest.raises(OwnershipLost, match="oldest frozen batch"):
+            owned.acknowledge([second.id], 7, second.id, [], entries)
+        assert redis_client.ttl(f"{queue}:row") == -1
+        redis_client.config_resetstat()
+        owned.acknowledge([first.id, second.id], 7, second.id, [], entries)
+        calls = redis_client.info("commandstats")
+    assert calls["cmdstat_evalsha"]["calls"] == 1
+    assert 0 < redis_client.ttl(f"{queue}:row") <= 60
+    assert (redis_client.llen(keys.inflight), redis_client.get(keys.applied)) == (0, b"7")

@@ -206,7 +206,7 @@ def options(redis_url: str, postgres_url: str, queue: str) -> dict[str, Any]:
 
 HANGS = {
     "loop": (Flusher, "flush_at_once"),
-    "finish": (OwnedQueue, "settle"),
+    "finish": (OwnedQueue, "acknowledge"),
     "claim": (OwnedQueue, "claim"),
     "read": ("writebehind_worker.tenure", "digest"),
 }

@@ -408,9 +408,21 @@ def test_entries_of_others_that_a_raw_message_names_keep_none_from_being_settled
     admin.set(names[1], "no hash")
     for name in (names[0], names[2]):
         admin.hset(name, mapping={"@seq": "7"})
+    entries = [Settlement(name, 60, applied_seq=7) for name in names]
     with redis_server.RedisLink(redis_as(guarded, "worker")) as link:
-        OwnedQueue(link, KEYS, "token").settle([Settlement(name, 60, applied_seq=7) for name in names])
+        queue = OwnedQueue(link, KEYS, "token")
+        queue.settle(entries)
+        assert [admin.ttl(name) for name in names] == [-1, -1, 60]
+        admin.persist(names[2])
+        assert Lease(link.client, KEYS, "token", "host:1", 10).take() is None
+        queue.own(queue.epoch_floor() + 1, 0)
+        admin.lpush(KEYS.queue, "{}")
+        batch = queue.claim(1, 1 << 20, 0.0)
+        assert isinstance(batch, FrozenBatch)
+        queue.acknowledge([batch.id], 7, batch.id, [Rejection(6, "reason")], entries)
     assert [admin.ttl(name) for name in names] == [-1, -1, 60]
+    assert (admin.llen(KEYS.inflight), admin.exists(KEYS.processing(batch.id))) == (0, 0)
+    assert (admin.get(KEYS.applied), admin.zcard(KEYS.rejected)) == (b"7", 1)
 
 
 def test_a_worker_needs_all_of_its_rights(guarded: EmbeddedServers, admin: redis.Redis) -> None:

@@ -138,7 +138,8 @@ def _pop() -> None:
 
 
 def _settle_whatever_is_there() -> None:
-    _rewrite(owned_queue._SETTLE, b"applied ~= '0' and seq == applied", b"applied ~= '0' and seq")
+    for script in (owned_queue._SETTLE, owned_queue._ACKNOWLEDGE):
+        _rewrite(script, b"applied ~= '0' and seq == applied", b"applied ~= '0' and seq")
 
 
 def _take_each_call_as_new() -> None:

@@ -113,7 +113,7 @@ class Persister:
         self._conn.execute("SELECT")
 
     def count_dead_letters(self, is_busy: bool = False) -> None:
-        """For the gauge, if it is time: others retry and drop them too. ``is_busy``: writes have just come."""
+        """For the gauge, if it is time: others retry and drop them too. ``is_busy``: writes come."""
         began = time.monotonic()
         if began < self._count_at + (_COUNT_BUSY_S if is_busy else 0.0):
             return
