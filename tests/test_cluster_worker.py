@@ -440,16 +440,25 @@ def user(cluster: Cluster, name: str, queue: str, *more: str) -> Iterator[str]:
 
 
 def test_users_may_do_their_job_on_a_cluster(
-    cluster: Cluster, options: dict[str, Any], queue: str, wb: WriteBehind, applied: Applied, run: Run
+    cluster: Cluster,
+    options: dict[str, Any],
+    queue: str,
+    client: redis.Redis,
+    wb: WriteBehind,
+    applied: Applied,
+    run: Run,
 ) -> None:
     wb.put("counts", 1, {"n": 1})
+    # A key of the queue's slot that is not the worker's: to name it to a script is refused as a whole.
+    forged = {"table": "counts", "id": 2, "data": {"n": 1}, "seq": 1, "key": f"{{{queue}}}none of ours"}
+    client.lpush(queue, json.dumps(forged))
     with (
         user(cluster, "worker", queue, "+cluster|nodes", f"~{{{queue}}}/*") as worker,
         user(cluster, "operator", queue) as operator,
         user(cluster, "mender", queue) as mender,
         RunningFleet(**options | {"redis_url": worker}),
     ):
-        wait_until(lambda: applied() == 1)
+        wait_until(lambda: applied() == 2)
         options["redis_url"] = operator
         run("drain")
         assert "0 wait for a write" in run("verify", "--all", "--prefix", "c:")

@@ -197,7 +197,15 @@ def test_two_workers_on_a_queue_are_never_owners_at_the_same_time(
 # While Postgres commits.
 
 
-def test_one_more_batch_is_frozen_while_postgres_commits(options: dict[str, Any], load: Workload) -> None:
+@pytest.mark.parametrize(("most_early", "frozen"), [(1e9, 2), (0.0, 1)], ids=["soon", "long"])
+def test_one_more_batch_is_frozen_while_postgres_commits_if_that_will_be_soon(
+    most_early: float,
+    frozen: int,
+    options: dict[str, Any],
+    load: Workload,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("writebehind_worker.tenure._MOST_EARLY", most_early)
     with (
         Proxy.to(options["postgres_url"]) as proxy,
         RunningWorker(
@@ -205,14 +213,16 @@ def test_one_more_batch_is_frozen_while_postgres_commits(options: dict[str, Any]
         ) as worker,
     ):
         worker.wait_for_role("owner")
+        load.add(1)
+        load.wait_until_done()  # how long a COMMIT takes is known then
         proxy.pause_at(lambda chunk: b"COMMIT\0" in chunk, "before")
         load.add(1)
         proxy.wait_for_pause()
         load.add(5)
-        wait_until(lambda: load.redis.llen(load.keys.inflight) == 2)
+        wait_until(lambda: load.redis.llen(load.keys.inflight) == frozen)
         load.add(5)
-        time.sleep(0.3)  # nothing else tells that no third one comes
-        assert load.redis.llen(load.keys.inflight) == 2
+        time.sleep(0.3)  # nothing else tells that no other one comes
+        assert load.redis.llen(load.keys.inflight) == frozen
         assert load.redis.llen(load.keys.queue) >= 5
         proxy.resume()
         load.check()

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from writebehind import InvalidWrite, WriteBehind
-from writebehind.message import Op, encode_row, make_write
+from writebehind.message import Op, cache_fields, encode_row, make_write
 
 
 class Colour(enum.Enum):
@@ -451,3 +451,32 @@ def test_any_row_survives_the_message_exactly(table: str, id: Any, row: dict[str
     assert read["id"] == as_read(id)
     assert read["data"] == as_read(row)
     assert list(read["data"]) == list(row)
+
+
+NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
+
+
+@given(st.dictionaries(NAMES | st.sampled_from(["@x", "@@", "a@b"]), st.text() | st.integers() | st.none()))
+def test_the_entry_holds_each_column_beside_our_own_fields(row: dict[str, Any]) -> None:
+    found = cache_fields(encode_row("t", row))
+    names = ["@" + name if name.startswith("@") else name for name in row]
+    assert found[::2] == names
+    assert [json.loads(text) for text in found[1::2]] == list(row.values())
+
+
+@pytest.mark.parametrize(
+    ("id", "text"),
+    [
+        (0, "0"),
+        (-1, "-1"),
+        (-(1 << 63), str(-(1 << 63))),
+        ((1 << 63) - 1, str((1 << 63) - 1)),
+        (1 << 63, str(1 << 63)),
+        (True, "true"),
+        (Level.LOW, "1"),
+    ],
+)
+def test_a_whole_number_is_a_key_as_it_is_written(id: int, text: str) -> None:
+    write = make_write("put", "t", id, {"c": 1})
+    assert (write.id_json, write.key) == (text.encode(), text)
+    assert message("put", id, {"c": 1})["id"] == json.loads(text)

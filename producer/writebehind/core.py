@@ -168,7 +168,7 @@ class Core:
         if self._packing is not None:
             writes = [self._packing.write(write) for write in writes]
         for write in writes:
-            found = self._directory.known(write.table)
+            found = self._directory.known(write.table)  # in line: a generator takes 0.3 µs
             if found is None:
                 found = yield from self._directory.find(write.table)
             entry = self._name(write.table, found, write.key)

@@ -105,9 +105,12 @@ def _acknowledge_at_once() -> None:
             acknowledge(self, [claimed.id], claimed.applied_seq, claimed.id, [])
         return claimed
 
-    def acknowledge_recovered(self: Any, batches: Sequence[int], *rest: Any) -> None:
+    def acknowledge_recovered(
+        self: Any, batches: Sequence[int], applied_seq: int, last: int, rejections: Any, entries: Any = ()
+    ) -> None:
+        self.settle(entries)
         if batches[0] in self._inflight:
-            acknowledge(self, batches, *rest)
+            acknowledge(self, batches, applied_seq, last, rejections)
 
     _replace(OwnedQueue, "claim", claim)
     _replace(OwnedQueue, "acknowledge", acknowledge_recovered)
@@ -129,7 +132,10 @@ def _pop() -> None:
         self._claimed += 1
         return FrozenBatch(self._epoch << 32 | self._claimed, items, clock)
 
-    def acknowledge(self: Any, _: Sequence[int], applied_seq: int, *__: Any) -> None:
+    def acknowledge(
+        self: Any, _: Sequence[int], applied_seq: int, __: int, ___: Any, entries: Any = ()
+    ) -> None:
+        self.settle(entries)
         if applied_seq:
             self._client.set(self._keys.applied, applied_seq)
 

@@ -92,8 +92,8 @@ class Flusher:
         self._bulk = Bulk(conn)
         self._refused_tables = _tables_of(ledger, ledger.open_dead_letters())
         self._publish, self._refuse_newer = publish, refuse_newer
-        self.before_commit: Callable[[], None] = lambda: None
-        """Is called when all that a transaction does is done, and checked: COMMIT waits for the disk."""
+        self.around_commit: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
+        """All that a transaction does is done then, and checked: COMMIT waits for the disk."""
         self.timed_out: psycopg.Error | None = None
         """Why `flush_at_once` came to nothing, if it was a lock, or took too long."""
         self.catalog = self._read_catalog()
@@ -317,8 +317,8 @@ class Flusher:
         """Who enters it begins it; then it is committed, or rolled back."""
         try:
             yield
-            self.before_commit()
-            self._conn.execute("COMMIT")
+            with self.around_commit():
+                self._conn.execute("COMMIT")
         except BaseException:
             roll_back(self._conn)
             raise

@@ -274,29 +274,45 @@ class OwnedQueue:
         ``applied_seq`` is the highest seq in them. ``entries``, at most `SETTLED_AT_ONCE`, are settled
         before, in the same round trip.
         """
+        entries = self._in_reach(entries)
+        status, *why = self._acknowledge(batches, applied_seq, last_batch, rejections, entries)
+        if status == b"unsettled":
+            self.settle(entries)  # one by one, if need be
+            status, *why = self._acknowledge(batches, applied_seq, last_batch, rejections, ())
+        if status != b"ok":
+            raise OwnershipLost(why[0].decode())
+
+    def _acknowledge(
+        self,
+        batches: Sequence[int],
+        applied_seq: int,
+        last_batch: int,
+        rejections: Sequence[Rejection],
+        entries: Sequence[Settlement],
+    ) -> Sequence[bytes]:
+        """The script's answer."""
         k = self._keys
-        settled: tuple[Sequence[str], Sequence[Argument]] = (), (TOMBSTONE_TTL_S, b"")
-        if entries := self._in_reach(entries):
-            settled = self._settlement(entries)
+        cache_keys, settled = self._settlement(entries)
         arguments: list[Argument] = [
             self._token, self._epoch, ",".join(map(str, batches)), applied_seq, REJECTED_BOUND, last_batch,
-            *settled[1],
+            *settled,
         ]  # fmt: skip
         for rejection in rejections:
             arguments += (rejection.seq, msgspec.json.encode(rejection))
-        lists = map(k.processing, batches)
+        own = [k.inflight, k.lease, k.epoch, k.applied, k.acked, k.rejected]
+        names = [*own, *map(k.processing, batches), *cache_keys]
         with self._turn:
-            own = [k.inflight, k.lease, k.epoch, k.applied, k.acked, k.rejected]
-            status, *why = _ACKNOWLEDGE(self._client, [*own, *lists, *settled[0]], arguments)
-            if status == b"unsettled":  # one by one it finds out which
-                self.settle(entries)
-                arguments[7] = b""
-                status, *why = _ACKNOWLEDGE(self._client, [*own, *lists], arguments)
-            if status != b"ok":
-                raise OwnershipLost(why[0].decode())
-            for _ in batches:
-                self._inflight.popleft()
-            self._acked = last_batch
+            try:
+                answer: list[bytes] = _ACKNOWLEDGE(self._client, names, arguments)
+            except NoPermissionError:
+                if not cache_keys:
+                    raise
+                return [b"unsettled"]  # a raw message may name any key
+            if answer[0] == b"ok":
+                for _ in batches:
+                    self._inflight.popleft()
+                self._acked = last_batch
+        return answer
 
     def keep_alive(self) -> None:
         """So that an idle owner's connections stay open; while the queue is not used."""

@@ -26,8 +26,8 @@ from .unit import Unit
 if TYPE_CHECKING:
     from .tracing import FlushTracing
 
-_COUNT_EVERY_S = 1.0  # the open dead letters; more seldom where there are so many that it takes long ...
-_COUNT_BUSY_S = 4.0  # ... and so much later while writes come, which wait for it: up to 6 ms
+_COUNT_EVERY_S = 1.0  # the open dead letters; more seldom where there are so many that it takes long
+_COUNT_BUSY_EVERY_S = 5.0  # while writes come: they wait for it, a few ms
 _COUNT_SHARE = 0.02
 _TIMEOUTS_BEFORE_HALVING = 2
 _TIMEOUTS_OF_WRITES = 4  # more are not of the writes: those are found by halving
@@ -112,10 +112,10 @@ class Persister:
         self.count_dead_letters()
         self._conn.execute("SELECT")
 
-    def count_dead_letters(self, is_busy: bool = False) -> None:
+    def count_dead_letters(self, *, is_busy: bool = False) -> None:
         """For the gauge, if it is time: others retry and drop them too. ``is_busy``: writes come."""
         began = time.monotonic()
-        if began < self._count_at + (_COUNT_BUSY_S if is_busy else 0.0):
+        if began < self._count_at + (_COUNT_BUSY_EVERY_S - _COUNT_EVERY_S if is_busy else 0.0):
             return
         counts = self._flusher.count_dead_letters(self._metrics.present_shards)
         if counts is not None:

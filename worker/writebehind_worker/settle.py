@@ -22,7 +22,7 @@ class Settlement(msgspec.Struct, gc=False):
 
 
 def packed(entries: Iterable[Settlement]) -> bytes:
-    """As settle.lua reads them."""
+    """As settle_entries.lua reads them."""
     flat: list[str | int] = []
     for e in entries:
         flat += (e.cache_key, str(e.applied_seq), e.ttl_s, e.rejected_seq and str(e.rejected_seq))

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Summary
 
 Stage = Literal["claim", "read", "wait", "flush", "settle", "acknowledge"]
 """In this order: frozen in Redis and fetched, read, ready until Postgres is free, in its transaction; then
-cache entries get their TTL, and the batch leaves Redis."""
+cache entries get their TTL, and the batch leaves Redis; both are `acknowledge` where few entries are."""
 
 
 class Stages:

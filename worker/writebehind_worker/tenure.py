@@ -13,10 +13,12 @@ side ends the tenure: the next one begins by reading both servers again.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -50,6 +52,7 @@ TOUCH_EVERY_S = 5.0  # a server's `timeout` closes connections that are silent f
 _MOST_CLAIMED = 2  # batches: one is read while the next one comes
 _UNITS = 3  # one grows while one is in Postgres and one is settled
 _MOST_JOINED = 256 << 20  # bytes: a parameter of Postgres holds 1 GB, and rows grow as JSON
+_MOST_EARLY = 1.5  # of the way of a batch to here: while a longer COMMIT goes on, too many writes come after it
 _MOST_FROZEN = RECENT * 3 // 4  # batches, however small: the ledger must remember all of them
 
 
@@ -84,7 +87,9 @@ class Tenure:
         now = time.monotonic()
         self._waiting: deque[Unit] = deque(Unit([batch], since=now) for batch in recovered)
         self._flushing: Unit | None = None
-        self._is_committing = False  # the one that is being flushed
+        self._is_committing = False  # what is being flushed, and the next batch may come meanwhile
+        self._commit_s = math.inf  # the last COMMIT
+        self._claim_began = self._ahead_s = 0.0  # from the last claim until its batch had been read
         self._flushed: deque[tuple[Unit, Flushed]] = deque()
         self._has_backlog = False  # the last claim was full, so that another one is worth it at once ...
         self._is_full = False  # ... but for want of room
@@ -128,7 +133,7 @@ class Tenure:
     # The Postgres side.
 
     def _flush(self, stop: Stop) -> None:
-        self._flusher.before_commit = self._commits
+        self._flusher.around_commit = self._commit
         self._persister.count_dead_letters()
         while (unit := self._next_unit()) is not None:
             for part, flushed in self._persister.flush(unit, stop):
@@ -144,10 +149,18 @@ class Tenure:
             self._flushes = False
             self._to_finish.notify()
 
-    def _commits(self) -> None:
+    @contextmanager
+    def _commit(self) -> Iterator[None]:
+        """Meanwhile the next batch may come, unless it would be here long before: it would be the smaller."""
+        began = time.monotonic()
         with self._turn:
-            self._is_committing = True
+            self._is_committing = self._commit_s < _MOST_EARLY * self._ahead_s
             self._to_claim.notify()
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._is_committing, self._commit_s = False, time.monotonic() - began
 
     def _next_unit(self) -> Unit | None:
         while True:
@@ -159,7 +172,7 @@ class Tenure:
                 if self._failure is not None or not (self._waiting or self._reads):
                     return None
                 if self._is_ready():
-                    self._flushing, self._is_committing = self._waiting.popleft(), False
+                    self._flushing = self._waiting.popleft()
                     self._metrics.stages.took("wait", time.monotonic() - self._flushing.since)
                     return self._flushing
                 is_idle = not (self._waiting or self._claimed) and time.monotonic() >= self._look_at
@@ -194,6 +207,7 @@ class Tenure:
                 if not (has_joined or unit.pays):  # nothing will join it either
                     unit.close(self._flusher.may_copy)
             unit.since = time.monotonic()
+            self._ahead_s = unit.since - self._claim_began
             with self._turn:
                 if not has_joined:
                     self._waiting.append(unit)
@@ -275,9 +289,8 @@ class Tenure:
     def _has_room(self) -> bool:
         """Whether one more batch may be frozen: for a few units, and within the bytes of as many batches.
 
-        Without a backlog one is frozen when Postgres can have it at once: it is the larger, the longer
-        Postgres was busy, and the cores are spared many small ones. It comes while Postgres waits for the
-        disk: that makes the lag an eighth shorter.
+        Without a backlog one is frozen when Postgres can have it at once, or has but its COMMIT to do: it is
+        the larger, the longer Postgres was busy, and the cores are spared many small ones.
         """
         if self._queue.frozen >= _MOST_FROZEN:
             return False
@@ -299,6 +312,7 @@ class Tenure:
         claimed = self._queue.claim(c.batch_size, c.batch_bytes, c.write_delay_s)
         if isinstance(claimed, FrozenBatch):
             self._metrics.stages.took("claim", time.monotonic() - began)
+            self._claim_began = began
             with self._turn:
                 self._claimed.append(claimed)
                 self._has_backlog = _is_full(claimed, c)

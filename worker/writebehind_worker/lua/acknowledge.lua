@@ -5,24 +5,22 @@
 --       7.. {q}:processing:<batch> of each; then on a cluster the cache keys
 -- ARGV  1 token   2 epoch   3 their ids, comma-separated   4 highest seq in them   5 most rejections to remember
 --       6 id of the last batch that the ledger has (the last of these, but while batches of before are recovered)
---       7 time to live of a tombstone, s   8 cache entries to be settled before, see settling.lua; or ''
+--       7 time to live of a tombstone, s   8 cache entries to be settled before, see settle_entries.lua
 --       then for each rejected write: seq, JSON
 -- Returns {'ok'}, {'lost', why} or {'unsettled'}: then nothing is dropped.
 
--- include settling
+-- include settle_entries
 
 local token = string.match(redis.call('GET', KEYS[2]) or '', '^([^|]*)|')
 if token ~= ARGV[1] then return {'lost', 'another worker holds the lease'} end
 if redis.call('GET', KEYS[3]) ~= ARGV[2] then return {'lost', 'the epoch has changed'} end
-local _, n = string.gsub(ARGV[3], '%d+', '')
+local _, n = string.gsub(ARGV[3], '%d+', '') -- so many ids; #KEYS has the cache keys, too
 if table.concat(redis.call('LRANGE', KEYS[1], 0, n - 1), ',') ~= ARGV[3] then
   return {'lost', 'the oldest frozen batch is not that of the owner'}
 end
 
-if ARGV[8] ~= '' then
-  local done, why = pcall(settle, ARGV[7], ARGV[8])
-  if not done or why then return {'unsettled'} end
-end
+local done, why = pcall(settle, ARGV[7], ARGV[8]) -- it may be refused one entry: nothing is dropped by then
+if not done or why then return {'unsettled'} end
 
 for i = 9, #ARGV, 2 do redis.call('ZADD', KEYS[6], ARGV[i], ARGV[i + 1]) end
 if #ARGV > 8 then redis.call('ZREMRANGEBYRANK', KEYS[6], 0, -(tonumber(ARGV[5]) + 1)) end

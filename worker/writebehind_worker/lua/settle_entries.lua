@@ -8,11 +8,11 @@
 local function pending(key) return redis.call('PTTL', key) == -1 end
 
 local function settle(tombstone_ttl, packed)
-  local call, pcall = redis.call, redis.pcall
+  local call, try = redis.call, redis.pcall
   local entries = cmsgpack.unpack(packed)
   for i = 1, #entries, 4 do
     local key, applied, ttl, rejected = entries[i], entries[i + 1], entries[i + 2], entries[i + 3]
-    local meta = pcall('HMGET', key, '@seq', '@is', '@dirty')
+    local meta = try('HMGET', key, '@seq', '@is', '@dirty')
     if not meta.err then
       local seq, kind, dirty = meta[1], meta[2], meta[3]
       if rejected ~= 0 and seq == rejected then
