@@ -79,7 +79,7 @@ def _updates(count: int, updates: int) -> Load:
 
 def scattered_updates(sizes: Sizes, table_rows: int) -> Load:
     chance = random.Random(11)
-    ids = chance.sample(range(table_rows), sizes.updates)
+    ids = chance.sample(range(table_rows), min(sizes.updates, table_rows))
     rows, writes = {id: user(chance, 0) for id in ids}, [(id, user(chance, 1)) for id in ids]
     return Load(f"unique updates, {table_rows:,} rows", "put", _USERS, rows, writes, table_rows)
 

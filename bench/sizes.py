@@ -45,7 +45,7 @@ FULL = Sizes(
     large=12_000,
     mixed=150_000,
     backlogs=(10_000, 100_000, 1_000_000, 10_000_000),
-    tables=(300_000, 10_000_000),
+    tables=(400_000, 10_000_000),
 )
 """Loads of seconds: in the default's, of half a second, the first batch and the last one weigh."""
 
