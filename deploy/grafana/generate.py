@@ -221,7 +221,7 @@ def _throughput() -> list[Json]:
         _lines(
             "Where batches spend their time",
             "The mean of each. Redis: claim, settle, acknowledge; Postgres: flush; the worker: read. "
-            "They wait for the batch before. Up to 500 cache entries are settled by the call that acknowledges.",
+            "They wait for the batch before. Up to 500 cache entries are settled while acknowledging.",
             "s",
             [(f"{mean('sum')} / ({mean('count')} > 0)", "{{queue}} {{stage}}")],
         ),

@@ -1,8 +1,9 @@
 """One cache entry as a model: the table of states in docs/cache.md, with readers, fills, settles and expiry.
 
 The steps carry the names of the code's: enqueue (enqueue.lua), COMMIT, settle (settle_entries.lua),
-acknowledge; look, begin_fill, load, end_fill (cache.py), invalidate. A settle may come once more at any later time, from
-a worker that was paused. Whatever has a time to live may vanish at any moment, by time or by eviction.
+acknowledge; look, begin_fill, load, end_fill (cache.py), invalidate. A settle may come once more at any
+later time, from a worker that was paused. Whatever has a time to live may vanish at any moment, by time or
+by eviction.
 
 What a row holds is told by the last put in it and the set of increments since; no row is ``None``.
 """

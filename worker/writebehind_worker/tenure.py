@@ -52,9 +52,7 @@ TOUCH_EVERY_S = 5.0  # a server's `timeout` closes connections that are silent f
 _MOST_CLAIMED = 2  # batches: one is read while the next one comes
 _UNITS = 3  # one grows while one is in Postgres and one is settled
 _MOST_JOINED = 256 << 20  # bytes: a parameter of Postgres holds 1 GB, and rows grow as JSON
-_MOST_EARLY = (
-    1.5  # of the way of a batch to here: while a longer COMMIT goes on, too many writes come after it
-)
+_MOST_EARLY = 1.5  # of a batch's way to here: in a longer COMMIT, too many writes come after its claim
 _MOST_FROZEN = RECENT * 3 // 4  # batches, however small: the ledger must remember all of them
 
 
