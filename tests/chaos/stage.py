@@ -285,7 +285,12 @@ class Stage:
     def clear(self) -> None:
         """Forgets the rows and the cache entries of a round; the queue and its ledger go on."""
         with self.postgres() as pg:
-            pg.execute(f"TRUNCATE {_TABLES}")
+            while True:
+                try:
+                    pg.execute(f"TRUNCATE {_TABLES}")
+                    break
+                except psycopg.errors.DeadlockDetected:  # a broken worker may still be in its transaction
+                    continue
         with self.entries() as entries:
             for client, prefix in entries:
                 for key in list(client.scan_iter(match=f"{prefix}*", count=1000)):
