@@ -401,6 +401,16 @@ def work(url: str, admin: redis.Redis) -> None:
         assert lease.release()
 
 
+def claimed(queue: OwnedQueue, link: redis_server.RedisLink, admin: redis.Redis) -> FrozenBatch:
+    """A batch of one item, by whom the link has made the owner."""
+    assert Lease(link.client, KEYS, "token", "host:1", 10).take() is None
+    queue.own(queue.epoch_floor() + 1, 0)
+    admin.lpush(KEYS.queue, "{}")
+    batch = queue.claim(1, 1 << 20, 0.0)
+    assert isinstance(batch, FrozenBatch)
+    return batch
+
+
 def test_entries_of_others_that_a_raw_message_names_keep_none_from_being_settled(
     guarded: EmbeddedServers, admin: redis.Redis
 ) -> None:
@@ -414,11 +424,7 @@ def test_entries_of_others_that_a_raw_message_names_keep_none_from_being_settled
         queue.settle(entries)
         assert [admin.ttl(name) for name in names] == [-1, -1, 60]
         admin.persist(names[2])
-        assert Lease(link.client, KEYS, "token", "host:1", 10).take() is None
-        queue.own(queue.epoch_floor() + 1, 0)
-        admin.lpush(KEYS.queue, "{}")
-        batch = queue.claim(1, 1 << 20, 0.0)
-        assert isinstance(batch, FrozenBatch)
+        batch = claimed(queue, link, admin)
         queue.acknowledge([batch.id], 7, batch.id, [Rejection(6, "reason")], entries)
     assert [admin.ttl(name) for name in names] == [-1, -1, 60]
     assert (admin.llen(KEYS.inflight), admin.exists(KEYS.processing(batch.id))) == (0, 0)
@@ -438,12 +444,8 @@ def test_a_worker_that_may_see_entries_but_not_settle_them_drops_no_batch(
     url = guarded.redis_url.replace("//", "//narrow:secret@")
     try:
         with redis_server.RedisLink(url) as link:
-            assert Lease(link.client, KEYS, "token", "host:1", 10).take() is None
             queue = OwnedQueue(link, KEYS, "token")
-            queue.own(queue.epoch_floor() + 1, 0)
-            admin.lpush(KEYS.queue, "{}")
-            batch = queue.claim(1, 1 << 20, 0.0)
-            assert isinstance(batch, FrozenBatch)
+            batch = claimed(queue, link, admin)
             entries = [Settlement(name, 60, applied_seq=7) for name in names]
             with pytest.raises(redis.ResponseError, match="No permissions"):
                 queue.acknowledge([batch.id], 7, batch.id, [Rejection(6, "reason")], entries)

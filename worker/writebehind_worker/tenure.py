@@ -155,7 +155,8 @@ class Tenure:
         began = time.monotonic()
         with self._turn:
             self._is_committing = self._commit_s < _MOST_EARLY * self._ahead_s
-            self._to_claim.notify()
+            if self._is_committing:
+                self._to_claim.notify()
         try:
             yield
         finally:
