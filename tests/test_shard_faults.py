@@ -27,6 +27,7 @@ from writebehind import (
 from writebehind.keys import QueueKeys
 from writebehind.route import shard_of
 from writebehind.shards import shard_keys, shard_queues, stamp
+from writebehind_worker import resharding
 from writebehind_worker.errors import FatalError
 from writebehind_worker.resharding import _Steps, divide, layout_of, still_draining
 from writebehind_worker.testing.wait import wait_until
@@ -79,6 +80,18 @@ def test_workers_that_begin_at_once_agree(
         fleets = [stack.enter_context(RunningFleet(**options, shards=8)) for _ in range(4)]
         wait_until(lambda: sum(len(fleet.owned()) for fleet in fleets) == 9)
     assert layout_of(redis_client, keys).shards == 8
+
+
+def test_who_is_overtaken_at_the_first_look_takes_the_queue_for_no_shard_of_another(
+    redis_client: redis.Redis, keys: QueueKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_shard_by_now(client: redis.Redis, own: QueueKeys) -> bool:
+        monkeypatch.undo()
+        divide(client, own, 8)
+        return resharding.is_shard(client, own)
+
+    monkeypatch.setattr(resharding, "is_shard", is_shard_by_now)
+    assert divide(redis_client, keys, 8).shards == 8
 
 
 # Somebody sleeps through another division.

@@ -96,7 +96,8 @@ def divide(client: Redis, keys: QueueKeys, shards: int) -> Layout:
             f"{moving[0][0]} is being moved to {moving[0][1]!r}",
             f"run `writebehind move --queue {keys.queue} {moving[0][0]} {moving[0][1]}` to its end first",
         )
-    if before.number == 0 and is_shard(client, keys):
+    # Whoever divides the queue since we looked makes a shard of it, too.
+    if before.number == 0 and is_shard(client, keys) and layout_of(client, keys).number == 0:
         raise FatalError(
             f"{keys.queue!r} is itself a shard of a queue", "reshard that queue: --queue with its name"
         )
