@@ -125,16 +125,17 @@ def test_stalled_inside_its_transaction_its_backend_is_ended_by_the_next_owner(
     pg.execute("INSERT INTO counters VALUES (1, 0)")
     load.add(100)
     patient = {**options, "lock_timeout_s": 30}  # it must still wait when it is paused
-    with WorkerProcess(**patient, lease_ttl_s=0.5) as zombie:
+    with WorkerProcess(**patient, lease_ttl_s=10.0) as zombie:
         with locked_row(options["postgres_url"], "counters", 1):
             [backend] = wait_until(lambda: backends(pg, "wait_event_type = 'Lock'"))
             zombie.pause()
         # The user has gone; the zombie's transaction goes on holding the ledger's row.
         wait_until(lambda: backends(pg, "state = 'idle in transaction'") == [backend])
+        load.redis.delete(load.keys.lease)  # it has run out; a short one could while it still lives
         with RunningWorker(**options, lease_ttl_s=10.0) as other:
             load.wait_until_done(timeout=15)  # half as long as the zombie would wait
             # It lets go of its locks a moment before it is no longer shown.
-            wait_until(lambda: not backends(pg, f"pid = {backend}"), timeout=5)
+            wait_until(lambda: not backends(pg, f"pid = {backend}"))
             zombie.resume()
             zombie.wait_for_event("standing by")
             load.add(20)
@@ -236,7 +237,7 @@ def _script(name: str) -> Callable[[bytes], bool]:
     return lambda chunk: sha in chunk
 
 
-LOST_IN_REDIS = ["lease", "own", "claim", "settle", "acknowledge"]
+LOST_IN_REDIS = ["lease", "own", "claim", "announce", "settle", "acknowledge"]
 LOST_IN_POSTGRES = {
     "take": b"UPDATE writebehind.ledger SET epoch",
     "record": b"UPDATE writebehind.ledger SET recent_batches",
@@ -251,6 +252,8 @@ def test_the_reply_of_a_script_is_lost(
 ) -> None:
     if script == "settle":  # else what few entries there are is settled by the call that acknowledges
         monkeypatch.setattr("writebehind_worker.tenure.SETTLED_AT_ONCE", 0)
+    if script == "announce":  # else receipts are told so early only where there is much to settle
+        monkeypatch.setattr("writebehind_worker.tenure.MANY_ENTRIES", 0)
     for name in LOST_IN_REDIS:  # known to Redis: the reply that is lost is not NOSCRIPT
         load.redis.script_load(Script("writebehind_worker", name).source)
     load.add(100)

@@ -109,6 +109,16 @@ def _wake(config: Config) -> None:
                 link.client.client_unblock(int(connection["id"]))
 
 
+def _is_stopped(pid: int) -> bool:
+    """Every thread of it: until one has taken the signal, which may take a while, the others go on."""
+    tasks = Path(f"/proc/{pid}/task")
+    try:
+        states = [task.joinpath("stat").read_text().rpartition(") ")[2][0] for task in tasks.iterdir()]
+    except FileNotFoundError:  # a thread that has ended; or no Linux
+        return not tasks.exists()
+    return all(state in "TtZX" for state in states)
+
+
 class WorkerProcess:
     """A worker in a process of its own: ``with WorkerProcess(redis_url=..., postgres_url=...)``.
 
@@ -154,6 +164,7 @@ class WorkerProcess:
     def pause(self) -> None:
         """SIGSTOP: it does nothing at all until ``resume``."""
         self.terminate(signal.SIGSTOP)
+        wait_until(lambda: _is_stopped(self.pid))
 
     def resume(self) -> None:
         self.terminate(signal.SIGCONT)
