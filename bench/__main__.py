@@ -71,11 +71,12 @@ def _all(size: str) -> list[str]:
 
 def _run(arguments: argparse.Namespace) -> int:
     line = LiveLine()
-    with Stage() as stage:
+    sizes = _SIZES[arguments.size]
+    with Stage(sizes.wal_segments) as stage:
         results = Results(arguments.json, stage.machine(), arguments.size)
         for name in arguments.parts:
             began = time.monotonic()
-            figures = PARTS[name](stage, _SIZES[arguments.size], line)
+            figures = PARTS[name](stage, sizes, line)
             results.add(name, figures, time.monotonic() - began)
     line.clear()
     for title, text in tables(results.found):

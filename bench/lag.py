@@ -27,7 +27,7 @@ from .table import BenchTable
 _DELAYS_MS = (0, 50)
 _SHARES = (10, 50, 90)  # percent of the capacity
 _BOUND = 50_000  # pending at most, while the capacity is measured
-_POLL_S = 0.0005
+_POLL_S = 0.001
 _DRAIN_S = 30.0
 _FLOOD_BATCH = 100
 _ROWS = 20_000  # that are written to: no batch has one of them twice
@@ -35,10 +35,10 @@ _ROWS = 20_000  # that are written to: no batch has one of them twice
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """At this time, µs, all writes up to this seq were acknowledged."""
+    """At this time, µs, all writes up to this seq were known to be committed."""
 
     now_us: int
-    applied: int
+    committed: int
 
 
 class Stream:
@@ -50,7 +50,7 @@ class Stream:
     def play(
         self, delay_ms: int, seconds: float, calls_per_s: float, batch: int
     ) -> tuple[Sequence[Accepted], Sequence[Look]]:
-        """The calls that were accepted, and the looks until the last one was acknowledged."""
+        """The calls that were accepted, and the looks until the last one was committed."""
         worker = self._workers[delay_ms]
         self._child.ask(flow.Task(worker.keys.queue, seconds, calls_per_s, batch, _BOUND))
         self._child.tell(GO)
@@ -59,9 +59,9 @@ class Stream:
             looks.append(self._look(worker))
         accepted: list[Accepted] = self._child.reply()
         deadline = time.monotonic() + _DRAIN_S
-        while looks[-1].applied < accepted[-1].last_seq:
+        while looks[-1].committed < accepted[-1].last_seq:
             if time.monotonic() > deadline:
-                raise BenchFailed(f"lag: not acknowledged within {_DRAIN_S:.0f} s")
+                raise BenchFailed(f"lag: not committed within {_DRAIN_S:.0f} s")
             looks.append(self._look(worker))
         return accepted, looks
 
@@ -75,8 +75,8 @@ class Stream:
 
     def _look(self, worker: WorkerProcess) -> Look:
         time.sleep(_POLL_S)
-        applied = worker.applied()
-        return Look(time.time_ns() // 1000, applied)
+        committed = worker.committed()
+        return Look(time.time_ns() // 1000, committed)
 
 
 def measure(stage: Stage, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
@@ -111,12 +111,12 @@ def _capacity(stream: Stream, sizes: Sizes, line: LiveLine) -> float:
     batch = min(_FLOOD_BATCH, sizes.rows)
     accepted, looks = stream.play(0, sizes.capacity_s, 1e6, batch)
     seqs = [call.last_seq for call in accepted]
-    moments = [b for a, b in itertools.pairwise(looks) if b.applied > a.applied]
+    moments = [b for a, b in itertools.pairwise(looks) if b.committed > a.committed]
     # The first third is for getting under way, and at the end nothing is accepted any more.
     end_us = looks[0].now_us + sizes.capacity_s * 1e6
     inner = [m for m in moments if end_us - sizes.capacity_s * 2 / 3 * 1e6 <= m.now_us <= end_us]
     first, last = (inner[0], inner[-1]) if len(inner) > 1 else (looks[0], looks[-1])
-    writes = batch * (bisect_left(seqs, last.applied + 1) - bisect_left(seqs, first.applied + 1))
+    writes = batch * (bisect_left(seqs, last.committed + 1) - bisect_left(seqs, first.committed + 1))
     return writes / (last.now_us - first.now_us) * 1e6
 
 
@@ -163,9 +163,10 @@ def _medians(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def _lags_ms(accepted: Sequence[Accepted], looks: Sequence[Look]) -> list[float]:
     """Sorted; one for each call, whose writes are accepted together."""
-    applied = [look.applied for look in looks]
+    committed = [look.committed for look in looks]
     return sorted(
-        max(0, looks[bisect_left(applied, call.last_seq)].now_us - call.last_seq) / 1000 for call in accepted
+        max(0, looks[bisect_left(committed, call.last_seq)].now_us - call.last_seq) / 1000
+        for call in accepted
     )
 
 

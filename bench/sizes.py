@@ -33,6 +33,7 @@ class Sizes:
     shards: tuple[int, ...] = (1, 2, 4)
     idle_shards: tuple[int, ...] = (1, 4, 16)
     idle_s: float = 5.0
+    wal_segments: int = 60  # of 16 MiB, within `min_wal_size`
 
 
 DEFAULT = Sizes()
@@ -65,6 +66,7 @@ QUICK = Sizes(
     put_rounds=2,
     put_s=0.05,
     lag_s=0.2,
+    wal_segments=2,
     capacity_s=0.3,
     backlogs=(200, 1000),
     backlog_window=500,

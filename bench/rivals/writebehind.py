@@ -105,6 +105,13 @@ class WorkerProcess:
         """The last seq that it has acknowledged."""
         return int(self._redis.get(self.keys.applied) or 0)
 
+    def committed(self) -> int:
+        """The last seq of which a receipt says that it is in Postgres."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.get(self.keys.applied)
+            pipe.hget(self.keys.clock, "committed")
+            return max(int(seq or 0) for seq in pipe.execute())
+
     def flushes(self) -> list[Flush]:
         """Those that it has told since this was asked last."""
         found = []
