@@ -20,11 +20,14 @@ FRESH = [
     "own:{}:2",
     "claim:{}:1", "claim:{}:2", "copy:{}:1", "record:{}:1", "record:{}:2", "apply:{}:1", "apply:{}:2",
     "arrive:{}:1", "arrive:{}:2",
-    "commit:{}:1", "commit:{}:2", "settle:{}:1", "settle:{}:2", "acknowledge:{}:1", "acknowledge:{}:2",
+    "commit:{}:1", "commit:{}:2", "announce:{}:1", "announce:{}:2",
+    "settle:{}:1", "settle:{}:2", "acknowledge:{}:1", "acknowledge:{}:2",
 ]  # fmt: skip
-OVERTAKEN = ["acknowledge:{}:1", "commit:{}:2", "settle:{}:2"]
+OVERTAKEN = ["announce:{}:1", "acknowledge:{}:1", "commit:{}:2", "settle:{}:2"]
 MERGED = ["claim:{}:5", "record:{}:1", "apply:{}:1", "commit:{}:1", "settle:{}:1", "acknowledge:{}:1"]
-RECOVERING = ["take:{}:1", "own:{}:1", "record:{}:1", "buried:{}:1", "settle:{}:1", "acknowledge:{}:1"]
+RECOVERING = [
+    "take:{}:1", "own:{}:1", "record:{}:1", "buried:{}:1", "announce:{}:1", "settle:{}:1", "acknowledge:{}:1",
+]  # fmt: skip
 
 
 def _both(points: list[str]) -> list[str]:

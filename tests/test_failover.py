@@ -435,6 +435,29 @@ def test_what_an_asynchronous_standby_has_not_received_is_lost_and_told(
     assert ticks.wb.invalidate("latest", 99)
 
 
+def test_what_was_announced_and_is_lost_before_it_was_acknowledged_is_committed_once_more(
+    postgres_pair: PostgresPair, beside: dict[str, Any], ticks: Tally, standby: TallyDatabase
+) -> None:
+    kept = ticks.tick(20)
+    finish(beside, ticks)
+    postgres_pair.lag()
+    frozen = ticks.tick(20)
+    with CrashingWorker("announce:after:1", flags(**beside)) as worker:
+        worker.wait_for_death()
+    assert ticks.ticks[max(frozen)].is_durable()
+    ticks.wb.redis.delete(ticks.keys.lease)  # it would run out
+    postgres_pair.fail_over()
+    with CrashingWorker("own:after:1", flags(**beside)) as worker:
+        worker.wait_for_death()
+    assert ticks.ticks[max(kept)].is_durable()
+    assert not ticks.ticks[max(frozen)].is_durable()
+    ticks.wb.redis.delete(ticks.keys.lease)
+    owner = finish(beside, ticks)
+    assert owner.metric("rollbacks_total", server="postgres") == 0, "it is still in Redis"
+    assert ticks.ticks[max(frozen)].is_durable()
+    standby.check(kept | frozen)
+
+
 def test_a_commit_at_the_old_primary_counts_for_nothing(
     postgres_pair: PostgresPair, beside: dict[str, Any], ticks: Tally, standby: TallyDatabase
 ) -> None:

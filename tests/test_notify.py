@@ -201,7 +201,8 @@ def test_a_status_that_cannot_be_told_ends_no_signs_of_life(
 
 @pytest.fixture
 def options(redis_url: str, postgres_url: str, queue: str) -> dict[str, Any]:
-    return {"redis_url": redis_url, "postgres_url": postgres_url, "queue": queue}
+    """Several batches for 40 writes: one alone would be read by the part that claims."""
+    return {"redis_url": redis_url, "postgres_url": postgres_url, "queue": queue, "batch_size": 10}
 
 
 HANGS = {

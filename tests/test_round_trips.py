@@ -98,6 +98,25 @@ def test_an_old_libpq_waits_for_each_reply(
     assert copy.rows("SELECT id, n FROM alone.users ORDER BY id") == [(1, 1), (2, 2)]
 
 
+def test_the_statements_of_a_trip_are_sent_when_it_ends(copy: Copy, pg: psycopg.Connection[Any]) -> None:
+    """One by one each would wake up the server, and the worker for its reply."""
+    last = "SELECT query FROM pg_stat_activity WHERE pid = %s"
+    copy.conn.execute("SELECT 'before'")
+    with one_trip(copy.conn):
+        found = [copy.conn.execute(f"SELECT {n}") for n in range(20)]
+        assert pg.execute(last, [copy.conn.info.backend_pid]).fetchone() == ("SELECT 'before'",)
+    assert [cursor.fetchall() for cursor in found] == [[(n,)] for n in range(20)]
+
+
+def test_a_trip_may_be_larger_than_what_a_socket_holds(copy: Copy) -> None:
+    with one_trip(copy.conn) as arrive:
+        lengths = [copy.conn.execute("SELECT length($1::text)", ["x" * 3_000_000]) for _ in range(5)]
+        arrive()
+        texts = [copy.conn.execute("SELECT $1::text", ["y" * 3_000_000]) for _ in range(5)]
+    assert [cursor.fetchone() for cursor in lengths] == [(3_000_000,)] * 5
+    assert [len(text) for cursor in texts for (text,) in cursor] == [3_000_000] * 5
+
+
 BROKEN = {
     "first": "SELECT 1 / 0",
     "in the middle": "SELECT n FROM nowhere",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any, get_args
 
@@ -9,6 +10,8 @@ import psycopg
 import pytest
 from tests.support.workers import RunningWorker, Workload
 
+from writebehind_worker.digest import digest
+from writebehind_worker.errors import OwnershipLost
 from writebehind_worker.stages import Stage
 from writebehind_worker.testing.wait import wait_until
 
@@ -45,3 +48,27 @@ def test_each_stage_is_told_and_what_holds_postgres_shows_as_its_own(
     assert counts["wait"] == counts["flush"]
     assert 0 < counts["settle"] == counts["acknowledge"] - acknowledged
     assert counts["acknowledge"] <= counts["flush"]
+
+
+def test_what_fails_while_a_batch_is_read_where_it_was_claimed_ends_the_tenure_and_nothing_else(
+    redis_url: str, postgres_url: str, queue: str, load: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readers: list[str] = []
+
+    def digest_later(*given: Any) -> Any:
+        readers.append(threading.current_thread().name)
+        if len(readers) == 1:
+            raise OwnershipLost("by this test")
+        return digest(*given)
+
+    monkeypatch.setattr("writebehind_worker.tenure.digest", digest_later)
+    with RunningWorker(redis_url=redis_url, postgres_url=postgres_url, queue=queue) as worker:
+        worker.wait_for_role("owner")
+        load.add(20)
+        load.wait_until_done()
+        epoch = worker.facts["epoch"]
+        assert epoch > 1
+        load.add(20)
+        load.check()
+        assert worker.facts["epoch"] == epoch
+    assert set(readers) == {"claim"}

@@ -220,7 +220,7 @@ def _throughput() -> list[Json]:
         ),
         _lines(
             "Where batches spend their time",
-            "The mean of each. Redis: claim, settle, acknowledge; Postgres: flush; the worker: read. "
+            "The mean of each. Redis: claim, announce, settle, acknowledge; Postgres: flush; worker: read. "
             "They wait for the batch before. Up to 500 cache entries are settled while acknowledging.",
             "s",
             [(f"{mean('sum')} / ({mean('count')} > 0)", "{{queue}} {{stage}}")],

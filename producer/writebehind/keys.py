@@ -85,7 +85,7 @@ class QueueKeys:
 
     @property
     def clock(self) -> str:
-        """Hash: ``seq`` last given out, ``generation`` of this Redis history."""
+        """Hash: ``seq`` last given out, ``generation`` of this Redis history, ``committed`` as announced."""
         return self._own("clock")
 
     @property

@@ -92,9 +92,10 @@ def all_durable(first: AnyReceipt, last: AnyReceipt) -> Steps[bool]:
     """
     keys, seq = last._keys, last.seq
     with redis_errors_as_ours(f"receipt {seq}"):
-        applied, generation, rejected, remembered, oldest = yield Pipeline(
+        applied, committed, generation, rejected, remembered, oldest = yield Pipeline(
             [
                 ("GET", keys.applied),
+                ("HGET", keys.clock, "committed"),  # ahead of `applied` while many cache entries are settled
                 ("HGET", keys.clock, "generation"),
                 ("ZRANGEBYSCORE", keys.rejected, first.seq, seq, "LIMIT", 0, 1),
                 ("ZCARD", keys.rejected),
@@ -107,7 +108,7 @@ def all_durable(first: AnyReceipt, last: AnyReceipt) -> Steps[bool]:
             f"write {seq}: Redis has lost its history since (generation {last.generation}, now "
             f"{int(generation or 0)}); look the row up in Postgres"
         )
-    if int(applied or 0) < seq:
+    if max(int(applied or 0), int(committed or 0)) < seq:
         return False
     if rejected:
         found = _rejection(rejected)

@@ -45,6 +45,7 @@ POINTS: dict[str, tuple[type[Any], str]] = {
     "bury": (Ledger, "bury"),
     "buried": (Ledger, "buried"),
     "commit": (psycopg.Connection, "execute"),  # the COMMIT of a batch
+    "announce": (OwnedQueue, "announce"),
     "settle": (OwnedQueue, "settle"),
     "acknowledge": (OwnedQueue, "acknowledge"),
     "release": (Lease, "release"),
@@ -139,6 +140,8 @@ def _run(point: str | None, number: int, arguments: list[str], log: str) -> None
         name, when, nth = point.split(":")
         if name == "settle":  # else what few entries there are is settled by the call that acknowledges
             vars(tenure)["SETTLED_AT_ONCE"] = 0
+        if name == "announce":  # else receipts are told so early only where there is much to settle
+            vars(tenure)["MANY_ENTRIES"] = 0
         counts: Callable[..., bool] = _always
         if name in _STATEMENTS:
             counts = _STATEMENTS[name]()

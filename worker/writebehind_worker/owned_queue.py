@@ -36,6 +36,7 @@ _CLAIM = Script("writebehind_worker", "claim")
 _SETTLE = Script("writebehind_worker", "settle")
 _ACKNOWLEDGE = Script("writebehind_worker", "acknowledge")
 _SCAN = Script("writebehind_worker", "scan")
+_ANNOUNCE = Script("writebehind_worker", "announce")
 
 CONNECTIONS = 2
 """As many as use it at the same time: a link that has them open makes no more."""
@@ -260,6 +261,11 @@ class OwnedQueue:
                 elif isinstance(reply, Exception):
                     raise reply
         return refused
+
+    def announce(self, applied_seq: int) -> None:
+        """Tells receipts that batches with this highest seq are in Postgres, before they are settled."""
+        k = self._keys
+        _ANNOUNCE(self._client, [k.clock, k.lease, k.epoch], [self._token, self._epoch, applied_seq])
 
     def acknowledge(
         self,

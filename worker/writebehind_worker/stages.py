@@ -7,9 +7,10 @@ from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Summary
 
-Stage = Literal["claim", "read", "wait", "flush", "settle", "acknowledge"]
+Stage = Literal["claim", "read", "wait", "flush", "announce", "settle", "acknowledge"]
 """In this order: frozen in Redis and fetched, read, ready until Postgres is free, in its transaction; then
-cache entries get their TTL, and the batch leaves Redis; both are `acknowledge` where few entries are."""
+receipts are told, if there are many cache entries; these get their TTL, and the batch leaves Redis: both is
+`acknowledge`, if there are not too many."""
 
 
 class Stages:

@@ -3,7 +3,7 @@
     claiming thread              reading thread                        Postgres thread (the caller's)
     claim ─▶ [ claimed: batches ] ─▶ digest ─▶ [ waiting: units of batches ] ─▶ flush, until it is in ─╮
                                                                                                        │
-                        acknowledge ◀─ settle ◀─ [ flushed ] ◀─────────────────────────────────────────╯
+             acknowledge ◀─ settle ◀─ announce ◀─ [ flushed ] ◀────────────────────────────────────────╯
                                     finishing thread
 
 Batches are flushed, settled and acknowledged in the order in which they were frozen. A batch joins the last
@@ -52,6 +52,7 @@ TOUCH_EVERY_S = 5.0  # a server's `timeout` closes connections that are silent f
 _MOST_CLAIMED = 2  # batches: one is read while the next one comes
 _UNITS = 3  # one grows while one is in Postgres and one is settled
 _MOST_JOINED = 256 << 20  # bytes: a parameter of Postgres holds 1 GB, and rows grow as JSON
+MANY_ENTRIES = 100  # to settle them takes Redis longer than to be asked once more
 _MOST_EARLY = 1.5  # of a batch's way to here: in a longer COMMIT, too many writes come after its claim
 _MOST_FROZEN = RECENT * 3 // 4  # batches, however small: the ledger must remember all of them
 
@@ -201,22 +202,27 @@ class Tenure:
 
     def _read(self) -> None:
         while (batch := self._next_batch()) is not None:
-            with self._metrics.stages.time("read"):
-                unit = _read(batch, self._flusher.catalog)
-                with self._turn:
-                    has_joined = self._grows() and self._waiting[-1].add(unit)
-                if not (has_joined or unit.pays):  # nothing will join it either
-                    unit.close(self._flusher.may_copy)
-            unit.since = time.monotonic()
-            self._ahead_s = unit.since - self._claim_began
-            with self._turn:
-                if not has_joined:
-                    self._waiting.append(unit)
-                self._claimed.popleft()
-                self._to_flush.notify()
-                self._to_claim.notify()
+            self._take_in(batch)
         with self._turn:
             self._reads = False
+            self._to_flush.notify()
+
+    def _take_in(self, batch: FrozenBatch) -> None:
+        """Reads it: then it waits for Postgres, with the last unit if it has joined that."""
+        with self._metrics.stages.time("read"):
+            unit = _read(batch, self._flusher.catalog)
+            with self._turn:
+                has_joined = self._grows() and self._waiting[-1].add(unit)
+            if not (has_joined or unit.pays):  # nothing will join it either
+                unit.close(self._flusher.may_copy)
+        unit.since = time.monotonic()
+        self._ahead_s = unit.since - self._claim_began
+        with self._turn:
+            if not has_joined:
+                self._waiting.append(unit)
+            if self._claimed and self._claimed[0] is batch:
+                self._claimed.popleft()
+                self._to_claim.notify()
             self._to_flush.notify()
 
     def _next_batch(self) -> FrozenBatch | None:
@@ -240,13 +246,16 @@ class Tenure:
                 later = [unit.latest for unit in (self._flushing, *self._waiting) if unit is not None]
             shown = list(still_shown(entries, later))
             messages = [message for unit, _ in those for message in unit.changes]
+            applied_seq = max(unit.applied_seq for unit, _ in those)
+            if len(shown) > MANY_ENTRIES and not (messages or rejections):  # these are told first
+                with self._metrics.stages.time("announce"):
+                    self._queue.announce(applied_seq)
             if messages or len(shown) > SETTLED_AT_ONCE:
                 with self._metrics.stages.time("settle"):
                     self._queue.settle(shown)
                 self._publisher.publish(self._queue, messages)
                 shown = []
             ids = [id for unit, _ in those for id in unit.ids]
-            applied_seq = max(unit.applied_seq for unit, _ in those)
             with self._metrics.stages.time("acknowledge"):
                 self._queue.acknowledge(ids, applied_seq, those[-1][1].last_batch, rejections, shown)
             with self._turn:
@@ -315,9 +324,13 @@ class Tenure:
             self._metrics.stages.took("claim", time.monotonic() - began)
             self._claim_began = began
             with self._turn:
-                self._claimed.append(claimed)
                 self._has_backlog = _is_full(claimed, c)
-                self._to_read.notify()
+                is_read_here = not (self._has_backlog or self._claimed or self._waiting)
+                if not is_read_here:
+                    self._claimed.append(claimed)
+                    self._to_read.notify()
+            if is_read_here:  # there is nothing to claim meanwhile: to wake up the other thread takes longer
+                self._take_in(claimed)
             self._pause_is(None)
             return
         with self._turn:

@@ -28,6 +28,11 @@ if ARGV[4] ~= '' and tonumber(ARGV[3]) > tonumber(redis.call('GET', KEYS[4]) or 
   redis.call('SET', KEYS[4], ARGV[3])
 end
 if ARGV[5] ~= '' then redis.call('SET', KEYS[5], ARGV[5]) end
+-- Announced, and not acknowledged: if Postgres has gone back to before it, it is not so any more.
+local committed = redis.call('HGET', KEYS[3], 'committed')
+if committed and (tonumber(committed) or math.huge) > tonumber(ARGV[3]) then
+  redis.call('HSET', KEYS[3], 'committed', ARGV[3])
+end
 
 local answer = {'ok', string.format('%.0f', now), string.format('%.0f', seq), generation,
                 redis.call('GET', KEYS[4]) or '0', redis.call('GET', KEYS[5]) or '0'}
