@@ -7,7 +7,7 @@ from itertools import count, product
 
 import pytest
 import redis
-from tests.support.orders import EVENTS, Reader, World, check, merges, placings
+from tests.support.orders import EVENTS, Reader, World, check, finish, merges, placings
 from tests.support.part import WHOLE, sampled
 
 from writebehind import WriteBehind
@@ -59,7 +59,7 @@ def play(world: World, events: tuple[str, ...], places: tuple[int, ...]) -> None
     for event, place in zip(events, places, strict=True):
         if place >= STEPS:
             world.happen(event)
-    reader.finish()
+    finish(reader)
     check(world)
 
 
@@ -126,8 +126,7 @@ def test_two_readers_and_an_event_in_every_order(
                     world.happen(event)
             readers[who].step()
         try:
-            for reader in readers:
-                reader.finish()
+            finish(*readers)
             check(world)
         except AssertionError as error:
             raise AssertionError(f"{order}, {events} before {place}: {error}") from None

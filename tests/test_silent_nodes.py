@@ -30,8 +30,8 @@ __all__ = ["client", "cluster", "rows", "run"]  # fixtures
 
 SOON_S = 45
 """The node would otherwise be waited for again and again: minutes."""
-TIMEOUT_S, A_FEW = 2, 8
-"""Of a socket, and how many of it may pass: redis-py asks eight times."""
+TIMEOUT_S, A_FEW = 2, 12
+"""Of a socket, and how many of it may pass: redis-py asks eight times, and other tests want the cores."""
 FORMER, LOST = 3, 2
 """Numbers of shards: one of the first is on the node that falls silent, none of the second."""
 

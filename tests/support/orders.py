@@ -126,15 +126,21 @@ class Reader:
             return self._do(self._steps.throw(error))  # to send a script whole is no step of its own
         return self._steps.send(result)
 
-    def finish(self) -> None:
-        """Does all that is left; what it waits for happens."""
-        for _ in range(40):
-            self.step()
-            if self.is_done:
-                return
-            if isinstance(self._next, Pause):
-                self._world.happen("flush")
-        raise AssertionError("the reader did not end")
+    def go_on(self) -> None:
+        """Does the next step; if it waits after it, for writes to be in Postgres, they get there."""
+        self.step()
+        if not self.is_done and isinstance(self._next, Pause):
+            self._world.happen("flush")
+
+
+def finish(*readers: Reader) -> None:
+    """Does all that is left, step by step of each: one may wait for what another one has begun."""
+    for _ in range(40):
+        for reader in readers:
+            reader.go_on()
+        if all(reader.is_done for reader in readers):
+            return
+    raise AssertionError("a reader did not end")
 
 
 def check(world: World) -> None:
