@@ -66,7 +66,7 @@ class Stage:
     def _lay_in_wal(self) -> None:
         """Segments to be written anew, as a server has them that has run for a while.
 
-        A commit that has to make one waits 80 ms here: every few seconds it would be all that p99 tells.
+        A commit that has to make one takes ten times as long: every few seconds, that is all that p99 would tell.
         """
         for _ in range(self._wal_segments):
             self.pg.execute("SELECT pg_logical_emit_message(false, 'bench', '')")
