@@ -66,7 +66,7 @@ class Stage:
     def _lay_in_wal(self) -> None:
         """Segments to be written anew, as a server has them that has run for a while.
 
-        A commit that has to make one takes ten times as long: every few seconds, that is all that p99 would tell.
+        A commit that has to make one takes ten times as long, every few seconds: p99 would tell of that.
         """
         for _ in range(self._wal_segments):
             self.pg.execute("SELECT pg_logical_emit_message(false, 'bench', '')")
