@@ -34,10 +34,10 @@ def reading_postgres(config: Config) -> Iterator[Connection]:
     try:
         with connect(config.postgres_url) as conn:
             conn.limit(
-                **{"transaction_read_only" if conn.is_pooled else "default_transaction_read_only": "on"},
+                **{"transaction_read_only" if conn.is_pooled else "default_transaction_read_only": "'on'"},
                 statement_timeout=f"'{_STATEMENT_TIMEOUT_S}s'",
                 lock_timeout=f"'{_LOCK_TIMEOUT_S}s'",
-                extra_float_digits="1",
+                extra_float_digits="'1'",
             )
             yield conn
     except psycopg.Error as error:

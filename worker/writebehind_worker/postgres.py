@@ -72,7 +72,7 @@ class Connection(psycopg.Connection[Any]):
     _limits: Sequence[str] = ()
 
     def limit(self, **settings: str) -> None:
-        """Sets these for all that follows; behind a pooler anew with each statement or transaction."""
+        """Sets these, to literals, for what follows; behind a pooler anew with each statement or transaction."""
         if not self.is_pooled:
             self.execute("; ".join(f"SET {name} = {value}" for name, value in settings.items()).encode())
         self._limits = _set_locally(settings)
@@ -207,8 +207,8 @@ def begin(conn: psycopg.Connection[Any], **settings: str) -> None:
 
 
 def _set_locally(settings: Mapping[str, str]) -> Sequence[str]:
-    """As one statement."""
-    each = (f"set_config('{name}', '{value.strip(chr(39))}', true)" for name, value in settings.items())
+    """As one statement. The values are literals."""
+    each = (f"set_config('{name}', {value}, true)" for name, value in settings.items())
     return [f"SELECT {', '.join(each)}"] if settings else []
 
 

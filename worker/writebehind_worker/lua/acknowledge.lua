@@ -9,11 +9,11 @@
 --       then for each rejected write: seq, JSON
 -- Returns {'ok'}, {'lost', why} or {'unsettled'}: then nothing is dropped.
 
+-- include lost
 -- include settle_entries
 
-local token = string.match(redis.call('GET', KEYS[2]) or '', '^([^|]*)|')
-if token ~= ARGV[1] then return {'lost', 'another worker holds the lease'} end
-if redis.call('GET', KEYS[3]) ~= ARGV[2] then return {'lost', 'the epoch has changed'} end
+local is_lost = lost(KEYS[2], KEYS[3], ARGV[1], ARGV[2])
+if is_lost then return {'lost', is_lost} end
 local _, n = string.gsub(ARGV[3], '%d+', '') -- so many ids; #KEYS has the cache keys, too
 if table.concat(redis.call('LRANGE', KEYS[1], 0, n - 1), ',') ~= ARGV[3] then
   return {'lost', 'the oldest frozen batch is not that of the owner'}

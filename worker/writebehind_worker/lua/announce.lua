@@ -5,8 +5,9 @@
 -- ARGV  1 token   2 epoch   3 highest seq in them
 -- Not by {q}:applied, which tells that entries are settled, too.
 
-local token = string.match(redis.call('GET', KEYS[2]) or '', '^([^|]*)|')
-if token ~= ARGV[1] or redis.call('GET', KEYS[3]) ~= ARGV[2] then return end -- acknowledging tells why
+-- include lost
+
+if lost(KEYS[2], KEYS[3], ARGV[1], ARGV[2]) then return end -- acknowledging tells why
 if tonumber(ARGV[3]) > (tonumber(redis.call('HGET', KEYS[1], 'committed') or '') or 0) then
   redis.call('HSET', KEYS[1], 'committed', ARGV[3])
 end
