@@ -72,7 +72,7 @@ class Connection(psycopg.Connection[Any]):
     _limits: Sequence[str] = ()
 
     def limit(self, **settings: str) -> None:
-        """Sets these, to literals, for what follows; behind a pooler anew with each statement or transaction."""
+        """Sets these to literals, for all that follows; behind a pooler anew with each transaction."""
         if not self.is_pooled:
             self.execute("; ".join(f"SET {name} = {value}" for name, value in settings.items()).encode())
         self._limits = _set_locally(settings)
