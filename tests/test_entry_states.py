@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from typing import Any, Literal, cast
 
 import psycopg
@@ -61,9 +62,11 @@ class Bench:
         """Seconds left; -1: the entry stays, -2: there is none."""
         return int(self.client.ttl(self.key))
 
-    def settle(self, receipt: Receipt | int, *, rejected: Receipt | int = 0, ttl_s: int = TTL_S) -> None:
+    def settle(
+        self, receipt: Receipt | int, *, rejected: Receipt | int = 0, ttl_s: int = TTL_S, is_put: bool = False
+    ) -> None:
         """``receipt`` was applied, ``rejected`` became a dead letter (0: none)."""
-        self.owned.settle([Settlement(self.key, ttl_s, _seq(receipt), _seq(rejected))])
+        self.owned.settle([Settlement(self.key, ttl_s, _seq(receipt), _seq(rejected), is_put)])
 
     def reach(self, state: Kind) -> None:
         """Brings the entry into a state by what an application would do."""
@@ -381,6 +384,7 @@ def test_settling_leaves_alone_what_is_not_ours(bench: Bench, foreign: Callable[
     before = bench.client.dump(bench.key), bench.ttl()
     bench.settle(receipt, rejected=receipt)
     bench.settle(receipt)
+    bench.settle(receipt, is_put=True)
     assert (bench.client.dump(bench.key), bench.ttl()) == before
 
 
@@ -433,6 +437,38 @@ def test_a_put_over_a_dirty_entry_makes_it_clean(bench: Bench) -> None:
     good = bench.wb.put(TABLE, ID, ROW)
     bench.settle(good)
     assert bench.row() == ROW
+
+
+def test_a_put_that_was_pending_as_an_earlier_write_was_rejected_stays(bench: Bench) -> None:
+    """It shows nothing of that one."""
+    bad = bench.wb.put(TABLE, ID, {"name": "bad", "age": 1})
+    good = bench.wb.put(TABLE, ID, ROW)
+    bench.settle(0, rejected=bad)
+    assert (bench.row(), bench.ttl()) == (ROW, -1)
+    bench.settle(good, is_put=True)
+    assert (bench.row(), bench.ttl()) == (ROW, TTL_S)
+
+
+def test_a_settled_put_gives_a_newer_write_no_time_to_live(bench: Bench) -> None:
+    put = bench.wb.put(TABLE, ID, ROW)
+    for write in (partial(bench.wb.patch, data={"age": 2}), bench.wb.delete):
+        newer = write(TABLE, ID)
+        bench.settle(put, is_put=True)
+        assert (bench.seq(), bench.ttl()) == (newer.seq, -1)
+
+
+def test_a_settled_put_makes_no_entry_where_there_is_none(bench: Bench) -> None:
+    put = bench.wb.put(TABLE, ID, ROW)
+    bench.client.delete(bench.key)
+    bench.settle(put, is_put=True)
+    assert bench.kind() == "absent"
+
+
+def test_an_entry_below_a_settled_put_does_not_stay_for_ever(bench: Bench) -> None:
+    """A message that somebody pushed names another row's key, and a later seq: else it would."""
+    put = bench.wb.put(TABLE, ID, ROW)
+    bench.settle(put.seq + 1, is_put=True)
+    assert (bench.row(), bench.ttl()) == (ROW, TTL_S)
 
 
 def test_a_rejected_write_and_an_applied_newer_one_of_the_same_batch_remove_the_entry(bench: Bench) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from writebehind.message import Op
 from writebehind_worker.received import Fault, Message
 from writebehind_worker.settle import Latest, Settlement, settlements, still_shown
 
 
-def message(position: int, key: str | None, seq: int | None, ttl_s: int = 60) -> Message:
-    return Message(position, b"", "users", seq=seq, cache_key=key, ttl_s=ttl_s)
+def message(position: int, key: str | None, seq: int | None, ttl_s: int = 60, op: Op = "put") -> Message:
+    return Message(position, b"", "users", op, seq=seq, cache_key=key, ttl_s=ttl_s)
 
 
 def test_an_empty_batch_settles_nothing() -> None:
@@ -18,7 +19,8 @@ def test_an_empty_batch_settles_nothing() -> None:
 
 
 def test_an_applied_write_gives_its_entry_the_ttl() -> None:
-    assert settlements([message(0, "users:1", 7)], set()) == [Settlement("users:1", 60, applied_seq=7)]
+    assert settlements([message(0, "users:1", 7, op="patch")], set()) == [Settlement("users:1", 60, 7)]
+    assert settlements([message(0, "users:1", 7)], set()) == [Settlement("users:1", 60, 7, is_put=True)]
 
 
 def test_a_rejected_write_makes_its_entry_dirty() -> None:
@@ -27,17 +29,25 @@ def test_a_rejected_write_makes_its_entry_dirty() -> None:
 
 def test_the_last_applied_write_of_an_entry_counts() -> None:
     batch = [message(0, "users:1", 7, ttl_s=60), message(1, "users:1", 9, ttl_s=90)]
-    assert settlements(batch, set()) == [Settlement("users:1", 90, applied_seq=9)]
+    assert settlements(batch, set()) == [Settlement("users:1", 90, applied_seq=9, is_put=True)]
 
 
 def test_applied_and_rejected_writes_of_one_entry_are_both_told() -> None:
     batch = [message(0, "a", 1), message(1, "a", 2), message(2, "a", 3), message(3, "a", 4)]
-    assert settlements(batch, {1, 3}) == [Settlement("a", 60, applied_seq=3, rejected_seq=4)]
+    assert settlements(batch, {1, 3}) == [Settlement("a", 60, 3, rejected_seq=4, is_put=True)]
 
 
 def test_the_ttl_is_that_of_an_applied_write_where_there_is_one() -> None:
     batch = [message(0, "a", 1, ttl_s=10), message(1, "a", 2, ttl_s=20), message(2, "a", 3, ttl_s=30)]
-    assert settlements(batch, {0, 2}) == [Settlement("a", 20, applied_seq=2, rejected_seq=3)]
+    assert settlements(batch, {0, 2}) == [Settlement("a", 20, 2, rejected_seq=3, is_put=True)]
+
+
+def test_whether_an_entry_shows_a_put_is_told_of_its_last_applied_write() -> None:
+    ops: list[Op] = ["put", "patch", "put", "delete"]
+    batch = [message(i, "a", i + 1, op=op) for i, op in enumerate(ops)]
+    for number, op in enumerate(ops):
+        (found,) = settlements(batch, set(range(number + 1, len(ops))))
+        assert (found.applied_seq, found.is_put) == (number + 1, op == "put")
 
 
 def test_raw_writes_have_no_entry() -> None:
@@ -71,7 +81,7 @@ def test_each_key_is_told_of_its_last_applied_and_its_last_rejected_seq(
 
 
 def latest(**seqs: int) -> Latest:
-    return {key: (seq, 60) for key, seq in seqs.items()}
+    return {key: (seq, 60, True) for key, seq in seqs.items()}
 
 
 def test_an_entry_that_a_later_frozen_batch_changes_is_left_to_that_one() -> None:

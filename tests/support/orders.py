@@ -64,13 +64,15 @@ class World:
     def flush(self) -> None:
         """What the worker does: into Postgres, then settled and acknowledged."""
         applied = rejected = last = 0
+        is_put = False
         for op, data, seq in self._pending:
             self.postgres, is_applied = _apply(self.postgres, op, data)
             applied, rejected = (seq, rejected) if is_applied else (applied, seq)
+            is_put = op == "put" if is_applied else is_put
             last = seq
         if self._pending:
             self._pending = []
-            _SETTLE(self._redis, [], [60, packed([Settlement(self.key, 600, applied, rejected)])])
+            _SETTLE(self._redis, [], [60, packed([Settlement(self.key, 600, applied, rejected, is_put)])])
             self._redis.set(self.wb.keys.applied, last)
 
     def expire(self) -> None:

@@ -45,7 +45,10 @@ class Letter:
 
 @dataclass
 class Heard:
-    """What Redis and the metrics have heard. ``entries``: cache key → ttl, applied seq, rejected seq."""
+    """What Redis and the metrics have heard.
+
+    ``entries``: cache key → ttl, applied seq, rejected seq, whether the applied one is a put.
+    """
 
     entries: dict[str, list[int]] = field(default_factory=dict)
     writes: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -149,11 +152,12 @@ class Copy:
     def _hear(self, unit: Unit, flushed: Flushed) -> None:
         assert flushed.last_batch == unit.ids[-1] == self.recent_batches[-1]
         for s in unit.settlements({b.position for b in flushed.buried}):
-            ttl_s, applied, rejected = self.heard.entries.get(s.cache_key, (0, 0, 0))
+            ttl_s, applied, rejected, was_put = self.heard.entries.get(s.cache_key, (0, 0, 0, 0))
             self.heard.entries[s.cache_key] = [
                 s.ttl_s if s.applied_seq or not ttl_s else ttl_s,
                 max(applied, s.applied_seq),
                 max(rejected, s.rejected_seq),
+                s.is_put if s.applied_seq else was_put,
             ]
         for (table, outcome), number in flushed.writes.items():
             self.heard.writes[self._neutral(table), outcome] += number

@@ -95,7 +95,11 @@ class Digest:
         """What the cache must hear once all of it is in Postgres."""
         if self.is_closed:
             return self._settlements
-        return [Settlement(key, ttl_s, seq) for key, (seq, ttl_s) in self.latest.items() if key is not None]
+        return [
+            Settlement(key, ttl_s, seq, is_put=is_put)
+            for key, (seq, ttl_s, is_put) in self.latest.items()
+            if key is not None
+        ]
 
     @property
     def is_closed(self) -> bool:
@@ -224,7 +228,9 @@ class _Reading:
         self._stamp(messages)
 
     def _stamp(self, messages: Sequence[PlainMessage]) -> None:
-        self.latest |= {m.key: (m.seq, m.ttl or DEFAULT_TTL_S) for m in messages if m.seq is not None}
+        self.latest |= {
+            m.key: (m.seq, m.ttl or DEFAULT_TTL_S, m.op == "put") for m in messages if m.seq is not None
+        }
         self.seqs += [m.seq for m in messages if m.seq is not None]
 
     def _table(self, name: str) -> Table:

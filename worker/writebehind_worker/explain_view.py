@@ -177,7 +177,7 @@ def _entry_lines(found: Explanation, with_values: bool) -> Iterator[tuple[str, s
         else:
             text += "; pending: no TTL" if entry.standing == "pending" else "; no TTL, though it is settled"
         if b"@dirty" in (entry.fields or {}):
-            text += "; an earlier write of it was rejected: it is deleted when this one is settled"
+            text += "; an earlier write of it was rejected: it goes as this one is settled, but for a put"
     yield "cache", text
     columns: Mapping[str, bytes] = entry.entry.columns
     if columns and with_values:

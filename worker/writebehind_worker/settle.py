@@ -8,25 +8,33 @@ import msgspec
 
 from .received import Message
 
-Latest = dict[str | None, tuple[int, int]]
-"""Cache key → seq and time to live, s, of the last of some messages that changed the entry."""
+Latest = dict[str | None, tuple[int, int, bool]]
+"""Cache key → of the last of some messages that changed the entry: seq, time to live, s, if it is a put."""
 
 
 class Settlement(msgspec.Struct, gc=False):
-    """One cache entry: the last write to it that was applied, the last that was not (seqs; 0: none)."""
+    """One cache entry: the last write to it that was applied, the last that was not (seqs; 0: none).
+
+    ``is_put``: of the applied one. What an entry shows after a put is of nothing before it.
+    """
 
     cache_key: str
     ttl_s: int
     applied_seq: int = 0
     rejected_seq: int = 0
+    is_put: bool = False
 
 
 def packed(entries: Iterable[Settlement]) -> bytes:
     """As settle_entries.lua reads them."""
-    flat: list[str | int] = []
+    puts: list[str | int] = []
+    others: list[str | int] = []
     for e in entries:
-        flat += (e.cache_key, str(e.applied_seq), e.ttl_s, e.rejected_seq and str(e.rejected_seq))
-    return msgspec.msgpack.encode(flat)
+        if e.is_put and not e.rejected_seq:
+            puts += (e.cache_key, str(e.applied_seq), e.ttl_s)
+        else:
+            others += (e.cache_key, str(e.applied_seq), e.ttl_s, e.rejected_seq and str(e.rejected_seq))
+    return msgspec.msgpack.encode((puts, others))
 
 
 def settlements(messages: Iterable[Message], buried: Container[int]) -> list[Settlement]:
@@ -46,6 +54,7 @@ def settlements(messages: Iterable[Message], buried: Container[int]) -> list[Set
             entry.rejected_seq = max(entry.rejected_seq, message.seq)
         else:
             entry.applied_seq, entry.ttl_s = max(entry.applied_seq, message.seq), message.ttl_s
+            entry.is_put = message.op == "put"
     return list(found.values())
 
 
