@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from .cpu import cpu_s
 from .errors import BenchFailed
 from .live import LiveLine
 from .load import every_row_updated, user
@@ -73,6 +74,11 @@ class Stream:
         """Of that worker, since this was asked last."""
         return self._workers[delay_ms].flushes()
 
+    def cpu(self, delay_ms: int) -> dict[str, float]:
+        """Seconds used until now by that worker, the servers, and who writes and looks."""
+        ours = cpu_s(self._child.pid) + time.process_time()
+        return {**self._stage.cpu(self._workers[delay_ms].pid), "bench": ours}
+
     def _look(self, worker: WorkerProcess) -> Look:
         time.sleep(_POLL_S)
         committed = worker.committed()
@@ -127,6 +133,7 @@ def _loads(stream: Stream, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
     found: dict[tuple[int, int], list[list[float]]] = {c: [] for c in combinations}
     flushes: dict[tuple[int, int], list[Sequence[Flush]]] = {c: [] for c in combinations}
     stages: dict[tuple[int, int], list[Mapping[str, float]]] = {c: [] for c in combinations}
+    cores: dict[tuple[int, int], list[Mapping[str, float]]] = {c: [] for c in combinations}
     for number in range(sizes.rounds):
         capacities.append(capacity := _capacity(stream, sizes, line))
         for delay_ms, share in combinations:
@@ -134,8 +141,10 @@ def _loads(stream: Stream, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
             rate = max(capacity * share / 100, 1)
             batch = max(1, round(rate / sizes.lag_calls_per_s))
             stream.flushes(delay_ms)
-            before = stream.stages(delay_ms)
+            before, used, began = stream.stages(delay_ms), stream.cpu(delay_ms), time.perf_counter()
             accepted, looks = stream.play(delay_ms, sizes.lag_s, rate / batch, batch)
+            seconds, now = time.perf_counter() - began, stream.cpu(delay_ms)
+            cores[delay_ms, share].append({name: (now[name] - used[name]) / seconds for name in now})
             found[delay_ms, share].append(_lags_ms(accepted, looks))
             flushes[delay_ms, share].append(stream.flushes(delay_ms))
             stages[delay_ms, share].append(_means_ms(before, stream.stages(delay_ms)))
@@ -143,7 +152,7 @@ def _loads(stream: Stream, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
     loads = [
         _figures(delay, share, usual, lags)
         | _flush_figures(flushes[delay, share])
-        | {"stages_ms": _medians(stages[delay, share])}
+        | {"stages_ms": _medians(stages[delay, share]), "cores": _medians(cores[delay, share])}
         for (delay, share), lags in found.items()
     ]
     return {"capacity_writes_per_s": usual, "capacities": [round(c) for c in capacities], "loads": loads}
@@ -158,7 +167,7 @@ def _means_ms(before: Mapping[str, Spent], after: Mapping[str, Spent]) -> Mappin
 
 
 def _medians(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {stage: round(median(means[stage] for means in rounds), 2) for stage in rounds[0]}
+    return {name: round(median(figures[name] for figures in rounds), 2) for name in rounds[0]}
 
 
 def _lags_ms(accepted: Sequence[Accepted], looks: Sequence[Look]) -> list[float]:

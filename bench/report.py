@@ -37,6 +37,7 @@ def tables(found: Found) -> Iterator[tuple[str, str]]:
         "Patterns, µs a call": _patterns(found),
         "Lag, ms from accepted to committed": _lag(found),
         "Where a batch spends its time, ms": _stages(found),
+        "Cores that these streams keep busy": _cores(found),
         "What waits": _backlog(found),
         "Rows in the table": _table_size(found),
         "Shards": _scale(found),
@@ -223,7 +224,8 @@ def _patterns(found: Found) -> str:
 def _lag(found: Found) -> str:
     loads = found.get("lag", {}).get("loads", [])
     head = ("write delay, ms", "load, %", "writes/s", "p50", "p99", "p99.9", "a flush", "from flush to flush")
-    rows = [tuple(value for name, value in load.items() if name != "stages_ms") for load in loads]
+    others = "stages_ms", "cores"
+    rows = [tuple(value for name, value in load.items() if name not in others) for load in loads]
     return table(head, rows)
 
 
@@ -231,6 +233,15 @@ def _stages(found: Found) -> str:
     loads = [load for load in found.get("lag", {}).get("loads", []) if "stages_ms" in load]
     rows = [(load["write_delay_ms"], load["load_percent"], *load["stages_ms"].values()) for load in loads]
     return table(("write delay, ms", "load, %", *(loads[0]["stages_ms"] if loads else ())), rows)
+
+
+def _cores(found: Found) -> str:
+    loads = [load for load in found.get("lag", {}).get("loads", []) if "cores" in load]
+    rows = [
+        (load["write_delay_ms"], load["load_percent"], *load["cores"].values(), sum(load["cores"].values()))
+        for load in loads
+    ]
+    return table(("write delay, ms", "load, %", "worker", "Redis", "Postgres", "the bench", "all"), rows)
 
 
 def _backlog(found: Found) -> str:
