@@ -17,6 +17,7 @@ from tests.support.part import drawn, sampled
 from tests.support.two_ways import CLOCK, SCHEMA, Copy, copies
 
 from writebehind_worker import plain_shape, row_lines
+from writebehind_worker.digest import digest
 from writebehind_worker.row_lines import COPIED_FROM
 
 TABLES = """
@@ -341,6 +342,17 @@ def test_a_kind_of_write_that_was_forgotten_within_a_batch_goes_in_once(
     other = message("items", "3", {"t": '"x"'})
     assert max(both_ways(three, [[adds[0], other], adds[1:]])) == 2
     assert max(both_ways(three, [[patches[0], other], patches[1:]])) == 2
+
+
+def test_a_seq_that_comes_twice_is_read_message_by_message(three: tuple[Copy, Copy, Copy]) -> None:
+    """It is forged: the entry may show the other one, whatever its operation."""
+    own, forged = (message("items", id, {"n": "1"}, op) for id, op in (("1", "patch"), ("2", "put")))
+    bodies = [b'{"seq":%d,"key":"k",' % seq + body[1:] for body, seq in ((own, 7), (forged, 7), (forged, 8))]
+    quick = three[0]
+    quick.run(CLEAN)
+    quick.begin()
+    assert digest(quick.freeze([bodies[0], bodies[2]]), quick.flusher.catalog) is not None
+    assert digest(quick.freeze(bodies[:2]), quick.flusher.catalog) is None
 
 
 def test_a_temporary_table_that_somebody_takes_away_is_made_again_once(

@@ -310,6 +310,16 @@ def test_another_prefix_is_pointed_out_and_a_key_can_be_given(rows: Rows) -> Non
     assert rows.explain("users", "1", "--version", "3")["cache_key"] == f"{rows.prefix}v3:users:1"
 
 
+def test_that_an_earlier_write_was_rejected_is_told_while_the_entry_is_pending(rows: Rows) -> None:
+    rows.wb.put("users", 1, {"name": "Ada"})
+    asked = "explain", "users", "1", "--prefix", rows.prefix
+    assert "was rejected" not in rows.run(*asked).output
+    rows.client.hset(rows.name("users:1"), "@dirty", "1")
+    assert "an earlier write was rejected" in rows.run(*asked).output
+    rows.flush()
+    assert "was rejected" not in rows.run(*asked).output
+
+
 def test_a_table_that_postgres_does_not_have(rows: Rows) -> None:
     raw(rows, {"table": "nowhere", "id": 1, "data": {}})
     found = rows.explain("nowhere", "1")

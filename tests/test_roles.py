@@ -418,19 +418,19 @@ def claimed(queue: OwnedQueue, link: redis_server.RedisLink, admin: redis.Redis)
 def test_entries_of_others_that_a_raw_message_names_keep_none_from_being_settled(
     guarded: EmbeddedServers, admin: redis.Redis, is_put: bool
 ) -> None:
-    names = ["others:1", f"{CACHE}text", f"{CACHE}users:1"]
-    admin.set(names[1], "no hash")
-    for name in (names[0], names[2]):
+    names = [f"{CACHE}users:1", "others:1", f"{CACHE}text", f"{CACHE}users:2"]
+    admin.set(names[2], "no hash")
+    for name in (names[0], names[1], names[3]):
         admin.hset(name, mapping={"@seq": "7"})
     entries = [Settlement(name, 60, applied_seq=7, is_put=is_put) for name in names]
     with redis_server.RedisLink(redis_as(guarded, "worker")) as link:
         queue = OwnedQueue(link, KEYS, "token")
         queue.settle(entries)
-        assert [admin.ttl(name) for name in names] == [-1, -1, 60]
-        admin.persist(names[2])
+        assert [admin.ttl(name) for name in names] == [60, -1, -1, 60]
+        admin.persist(names[3])
         batch = claimed(queue, link, admin)
         queue.acknowledge([batch.id], 7, batch.id, [Rejection(6, "reason")], entries)
-    assert [admin.ttl(name) for name in names] == [-1, -1, 60]
+    assert [admin.ttl(name) for name in names] == [60, -1, -1, 60]
     assert (admin.llen(KEYS.inflight), admin.exists(KEYS.processing(batch.id))) == (0, 0)
     assert (admin.get(KEYS.applied), admin.zcard(KEYS.rejected)) == (b"7", 1)
 

@@ -64,6 +64,15 @@ def test_entries_come_in_the_order_of_the_batch() -> None:
     assert [s.cache_key for s in settlements(batch, set())] == ["b", "a", "c"]
 
 
+def test_what_shares_its_seq_with_another_write_is_not_taken_for_a_put() -> None:
+    """The entry may show the other one."""
+    ops: list[Op] = ["put", "put"]
+    for other in (0, 1):
+        ops[other] = "patch"
+        (found,) = settlements([message(i, "a", 7, op=op) for i, op in enumerate(ops)], set())
+        assert not found.is_put
+
+
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.integers(1, 9))))
 def test_each_key_is_told_of_its_last_applied_and_its_last_rejected_seq(
     writes: list[tuple[str, bool, int]],

@@ -2,7 +2,7 @@
 
 Fields: column → JSON text, or the frame of one (`frame.py`); ``@seq`` the last write that changed it
 (0: loaded); ``@is`` marker, tombstone, negative or fill, absent for a row; ``@token`` of a fill; ``@refresh``
-while a reader loads it anew; ``@dirty`` once a write that it shows was rejected.
+while a reader loads it anew; ``@dirty`` once a write before its last one was rejected.
 While a write is pending the entry has no TTL.
 """
 

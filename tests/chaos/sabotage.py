@@ -146,6 +146,7 @@ def _pop() -> None:
 def _settle_whatever_is_there() -> None:
     for script in (owned_queue._SETTLE, owned_queue._ACKNOWLEDGE):
         _rewrite(script, b"applied ~= '0' and seq == applied", b"applied ~= '0' and seq")
+        _rewrite(script, b"    if seq == applied then", b"    if seq then")
 
 
 def _take_each_call_as_new() -> None:

@@ -177,7 +177,8 @@ class Cache:
             return entry
         if entry.seq != seq and self._needs({"settle compares seq"}):
             return entry
-        if entry.kind == "marker" or entry.is_dirty:
+        is_clean = self.i.writes[seq - 1].op == "put" or not self._needs({"only a put cleans"})
+        if entry.kind == "marker" or (entry.is_dirty and not is_clean):
             return None
         return entry._replace(has_ttl=True)
 

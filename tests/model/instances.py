@@ -189,6 +189,7 @@ LEFT_OUT: tuple[LeftOut, ...] = (
     _cache_without("left to a later write only", _PUT_ROW, violation="stale"),
     _cache_without("a rejection is told", _PUT_ROW, _BAD_ADD, _ADD_TO_ROW, violation="stale"),
     _cache_without("dirty", _PUT_ROW, _BAD_ADD, _ADD_TO_ROW, violation="stale"),
+    _cache_without("only a put cleans", _PUT_ROW, _BAD_ADD, _ADD_TO_ROW, violation="stale"),
     _cache_without("invalidate waits", _PUT_ROW, violation="went back"),
 )
 """Each rule alone, or together with those that back it up."""

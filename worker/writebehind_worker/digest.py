@@ -13,7 +13,7 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import add
+from operator import add, lt
 from typing import Any
 
 import msgspec
@@ -159,7 +159,7 @@ def _digest(batch: FrozenBatch, catalog: Catalog) -> Digest:
     for start in range(0, len(batch.items), CHUNK):
         found.take(batch.items[start : start + CHUNK])
     seqs = found.seqs
-    if None in found.latest or max(seqs, default=0) > batch.clock or seqs != sorted(seqs):
+    if None in found.latest or max(seqs, default=0) > batch.clock or not all(map(lt, seqs, seqs[1:])):
         raise _Odd
     rows = found.rows()
     odd_rows = _take_mixed(rows)

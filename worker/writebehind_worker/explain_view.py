@@ -176,8 +176,8 @@ def _entry_lines(found: Explanation, with_values: bool) -> Iterator[tuple[str, s
             text += f"; expires in {left_s:.0f} s"
         else:
             text += "; pending: no TTL" if entry.standing == "pending" else "; no TTL, though it is settled"
-        if b"@dirty" in (entry.fields or {}):
-            text += "; an earlier write of it was rejected: it goes as this one is settled, but for a put"
+        if b"@dirty" in (entry.fields or {}) and entry.standing == "pending":
+            text += "; an earlier write was rejected: it goes as this one is settled, unless that is a put"
     yield "cache", text
     columns: Mapping[str, bytes] = entry.entry.columns
     if columns and with_values:

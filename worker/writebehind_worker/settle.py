@@ -53,8 +53,9 @@ def settlements(messages: Iterable[Message], buried: Container[int]) -> list[Set
         if message.position in buried or message.retry is not None:
             entry.rejected_seq = max(entry.rejected_seq, message.seq)
         else:
+            # A seq that comes twice is forged, or of a group: then the entry may show either.
+            entry.is_put = message.op == "put" and (entry.is_put or message.seq != entry.applied_seq)
             entry.applied_seq, entry.ttl_s = max(entry.applied_seq, message.seq), message.ttl_s
-            entry.is_put = message.op == "put"
     return list(found.values())
 
 
