@@ -211,7 +211,7 @@ class Run:
         self._place = 0
         self._batch(1, 1000, [Write("put", "shared", "1", {"a": "3.1.0"}), Write("put", "events", "e", {})])
         self._batch(2, 2000, [Write("increment", "shared", "1", {"n": 1, "s": 70})])
-        self._call(3, "single", [Write("put", "own", "30001", {"a": "3.3.0"})], 3000)
+        self.single(3, Write("put", "own", "30001", {"a": "3.3.0"}))
         self.history.steps.append(Read(WHO, "30001", {"a": "3.3.0"}))
         self._batch(4, None, [Write("put", "raw", "9", {"b": "3.4.0"})])
         self.versions("shared", "1", ("3.1.0", None, 0, 0), ("3.1.0", None, 1, 70))
@@ -220,6 +220,9 @@ class Run:
         self.versions("raw", "9", (None, "3.4.0", 0, 0))
         self.cached("shared:1", {"a": '"3.1.0"', "@seq": "1000"})
         self.cached("own:30001:3", {"a": '"3.3.0"', "@seq": "3000"})
+
+    def single(self, number: int, write: Write) -> None:
+        self._call(number, "single", [write], number * 1000)
 
     def _call(self, number: int, kind: Any, writes: list[Write], seq: int | None) -> None:
         self.history.steps.append(Call(WHO, number, kind, writes, "acked", seq))
@@ -437,6 +440,23 @@ def test_a_dead_letter_that_nobody_wrote_is_found(run: Run) -> None:
 def test_a_producer_reads_what_it_wrote(run: Run, row: Any, kinds: dict[Kind, int]) -> None:
     run.history.steps.append(Read(WHO, "30001", row))
     assert found_in(run) == kinds
+
+
+@pytest.mark.parametrize("is_dead", [False, True])
+@pytest.mark.parametrize("b", [None, "3.5.0"])
+def test_a_producer_reads_of_a_bad_write_what_was_applied_of_it(
+    run: Run, is_dead: bool, b: str | None
+) -> None:
+    """The next one of its batch has replaced what was bad of it; by itself it is a dead letter."""
+    row = ("3.6.0", None if is_dead else "3.5.0", 0, 0)
+    run.single(5, Write("put", "own", "30001", {"a": "bad 3.5.0", "b": "3.5.0"}))
+    run.single(6, Write("put", "own", "30001", {"a": "3.6.0"}))
+    run.versions("own", "30001", ("3.3.0", None, 0, 0), row)
+    run.cached("own:30001:3", {"a": '"3.6.0"', "@seq": "6000"})
+    if is_dead:
+        run.snapshot.dead_letters.append(DeadLetter("3.5.0", 7, 30, "rejected", 5000, "why not"))
+    run.history.steps.append(Read(WHO, "30001", {"a": "3.6.0", "b": b}))
+    assert found_in(run) == ({} if b == row[1] else {"read back": 1})
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,11 @@ class _Check:
     # Reads and the cache.
 
     def _check_reads(self, history: History) -> None:
-        """Of its own rows a producer sees all that it was told is accepted: nobody else writes to them."""
+        """Of its own rows a producer sees all that it was told is accepted: nobody else writes to them.
+
+        A write that violates a check is refused if it is a dead letter; else a later one of its batch has
+        taken the place of what is wrong with it, and the rest has been applied.
+        """
         states: dict[RowId, State | None] = {}
         for step in history.steps:
             if isinstance(step, Read):
@@ -223,9 +227,10 @@ class _Check:
                     told = f"producer-{step.who}.jsonl read {step.row}, its writes had made it {expected}"
                     self._verdict.add("read back", f"{step.table} {step.id}: {told}")
             elif step.kind in ("single", "batch") and step.mark is None and step.outcome == "acked":
-                for write in step.writes:
+                for index, write in enumerate(step.writes):
                     row = states.get((write.table, write.id))
-                    if not (violates_check(write) or (write.op == "patch" and row is None)):
+                    is_refused = violates_check(write) and step.letter(index) in self._dead
+                    if not (is_refused or (write.op == "patch" and row is None)):
                         states[write.table, write.id] = after(row, write)
 
     def _check_entry(self, entry: CacheEntry) -> None:
