@@ -11,14 +11,14 @@ from writebehind_worker.__main__ import main
 from writebehind_worker.owned_queue import OwnedQueue
 
 worker._STALL_MARGIN_S = 0.0  # a minute is long for a test
-settle = OwnedQueue.settle
+acknowledge = OwnedQueue.acknowledge
 
 
-def hang(queue: OwnedQueue, entries: Any) -> None:
+def hang(queue: OwnedQueue, *batches: Any) -> None:
     if Path("/run/hang").exists():
         threading.Event().wait()
-    settle(queue, entries)
+    acknowledge(queue, *batches)
 
 
-OwnedQueue.settle = hang  # type: ignore[method-assign, assignment]
+OwnedQueue.acknowledge = hang  # type: ignore[method-assign, assignment]
 main()
