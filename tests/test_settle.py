@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -64,13 +65,18 @@ def test_entries_come_in_the_order_of_the_batch() -> None:
     assert [s.cache_key for s in settlements(batch, set())] == ["b", "a", "c"]
 
 
-def test_what_shares_its_seq_with_another_write_is_not_taken_for_a_put() -> None:
+@pytest.mark.parametrize("ops", [("patch", "put"), ("put", "patch")])
+def test_what_shares_its_seq_with_another_write_is_not_taken_for_a_put(ops: tuple[Op, Op]) -> None:
     """The entry may show the other one."""
-    ops: list[Op] = ["put", "put"]
-    for other in (0, 1):
-        ops[other] = "patch"
-        (found,) = settlements([message(i, "a", 7, op=op) for i, op in enumerate(ops)], set())
-        assert not found.is_put
+    (found,) = settlements([message(i, "a", 7, op=op) for i, op in enumerate(ops)], set())
+    assert not found.is_put
+
+
+@pytest.mark.parametrize(("first", "then"), [("patch", "put"), ("put", "patch")])
+def test_what_comes_after_a_later_seq_tells_nothing_of_that_one(first: Op, then: Op) -> None:
+    """It is forged."""
+    (found,) = settlements([message(0, "a", 7, op=first), message(1, "a", 5, op=then)], set())
+    assert (found.applied_seq, found.is_put) == (7, first == "put")
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.integers(1, 9))))

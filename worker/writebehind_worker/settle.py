@@ -53,8 +53,10 @@ def settlements(messages: Iterable[Message], buried: Container[int]) -> list[Set
         if message.position in buried or message.retry is not None:
             entry.rejected_seq = max(entry.rejected_seq, message.seq)
         else:
-            # A seq that comes twice is forged, or of a group: then the entry may show either.
-            entry.is_put = message.op == "put" and (entry.is_put or message.seq != entry.applied_seq)
+            # Seqs that do not ascend are forged, or of a group, which has one: the entry may show either then
+            if message.seq >= entry.applied_seq:
+                is_alone = message.seq > entry.applied_seq or entry.is_put
+                entry.is_put = message.op == "put" and is_alone
             entry.applied_seq, entry.ttl_s = max(entry.applied_seq, message.seq), message.ttl_s
     return list(found.values())
 
