@@ -42,6 +42,16 @@ class Look:
     committed: int
 
 
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What one stream showed: sorted lags, flushes, a batch's mean time by stage, busy cores by process."""
+
+    lags_ms: list[float]
+    flushes: Sequence[Flush]
+    stages_ms: Mapping[str, float]
+    cores: Mapping[str, float]
+
+
 class Stream:
     """The generator of writes, and the workers at the other end, by write delay in ms."""
 
@@ -130,32 +140,33 @@ def _loads(stream: Stream, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
     """Each round at its own capacity: what a machine can do is not the same a minute later."""
     capacities: list[float] = []
     combinations = list(itertools.product(_DELAYS_MS, _SHARES))
-    found: dict[tuple[int, int], list[list[float]]] = {c: [] for c in combinations}
-    flushes: dict[tuple[int, int], list[Sequence[Flush]]] = {c: [] for c in combinations}
-    stages: dict[tuple[int, int], list[Mapping[str, float]]] = {c: [] for c in combinations}
-    cores: dict[tuple[int, int], list[Mapping[str, float]]] = {c: [] for c in combinations}
+    found: dict[tuple[int, int], list[Round]] = {c: [] for c in combinations}
     for number in range(sizes.rounds):
         capacities.append(capacity := _capacity(stream, sizes, line))
         for delay_ms, share in combinations:
             line.show(f"lag: {share}% of the capacity, write delay {delay_ms} ms, round {number + 1}")
             rate = max(capacity * share / 100, 1)
             batch = max(1, round(rate / sizes.lag_calls_per_s))
-            stream.flushes(delay_ms)
-            before, used, began = stream.stages(delay_ms), stream.cpu(delay_ms), time.perf_counter()
-            accepted, looks = stream.play(delay_ms, sizes.lag_s, rate / batch, batch)
-            seconds, now = time.perf_counter() - began, stream.cpu(delay_ms)
-            cores[delay_ms, share].append({name: (now[name] - used[name]) / seconds for name in now})
-            found[delay_ms, share].append(_lags_ms(accepted, looks))
-            flushes[delay_ms, share].append(stream.flushes(delay_ms))
-            stages[delay_ms, share].append(_means_ms(before, stream.stages(delay_ms)))
+            found[delay_ms, share].append(_round(stream, delay_ms, sizes.lag_s, rate / batch, batch))
     usual = round(median(capacities))
     loads = [
-        _figures(delay, share, usual, lags)
-        | _flush_figures(flushes[delay, share])
-        | {"stages_ms": _medians(stages[delay, share]), "cores": _medians(cores[delay, share])}
-        for (delay, share), lags in found.items()
+        _figures(delay, share, usual, [one.lags_ms for one in rounds])
+        | _flush_figures([one.flushes for one in rounds])
+        | {"stages_ms": _medians([one.stages_ms for one in rounds])}
+        | {"cores": _medians([one.cores for one in rounds])}
+        for (delay, share), rounds in found.items()
     ]
     return {"capacity_writes_per_s": usual, "capacities": [round(c) for c in capacities], "loads": loads}
+
+
+def _round(stream: Stream, delay_ms: int, seconds: float, calls_per_s: float, batch: int) -> Round:
+    stream.flushes(delay_ms)
+    stages, cpu, began = stream.stages(delay_ms), stream.cpu(delay_ms), time.perf_counter()
+    accepted, looks = stream.play(delay_ms, seconds, calls_per_s, batch)
+    took, now = time.perf_counter() - began, stream.cpu(delay_ms)
+    cores = {name: (now[name] - cpu[name]) / took for name in now}
+    stages_ms = _means_ms(stages, stream.stages(delay_ms))
+    return Round(_lags_ms(accepted, looks), stream.flushes(delay_ms), stages_ms, cores)
 
 
 def _means_ms(before: Mapping[str, Spent], after: Mapping[str, Spent]) -> Mapping[str, float]:

@@ -221,25 +221,27 @@ def _patterns(found: Found) -> str:
     return table(head, rows)
 
 
+def _loads(found: Found) -> list[dict[str, Any]]:
+    loads: list[dict[str, Any]] = found.get("lag", {}).get("loads", [])
+    return loads
+
+
 def _lag(found: Found) -> str:
-    loads = found.get("lag", {}).get("loads", [])
     head = ("write delay, ms", "load, %", "writes/s", "p50", "p99", "p99.9", "a flush", "from flush to flush")
-    others = "stages_ms", "cores"
-    rows = [tuple(value for name, value in load.items() if name not in others) for load in loads]
+    rows = [tuple(value for value in load.values() if not isinstance(value, dict)) for load in _loads(found)]
     return table(head, rows)
 
 
 def _stages(found: Found) -> str:
-    loads = [load for load in found.get("lag", {}).get("loads", []) if "stages_ms" in load]
+    loads = _loads(found)
     rows = [(load["write_delay_ms"], load["load_percent"], *load["stages_ms"].values()) for load in loads]
     return table(("write delay, ms", "load, %", *(loads[0]["stages_ms"] if loads else ())), rows)
 
 
 def _cores(found: Found) -> str:
-    loads = [load for load in found.get("lag", {}).get("loads", []) if "cores" in load]
     rows = [
         (load["write_delay_ms"], load["load_percent"], *load["cores"].values(), sum(load["cores"].values()))
-        for load in loads
+        for load in _loads(found)
     ]
     return table(("write delay, ms", "load, %", "worker", "Redis", "Postgres", "the bench", "all"), rows)
 

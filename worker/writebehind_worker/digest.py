@@ -159,7 +159,8 @@ def _digest(batch: FrozenBatch, catalog: Catalog) -> Digest:
     for start in range(0, len(batch.items), CHUNK):
         found.take(batch.items[start : start + CHUNK])
     seqs = found.seqs
-    if None in found.latest or max(seqs, default=0) > batch.clock or not all(map(lt, seqs, seqs[1:])):
+    ascend = all(map(lt, seqs, seqs[1:]))
+    if None in found.latest or not ascend or (seqs and seqs[-1] > batch.clock):
         raise _Odd
     rows = found.rows()
     odd_rows = _take_mixed(rows)
