@@ -22,13 +22,15 @@ from writebehind import RedisRefused, RedisUnavailable, WriteBehind
 from writebehind.address import read_address
 from writebehind.keys import QueueKeys
 from writebehind.shards import shard_keys
+from writebehind_worker import resharding
 from writebehind_worker.cli import cli
 from writebehind_worker.config import Config
 from writebehind_worker.doctor_redis import examine_redis
 from writebehind_worker.nodes import has_moved, identity
-from writebehind_worker.pause import copy_pause
+from writebehind_worker.pause import change_copy, copy_of, resume
 from writebehind_worker.resharding import divide, layout_of, still_draining
 from writebehind_worker.testing.wait import wait_until
+from writebehind_worker.whole_pause import pause_all, resume_all
 
 __all__ = ["client", "cluster", "options", "run"]  # fixtures
 Applied = Callable[[], int]
@@ -304,7 +306,7 @@ def test_a_pause_that_is_over_holds_no_shard_up_though_a_worker_writes_it_to_one
         whole = client.get(keys.paused)
         assert isinstance(whole, bytes)
         run("resume")
-        copy_pause(client, first, whole)  # it slept between asking and writing
+        change_copy(client, first, None, copy_of(whole))  # it slept between asking and writing
         run("pause", "--reason", "of this one", queue=third.queue)
         for one in (first, second, third):
             sender.send(10, one.queue)
@@ -316,6 +318,38 @@ def test_a_pause_that_is_over_holds_no_shard_up_though_a_worker_writes_it_to_one
         wait_until(lambda: client.get(second.paused) is not None)
         run("resume")
         wait_until(lambda: applied() == 30)
+
+
+def test_no_copy_of_an_earlier_pause_ends_a_later_one(
+    client: redis.Redis, keys: QueueKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker reads and then writes, and may sleep in between: through the end of a pause, and the next."""
+    first, second = shards = shard_keys(keys.queue, 2)
+    divide(client, keys, 2)
+    assert still_draining(client, keys, layout_of(client, keys)) == 0
+
+    def paused(reason: str) -> bytes:
+        pause_all(client, keys, reason)
+        whole = client.get(keys.paused)
+        assert isinstance(whole, bytes)
+        return copy_of(whole)
+
+    earlier = paused("earlier")
+    resume(client, keys)  # whoever did is killed before it comes to the shards
+    later = paused("later")
+    change_copy(client, first, earlier, None)  # it had seen the end
+    change_copy(client, second, None, earlier)  # it had seen the beginning
+    assert [client.get(one.paused) for one in shards] == [later, later]
+
+    def overtaken(client: redis.Redis, shard: QueueKeys, read: bytes | None, wanted: bytes | None) -> None:
+        monkeypatch.undo()
+        change_copy(client, shard, None, later)
+        change_copy(client, shard, read, wanted)
+
+    resume_all(client, keys)
+    monkeypatch.setattr(resharding, "change_copy", overtaken)
+    last = paused("last")
+    assert [client.get(one.paused) for one in shards] == [last, last]
 
 
 def test_the_wrong_kind_of_url_is_told_with_the_right_one(

@@ -14,7 +14,9 @@ import psycopg
 from redis import Redis, RedisError
 
 from writebehind.keys import QueueKeys
+from writebehind_worker.nodes import REDIS_ERRORS
 from writebehind_worker.pause import wait_until_settled
+from writebehind_worker.redis_server import RedisLink
 from writebehind_worker.whole_pause import pause_all, resume_all
 
 from .child import Child
@@ -278,11 +280,14 @@ class Faults:
         return True
 
     def _asked(self, question: Callable[[Redis], Any]) -> tuple[Any] | None:
-        """The answer of a Redis that may be down: ``None`` then, though it may have heard the question."""
+        """The answer of a Redis that may be down: ``None`` then, though it may have heard the question.
+
+        Asked as commands ask: of a cluster all nodes, for a pause is told to each shard.
+        """
         try:
-            with self._stage.redis() as client:
-                return (question(client),)
-        except RedisError:
+            with RedisLink(self._stage.topology.url) as link:
+                return (question(link.client),)
+        except (*REDIS_ERRORS, OSError):
             return None
 
     def _committed(self) -> Any:

@@ -52,15 +52,20 @@ def resume(client: Redis, keys: QueueKeys) -> bool:
     return bool(_PAUSE(client, [keys.paused], ["resume", ""]))
 
 
-def copy_pause(client: Redis, shard: QueueKeys, whole: bytes) -> None:
-    """Pauses a shard as the whole queue is: for a cluster, where claiming does not see that key."""
-    _PAUSE(client, [shard.paused], ["copy", whole.replace(b"|", b"*|", 1)])
+def copy_of(whole: bytes) -> bytes:
+    """What a shard has of the pause of its queue: for a cluster, where claiming does not see that key."""
+    ms, bar, _ = whole.partition(b"|")
+    return whole.replace(ms, ms + b"*", 1) if bar else b"0*|" + whole
 
 
-def drop_copy(client: Redis, shard: QueueKeys, copy: bytes | None) -> None:
-    """Where it is one, as it was read. A shard that was paused by itself stays so."""
-    if copy is not None and copy.partition(b"|")[0].endswith(b"*"):
-        _PAUSE(client, [shard.paused], ["drop", copy])
+def is_copy(value: bytes) -> bool:
+    """Whether it is of the whole queue's pause. A shard that was paused by itself stays so."""
+    return value.partition(b"|")[0].endswith(b"*")
+
+
+def change_copy(client: Redis, shard: QueueKeys, read: bytes | None, wanted: bytes | None) -> None:
+    """Only where it is still as it was read: who slept since then changes nothing of a later pause."""
+    _PAUSE(client, [shard.paused], ["copy", wanted or "", *([] if read is None else [read])])
 
 
 def wait_until_settled(client: Redis, keys: QueueKeys, timeout_s: float) -> int:

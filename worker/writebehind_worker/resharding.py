@@ -29,7 +29,7 @@ from .cache_names import CacheNames
 from .errors import FatalError
 from .nodes import REDIS_ERRORS, home, is_clustered
 from .owned_queue import KEYS_VERSION
-from .pause import copy_pause, drop_copy
+from .pause import change_copy, copy_of, is_copy
 from .redis_number import number_in
 
 _LAYOUT = Script("writebehind_worker", "layout")
@@ -209,25 +209,26 @@ def _since(client: Redis, keys: QueueKeys) -> int:
     return number_in(cast(bytes | None, client.hget(keys.layout, "since")), f"since of {keys.layout}")
 
 
-def copy_to_shards(client: Redis, keys: QueueKeys, layout: Layout) -> None:
+def copy_to_shards(client: Redis, keys: QueueKeys, layout: Layout) -> bool:
     """A pause of the queue is one of its shards, and its end is one: on a cluster each has to know.
 
-    Whoever does that may be killed within, so that all do it again.
+    Whoever does that may be killed within, so that all do it again. Returns whether nothing had to be done.
     """
     shards = [one for one in served(keys, layout) if one != keys]
     if not shards or not is_clustered(client):
-        return
+        return True
     with client.pipeline(transaction=False) as pipe:
         for one in shards:
             pipe.get(one.paused)
-        copies = pipe.execute()
+        told = pipe.execute()
     # Asked after the copies: where there is none now, they are of an earlier one.
     whole = cast(bytes | None, client.get(keys.paused))
-    for one, copy in zip(shards, copies, strict=True):
-        if whole is None:
-            drop_copy(client, one, copy)
-        elif copy is None:
-            copy_pause(client, one, whole)
+    wanted = None if whole is None else copy_of(whole)
+    copies = [(one, read) for one, read in zip(shards, told, strict=True) if read is None or is_copy(read)]
+    others = [(one, read) for one, read in copies if read != wanted]
+    for one, read in others:
+        change_copy(client, one, read, wanted)
+    return not others
 
 
 def _counts(numbers: Sequence[int]) -> str:

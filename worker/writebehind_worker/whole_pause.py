@@ -22,12 +22,9 @@ def pause_all(client: Redis, keys: QueueKeys, reason: str) -> Sequence[QueueKeys
     pause(client, keys, reason)
     while True:
         layout = layout_of(client, keys)
-        shards = served(keys, layout)
-        if not is_clustered(client):
-            return shards
-        copy_to_shards(client, keys, layout)
-        if layout_of(client, keys) == layout:
-            return shards
+        # Until each is seen to have it: a worker that slept may have brought one of an earlier pause back.
+        if copy_to_shards(client, keys, layout) and layout_of(client, keys) == layout:
+            return served(keys, layout)
 
 
 def resume_all(client: Redis, keys: QueueKeys) -> bool:
