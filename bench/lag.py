@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import time
 from bisect import bisect_left
@@ -15,7 +16,7 @@ from typing import Any
 from .cpu import cpu_s
 from .errors import BenchFailed
 from .live import LiveLine
-from .load import every_row_updated, user
+from .load import TABLE, every_row_updated, user
 from .percentile import percentile
 from .rivals import flow
 from .rivals.child import GO, Child
@@ -27,6 +28,7 @@ from .table import BenchTable
 
 _DELAYS_MS = (0, 50)
 _SHARES = (10, 50, 90)  # percent of the capacity
+_HALF_LOAD = 0, 50  # write delay and share
 _BOUND = 50_000  # pending at most, while the capacity is measured
 _POLL_S = 0.001
 _DRAIN_S = 30.0
@@ -112,7 +114,12 @@ def measure(stage: Stage, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
             worker.wait_until_owner()
         stream = Stream(stage, child, workers)
         _capacity(stream, sizes, line)  # the first time is slower
-        return _loads(stream, sizes, line)
+        return _loads(stage, stream, sizes, line)
+
+
+def half_load(loads: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of these figures those at half of the capacity, without a write delay."""
+    return next(f for f in loads if (f["write_delay_ms"], f["load_percent"]) == _HALF_LOAD)
 
 
 def _worker(stage: Stage, delay_ms: int) -> WorkerProcess:
@@ -136,18 +143,24 @@ def _capacity(stream: Stream, sizes: Sizes, line: LiveLine) -> float:
     return writes / (last.now_us - first.now_us) * 1e6
 
 
-def _loads(stream: Stream, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
+def _loads(stage: Stage, stream: Stream, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
     """Each round at its own capacity: what a machine can do is not the same a minute later."""
     capacities: list[float] = []
     combinations = list(itertools.product(_DELAYS_MS, _SHARES))
     found: dict[tuple[int, int], list[Round]] = {c: [] for c in combinations}
+    unsynced: list[Round] = []
     for number in range(sizes.rounds):
         capacities.append(capacity := _capacity(stream, sizes, line))
         for delay_ms, share in combinations:
             line.show(f"lag: {share}% of the capacity, write delay {delay_ms} ms, round {number + 1}")
             rate = max(capacity * share / 100, 1)
             batch = max(1, round(rate / sizes.lag_calls_per_s))
+            _rest(stage)
             found[delay_ms, share].append(_round(stream, delay_ms, sizes.lag_s, rate / batch, batch))
+            if (delay_ms, share) == _HALF_LOAD:  # at once: minutes later the machine may be another
+                _rest(stage)
+                with stage.redis_unsynced():
+                    unsynced.append(_round(stream, delay_ms, sizes.lag_s, rate / batch, batch))
     usual = round(median(capacities))
     loads = [
         _figures(delay, share, usual, [one.lags_ms for one in rounds])
@@ -156,7 +169,18 @@ def _loads(stream: Stream, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
         | {"cores": _medians([one.cores for one in rounds])}
         for (delay, share), rounds in found.items()
     ]
-    return {"capacity_writes_per_s": usual, "capacities": [round(c) for c in capacities], "loads": loads}
+    return {
+        "capacity_writes_per_s": usual,
+        "capacities": [round(c) for c in capacities],
+        "loads": loads,
+        "redis_unsynced": _figures(*_HALF_LOAD, usual, [one.lags_ms for one in unsynced]),
+    }
+
+
+def _rest(stage: Stage) -> None:
+    """No dead rows of before, as autovacuum is off, and nothing of before that is still to go to the disk."""
+    stage.pg.execute(f"VACUUM {TABLE}")
+    os.sync()
 
 
 def _round(stream: Stream, delay_ms: int, seconds: float, calls_per_s: float, batch: int) -> Round:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .floors import FLOORS, Floor
+from .lag import half_load
 from .load import LOADS
 from .many_shards import Need, measured, needs
 from .markdown import table
@@ -36,6 +37,7 @@ def tables(found: Found) -> Iterator[tuple[str, str]]:
         "The durability ladder, µs a put": _ladder(found),
         "Patterns, µs a call": _patterns(found),
         "Lag, ms from accepted to committed": _lag(found),
+        "Lag at half load, ms, by when Redis' log goes to the disk that both use": _synced(found),
         "Where a batch spends its time, ms": _stages(found),
         "Cores that these streams keep busy": _cores(found),
         "What waits": _backlog(found),
@@ -230,6 +232,13 @@ def _lag(found: Found) -> str:
     head = ("write delay, ms", "load, %", "writes/s", "p50", "p99", "p99.9", "a flush", "from flush to flush")
     rows = [tuple(value for value in load.values() if not isinstance(value, dict)) for load in _loads(found)]
     return table(head, rows)
+
+
+def _synced(found: Found) -> str:
+    unsynced = found.get("lag", {}).get("redis_unsynced")
+    ways = {"each second": half_load(_loads(found)), "left to the system": unsynced} if unsynced else {}
+    rows = [(way, f["p50_ms"], f["p99_ms"], f["p999_ms"]) for way, f in ways.items()]
+    return table(("", "p50", "p99", "p99.9"), rows)
 
 
 def _stages(found: Found) -> str:

@@ -6,7 +6,8 @@ import os
 import platform
 import shutil
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -80,6 +81,15 @@ class Stage:
             self.redis.bgrewriteaof()
             while self._rewrites():
                 time.sleep(0.01)
+
+    @contextmanager
+    def redis_unsynced(self) -> Iterator[None]:
+        """Meanwhile the system decides when Redis' log goes to the disk, which Postgres' is on, too."""
+        self.redis.config_set("appendfsync", "no")
+        try:
+            yield
+        finally:
+            self.redis.config_set("appendfsync", REDIS["appendfsync"])
 
     def _rewrites(self) -> bool:
         found = self.redis.info("persistence")

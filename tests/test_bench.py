@@ -65,6 +65,7 @@ def test_a_part_has_the_members_that_are_promised(measured: Path) -> None:
     assert figures["put"]["threads"].keys() == {"1", "8"}
     assert figures["lag_half_load"]["p99_ms"] >= figures["lag_half_load"]["p50_ms"] > 0
     assert all(load["between_flushes_ms"] > load["flush_ms"] > 0 for load in figures["lag"]["loads"])
+    assert figures["lag"]["redis_unsynced"]["p99_ms"] >= figures["lag"]["redis_unsynced"]["p50_ms"] > 0
     for load in figures["lag"]["loads"]:
         assert load["cores"].keys() == {"process", "redis", "postgres", "bench"}
         assert 0 < sum(load["cores"].values()) <= figures["about"]["machine"]["cores"]

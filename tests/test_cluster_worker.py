@@ -22,7 +22,7 @@ from writebehind import RedisRefused, RedisUnavailable, WriteBehind
 from writebehind.address import read_address
 from writebehind.keys import QueueKeys
 from writebehind.shards import shard_keys
-from writebehind_worker import resharding
+from writebehind_worker import resharding, whole_pause
 from writebehind_worker.cli import cli
 from writebehind_worker.config import Config
 from writebehind_worker.doctor_redis import examine_redis
@@ -341,15 +341,35 @@ def test_no_copy_of_an_earlier_pause_ends_a_later_one(
     change_copy(client, second, None, earlier)  # it had seen the beginning
     assert [client.get(one.paused) for one in shards] == [later, later]
 
+    sleepers = [first]
+
     def overtaken(client: redis.Redis, shard: QueueKeys, read: bytes | None, wanted: bytes | None) -> None:
-        monkeypatch.undo()
-        change_copy(client, shard, None, later)
+        if sleepers:
+            change_copy(client, sleepers.pop(), None, later)
         change_copy(client, shard, read, wanted)
 
     resume_all(client, keys)
     monkeypatch.setattr(resharding, "change_copy", overtaken)
     last = paused("last")
     assert [client.get(one.paused) for one in shards] == [last, last]
+
+
+def test_a_resume_comes_to_the_shards_behind_one_that_is_away(
+    client: redis.Redis, keys: QueueKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = shard_keys(keys.queue, 2)
+    divide(client, keys, 2)
+    pause_all(client, keys, "a migration")
+
+    def is_away(client: redis.Redis, one: QueueKeys) -> bool:
+        if one == first:
+            raise redis.ConnectionError("it is away")
+        return resume(client, one)
+
+    monkeypatch.setattr(whole_pause, "resume", is_away)
+    with pytest.raises(redis.ConnectionError, match="it is away"):
+        resume_all(client, keys)
+    assert [client.exists(one.paused) for one in (keys, first, second)] == [0, 1, 0]
 
 
 def test_the_wrong_kind_of_url_is_told_with_the_right_one(

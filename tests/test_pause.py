@@ -13,7 +13,7 @@ from tests.support.workers import RunningWorker
 from writebehind.keys import QueueKeys
 from writebehind_worker.cli import cli
 from writebehind_worker.config import SETTINGS
-from writebehind_worker.pause import Pause, pause, read_pause
+from writebehind_worker.pause import Pause, copy_of, is_copy, pause, read_pause
 from writebehind_worker.testing.wait import wait_until
 
 
@@ -136,6 +136,14 @@ def test_a_queue_that_nothing_has_used_is_said_to_be_one(
 @pytest.mark.parametrize("value", [b"", b"yes", b"|", b"\xff|x", b"99999999999999999|x"])
 def test_whatever_the_key_holds_pauses(value: bytes) -> None:
     assert read_pause(value) == Pause(0, value.decode(errors="replace"))
+    assert is_copy(copy_of(value))
+    assert not is_copy(value)
+
+
+def test_a_copy_tells_what_the_pause_tells_and_no_reason_makes_one() -> None:
+    assert read_pause(copy_of(b"1700000000000|a|b")) == Pause(1_700_000_000, "a|b")
+    assert not is_copy(b"stop*")
+    assert not is_copy(b"1700000000000|stop*|")
 
 
 def test_without_redis_the_error_says_what_to_do(queue: str) -> None:

@@ -54,13 +54,14 @@ def resume(client: Redis, keys: QueueKeys) -> bool:
 
 def copy_of(whole: bytes) -> bytes:
     """What a shard has of the pause of its queue: for a cluster, where claiming does not see that key."""
-    ms, bar, _ = whole.partition(b"|")
-    return whole.replace(ms, ms + b"*", 1) if bar else b"0*|" + whole
+    ms, bar, reason = whole.partition(b"|")
+    return ms + b"*|" + reason if bar else b"0*|" + whole
 
 
 def is_copy(value: bytes) -> bool:
     """Whether it is of the whole queue's pause. A shard that was paused by itself stays so."""
-    return value.partition(b"|")[0].endswith(b"*")
+    ms, bar, _ = value.partition(b"|")
+    return bool(bar) and ms.endswith(b"*")
 
 
 def change_copy(client: Redis, shard: QueueKeys, read: bytes | None, wanted: bytes | None) -> None:

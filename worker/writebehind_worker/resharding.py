@@ -209,14 +209,21 @@ def _since(client: Redis, keys: QueueKeys) -> int:
     return number_in(cast(bytes | None, client.hget(keys.layout, "since")), f"since of {keys.layout}")
 
 
-def copy_to_shards(client: Redis, keys: QueueKeys, layout: Layout) -> bool:
+def copy_to_shards(client: Redis, keys: QueueKeys, layout: Layout) -> None:
     """A pause of the queue is one of its shards, and its end is one: on a cluster each has to know.
 
-    Whoever does that may be killed within, so that all do it again. Returns whether nothing had to be done.
+    Whoever does that may be killed within, so that all do it again. Returns when each is seen to know: a
+    worker that slept may have brought a copy of an earlier pause back.
     """
     shards = [one for one in served(keys, layout) if one != keys]
-    if not shards or not is_clustered(client):
-        return True
+    if not is_clustered(client):
+        return
+    while shards and _copy_once(client, keys, shards):
+        pass
+
+
+def _copy_once(client: Redis, keys: QueueKeys, shards: Sequence[QueueKeys]) -> bool:
+    """Whether there was something to be done."""
     with client.pipeline(transaction=False) as pipe:
         for one in shards:
             pipe.get(one.paused)
@@ -228,7 +235,7 @@ def copy_to_shards(client: Redis, keys: QueueKeys, layout: Layout) -> bool:
     others = [(one, read) for one, read in copies if read != wanted]
     for one, read in others:
         change_copy(client, one, read, wanted)
-    return not others
+    return bool(others)
 
 
 def _counts(numbers: Sequence[int]) -> str:

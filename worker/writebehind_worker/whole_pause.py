@@ -8,7 +8,7 @@ from redis import Redis
 
 from writebehind.keys import QueueKeys
 
-from .nodes import is_clustered
+from .nodes import REDIS_ERRORS, is_clustered
 from .pause import pause, resume
 from .resharding import copy_to_shards, layout_of, served
 
@@ -22,18 +22,24 @@ def pause_all(client: Redis, keys: QueueKeys, reason: str) -> Sequence[QueueKeys
     pause(client, keys, reason)
     while True:
         layout = layout_of(client, keys)
-        # Until each is seen to have it: a worker that slept may have brought one of an earlier pause back.
-        if copy_to_shards(client, keys, layout) and layout_of(client, keys) == layout:
+        copy_to_shards(client, keys, layout)
+        if layout_of(client, keys) == layout:
             return served(keys, layout)
 
 
 def resume_all(client: Redis, keys: QueueKeys) -> bool:
-    """Ends it; whether there was one."""
+    """Ends it; whether there was one. Raises what a node says, or that it is away, after all the others."""
     was_paused = resume(client, keys)
     while is_clustered(client):
         layout = layout_of(client, keys)
+        failure: Exception | None = None
         for one in served(keys, layout):
-            was_paused |= resume(client, one)
+            try:
+                was_paused |= resume(client, one)
+            except REDIS_ERRORS as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
         if layout_of(client, keys) == layout:
             break
     return was_paused
