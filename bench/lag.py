@@ -26,9 +26,11 @@ from .sizes import Sizes
 from .stage import Stage
 from .table import BenchTable
 
+HALF_LOAD = 0, 50
+"""Write delay and share of the load that is measured once more, without Redis' syncs."""
+
 _DELAYS_MS = (0, 50)
 _SHARES = (10, 50, 90)  # percent of the capacity
-_HALF_LOAD = 0, 50  # write delay and share
 _BOUND = 50_000  # pending at most, while the capacity is measured
 _POLL_S = 0.001
 _DRAIN_S = 30.0
@@ -117,11 +119,6 @@ def measure(stage: Stage, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
         return _loads(stage, stream, sizes, line)
 
 
-def half_load(loads: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Of these figures those at half of the capacity, without a write delay."""
-    return next(f for f in loads if (f["write_delay_ms"], f["load_percent"]) == _HALF_LOAD)
-
-
 def _worker(stage: Stage, delay_ms: int) -> WorkerProcess:
     queue, delay = f"bench:lag:{delay_ms}", f"{delay_ms / 1000}"
     urls = (stage.redis_url, stage.postgres_url)
@@ -157,7 +154,7 @@ def _loads(stage: Stage, stream: Stream, sizes: Sizes, line: LiveLine) -> dict[s
             batch = max(1, round(rate / sizes.lag_calls_per_s))
             _rest(stage)
             found[delay_ms, share].append(_round(stream, delay_ms, sizes.lag_s, rate / batch, batch))
-            if (delay_ms, share) == _HALF_LOAD:  # at once: minutes later the machine may be another
+            if (delay_ms, share) == HALF_LOAD:  # at once: minutes later the machine may be another
                 _rest(stage)
                 with stage.redis_unsynced():
                     unsynced.append(_round(stream, delay_ms, sizes.lag_s, rate / batch, batch))
@@ -173,7 +170,7 @@ def _loads(stage: Stage, stream: Stream, sizes: Sizes, line: LiveLine) -> dict[s
         "capacity_writes_per_s": usual,
         "capacities": [round(c) for c in capacities],
         "loads": loads,
-        "redis_unsynced": _figures(*_HALF_LOAD, usual, [one.lags_ms for one in unsynced]),
+        "redis_unsynced": _figures(*HALF_LOAD, usual, [one.lags_ms for one in unsynced]),
     }
 
 

@@ -27,7 +27,7 @@ def _put(name: str, batch: int, stage: Stage, sizes: Sizes, line: LiveLine) -> d
 
 def _lag(stage: Stage, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
     found = lag.measure(stage, sizes, line)
-    half = lag.half_load(found["loads"])
+    half = next(f for f in found["loads"] if (f["write_delay_ms"], f["load_percent"]) == lag.HALF_LOAD)
     return {"lag": found, "lag_half_load": {name: half[name] for name in ("p50_ms", "p99_ms", "p999_ms")}}
 
 

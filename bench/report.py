@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from .floors import FLOORS, Floor
-from .lag import half_load
 from .load import LOADS
 from .many_shards import Need, measured, needs
 from .markdown import table
@@ -236,7 +235,7 @@ def _lag(found: Found) -> str:
 
 def _synced(found: Found) -> str:
     unsynced = found.get("lag", {}).get("redis_unsynced")
-    ways = {"each second": half_load(_loads(found)), "left to the system": unsynced} if unsynced else {}
+    ways = {"each second": found["lag_half_load"], "left to the system": unsynced} if unsynced else {}
     rows = [(way, f["p50_ms"], f["p99_ms"], f["p999_ms"]) for way, f in ways.items()]
     return table(("", "p50", "p99", "p99.9"), rows)
 

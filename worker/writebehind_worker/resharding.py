@@ -215,9 +215,9 @@ def copy_to_shards(client: Redis, keys: QueueKeys, layout: Layout) -> None:
     Whoever does that may be killed within, so that all do it again. Returns when each is seen to know: a
     worker that slept may have brought a copy of an earlier pause back.
     """
-    shards = [one for one in served(keys, layout) if one != keys]
     if not is_clustered(client):
         return
+    shards = [one for one in served(keys, layout) if one != keys]
     while shards and _copy_once(client, keys, shards):
         pass
 
