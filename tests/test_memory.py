@@ -14,6 +14,7 @@ from tests.support.workers import WorkerProcess
 
 from writebehind_worker.embedded import EmbeddedServers
 from writebehind_worker.testing.servers import private_servers
+from writebehind_worker.testing.wait import wait_until
 
 MIB = 1 << 20
 BATCHES, BATCH_SIZE = 20, 500
@@ -96,3 +97,26 @@ def test_large_values_are_bounded_by_the_bytes_of_a_batch(
         worker.wait_for_event("flushed", total // batch_bytes, timeout=60)
         grown = resident_mib(worker) - idle
     assert grown * MIB < (in_flight + 6) * 2 * batch_bytes, grown
+
+
+def test_of_hot_rows_a_transaction_may_have_two_thirds_of_what_is_held(
+    deep: redis.Redis, options: dict[str, Any], queue: str
+) -> None:
+    """The larger it is, the fewer times each row is written."""
+    batch_size, value_bytes, in_flight, batch_bytes, total = 400, 1024, 3, 2 * MIB, 48_000
+    items = [
+        json.dumps({"table": "texts", "id": i % 5, "data": {"body": "x" * value_bytes}})
+        for i in range(batch_size)
+    ]
+    given = {"batch_size": batch_size, "batch_bytes": batch_bytes, "max_in_flight": in_flight}
+    with WorkerProcess(**given, **options) as worker:
+        worker.wait_for_event("owner")
+        idle = resident_mib(worker)
+        deep.eval(_PUSH, 1, queue, str(total // len(items)), *items)
+        wait_until(lambda: sum(flush["writes"] for flush in worker.events("flushed")) == total, timeout=60)
+        grown = resident_mib(worker) - idle
+        most = max(flush["batches"] for flush in worker.events("flushed"))
+    held = in_flight * batch_bytes
+    batch = batch_size * len(items[0])
+    assert held * 2 / 3 <= most * batch < held * 2 / 3 + batch, most
+    assert grown * MIB < 3 * held, grown

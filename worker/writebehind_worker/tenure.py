@@ -51,6 +51,7 @@ _IDLE_S = 1.0  # a thread that waits for another one says so often that it lives
 TOUCH_EVERY_S = 5.0  # a server's `timeout` closes connections that are silent for longer
 _MOST_CLAIMED = 2  # batches: one is read while the next one comes
 _UNITS = 3  # one grows while one is in Postgres and one is settled
+_MOST_OF_ONE = 2 / 3  # of the bytes in flight: hot rows 1.07 x as fast as with a third, Postgres' work 0.7 x
 _MOST_JOINED = 256 << 20  # bytes: a parameter of Postgres holds 1 GB, and rows grow as JSON
 MANY_ENTRIES = 100  # to settle them takes Redis longer than to be asked once more
 _MOST_EARLY = 1.5  # of a batch's way to here: in a longer COMMIT, too many writes come after its claim
@@ -190,11 +191,11 @@ class Tenure:
         return (self._has_backlog and not self._is_full) or len(self._claimed) > 0
 
     def _grows(self) -> bool:
-        """Whether more batches should join the last unit that waits; it leaves room for two like it."""
+        """Whether more batches should join the last unit that waits; it leaves room for others."""
         if not self._waiting:
             return False
         last = self._waiting[-1]
-        most_bytes = min(self._most_bytes // _UNITS, _MOST_JOINED)
+        most_bytes = min(self._most_bytes * _MOST_OF_ONE, _MOST_JOINED)
         is_small = last.size_bytes < most_bytes and len(last.batches) < _MOST_FROZEN // _UNITS
         return is_small and last.pays
 
