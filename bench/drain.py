@@ -91,10 +91,11 @@ class Course:
         return Run(writes / seconds, {name: (after[name] - before[name]) / writes * 1e6 for name in after})
 
     @contextmanager
-    def worker(self) -> Iterator[Ready]:
+    def worker(self, *options: str) -> Iterator[Ready]:
         stage = self._stage
         queue = f"bench:{next(_numbers)}"
-        with WorkerProcess(stage.redis, stage.redis_url, stage.postgres_url, queue, stage.folder) as worker:
+        urls = stage.redis_url, stage.postgres_url
+        with WorkerProcess(stage.redis, *urls, queue, stage.folder, *options) as worker:
             send_all(stage.redis_url, self._items.commands())
             worker.wait_until_ready()
             yield Ready(worker.pid, partial(worker.drain, self._items.last_seq))

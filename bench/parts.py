@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from . import backlog, drain, idle, ladder, lag, patterns, peers, put, scale
+from . import backlog, batch_sizes, drain, idle, ladder, lag, patterns, peers, put, scale
 from .live import LiveLine
 from .load import LOADS, scattered_updates
 from .sizes import Sizes
@@ -33,6 +33,10 @@ def _lag(stage: Stage, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
 
 def _backlog(stage: Stage, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
     return {"backlog": backlog.measure(stage, sizes, line)}
+
+
+def _batch_sizes(stage: Stage, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
+    return {"batch_sizes": batch_sizes.measure(stage, sizes, line)}
 
 
 def _ladder(stage: Stage, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
@@ -63,6 +67,7 @@ def _task_queues(stage: Stage, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
 
 PARTS: dict[str, Part] = {
     **{name: partial(_load, name) for name in LOADS},
+    "batch_sizes": _batch_sizes,
     "put": partial(_put, "put", 1),
     "put_batch_100": partial(_put, "put_batch_100", 100),
     "put_batch_1000": partial(_put, "put_batch_1000", 1000),

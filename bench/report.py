@@ -31,6 +31,7 @@ def tables(found: Found) -> Iterator[tuple[str, str]]:
         "CPU µs a write": _cpu(found),
         f"What {cores} cores allow": _bounds(found, cores),
         f"What a write may cost on {cores} cores, CPU µs": _budgets(found, cores),
+        "Hot keys, by the writes of a batch": _batch_sizes(found),
         "Writing from an application": _put(found),
         "What a call is made of, µs": _made_of(found),
         "The durability ladder, µs a put": _ladder(found),
@@ -181,6 +182,16 @@ def _budgets(found: Found, cores: int) -> str:
             allowed = cores * 1e6 / rate
             rows.append((f"{floor.title} ≥ {floor.bound:,g}", allowed, used, used / allowed))
     return table(("", "the floor allows", "spent", "of it"), rows)
+
+
+def _batch_sizes(found: Found) -> str:
+    rows = [
+        (f"{int(size):,}", f["writes_per_s"], f["ratio_to_default"], *f["cpu_us_per_write"].values(),
+         f["claim_ms"], f["longest_claim_ms"])
+        for size, f in found.get("batch_sizes", {}).items()
+    ]  # fmt: skip
+    cpu = "CPU µs a write, worker", "Redis", "Postgres"
+    return table(("", "writes/s", "× default", *cpu, "a claim in Redis, ms", "the longest, ms"), rows)
 
 
 def _put(found: Found) -> str:

@@ -33,6 +33,7 @@ POSTGRES = {
 }
 REDIS = {"appendonly": "yes", "appendfsync": "everysec", "auto-aof-rewrite-percentage": "0"}
 _AOF_BYTES = 1 << 30
+_SLOW_US, _MOST_SLOW = 100, 100_000
 
 
 class Stage:
@@ -90,6 +91,22 @@ class Stage:
             yield
         finally:
             self.redis.config_set("appendfsync", REDIS["appendfsync"])
+
+    @contextmanager
+    def slow_commands(self) -> Iterator[list[tuple[bytes, float]]]:
+        """In the end, what took Redis longer than 0.1 ms meanwhile, and how many ms."""
+        names = ("slowlog-log-slower-than", "slowlog-max-len")
+        before = {name: self.redis.config_get(name)[name] for name in names}
+        for name, value in zip(names, (_SLOW_US, _MOST_SLOW), strict=True):
+            self.redis.config_set(name, value)
+        self.redis.slowlog_reset()
+        found: list[tuple[bytes, float]] = []
+        try:
+            yield found
+            found += [(e["command"], e["duration"] / 1000) for e in self.redis.slowlog_get(_MOST_SLOW)]
+        finally:
+            for name, value in before.items():
+                self.redis.config_set(name, value)
 
     def _rewrites(self) -> bool:
         found = self.redis.info("persistence")

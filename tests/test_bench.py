@@ -42,9 +42,9 @@ def environment() -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Path:
-    """The folder in which a quick run of three parts has left its figures and its page."""
+    """The folder in which a quick run of four parts has left its figures and its page."""
     folder = tmp_path_factory.mktemp("bench")
-    arguments = ["--quick", "--only", "counters,put,lag", "--json", f"{folder}/latest.json"]
+    arguments = ["--quick", "--only", "counters,batch_sizes,put,lag", "--json", f"{folder}/latest.json"]
     command = [sys.executable, "-m", "bench", *arguments, "--docs", str(folder)]
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
     return folder
@@ -69,7 +69,12 @@ def test_a_part_has_the_members_that_are_promised(measured: Path) -> None:
     for load in figures["lag"]["loads"]:
         assert load["cores"].keys() == {"process", "redis", "postgres", "bench"}
         assert 0 < sum(load["cores"].values()) <= figures["about"]["machine"]["cores"]
-    assert set(figures["about"]["parts"]) == {"counters", "put", "lag"}
+    assert figures["batch_sizes"].keys() == {"5000", "20000"}
+    for size in figures["batch_sizes"].values():
+        assert size["writes_per_s"] > 0
+        assert size["longest_claim_ms"] >= size["claim_ms"] > 0
+    assert figures["batch_sizes"]["5000"]["ratio_to_default"] == 1
+    assert set(figures["about"]["parts"]) == {"counters", "batch_sizes", "put", "lag"}
 
 
 def test_each_rival_has_its_runs_and_the_cpu_time_of_each_process(measured: Path) -> None:
