@@ -194,7 +194,9 @@ def test_a_real_prometheus_sees_a_real_worker(
         wait_until(lambda: {rule["health"] for rule in prometheus.rules()} == {"ok"})
         expression = f'job_queue:writebehind_landed_writes:rate5m{{job="writebehind", queue="{queue}"}} > 0'
         wait_until(lambda: prometheus.query(expression), message="no write was seen to land")
-        late = prometheus.query(f'job_queue:writebehind_late_writes:ratio_rate1h{{queue="{queue}"}}')
+        # The group's rules are evaluated one after the other: this one comes later.
+        share = f'job_queue:writebehind_late_writes:ratio_rate1h{{queue="{queue}"}}'
+        late = wait_until(lambda: prometheus.query(share), message="nothing was told of late writes")
         assert [0 <= sample.value <= 1 for sample in late] == [True]
         flushed = prometheus.query(f'time() - writebehind_last_flush_timestamp_seconds{{queue="{queue}"}}')
         assert [0 <= sample.value < 60 for sample in flushed] == [True]
