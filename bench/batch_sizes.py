@@ -10,6 +10,7 @@ from writebehind.script import Script
 from writebehind_worker.config import Config
 
 from .drain import Course, Run, median_ratio, summary
+from .errors import BenchFailed
 from .live import LiveLine
 from .load import hot_keys
 from .sizes import Sizes
@@ -30,13 +31,15 @@ def measure(stage: Stage, sizes: Sizes, line: LiveLine) -> dict[str, Any]:
             line.show(f"{load.title}: batches of {size:,}, round {number + 1} of {sizes.rounds}")
             with stage.slow_commands() as slow:
                 runs[size].append(course.run(partial(course.worker, "--batch-size", str(size)), load))
-            claims_ms[size] += [ms for command, ms in slow if _CLAIM in command]
+            if not (claims := [ms for command, ms in slow if _CLAIM in command]):
+                raise BenchFailed("Redis' slow log shows no claim of a batch")
+            claims_ms[size] += claims
     return {
         str(size): {
             **summary(own),
             "ratio_to_default": median_ratio(own, runs[_SIZES[0]]),
-            "claim_ms": round(median(claims_ms[size] or [0.0]), 2),
-            "longest_claim_ms": round(max(claims_ms[size], default=0.0), 2),
+            "claim_ms": round(median(claims_ms[size]), 2),
+            "longest_claim_ms": round(max(claims_ms[size]), 2),
         }
         for size, own in runs.items()
     }

@@ -33,7 +33,7 @@ POSTGRES = {
 }
 REDIS = {"appendonly": "yes", "appendfsync": "everysec", "auto-aof-rewrite-percentage": "0"}
 _AOF_BYTES = 1 << 30
-_SLOW_US, _MOST_SLOW = 100, 100_000
+_SLOW_US, _MOST_SLOW = 50, 100_000
 
 
 class Stage:
@@ -94,7 +94,7 @@ class Stage:
 
     @contextmanager
     def slow_commands(self) -> Iterator[list[tuple[bytes, float]]]:
-        """In the end, what took Redis longer than 0.1 ms meanwhile, and how many ms."""
+        """In the end, what took Redis longer than 0.05 ms meanwhile, and how many ms."""
         names = ("slowlog-log-slower-than", "slowlog-max-len")
         before = {name: self.redis.config_get(name)[name] for name in names}
         for name, value in zip(names, (_SLOW_US, _MOST_SLOW), strict=True):
