@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -86,24 +86,26 @@ class Stage:
     @contextmanager
     def redis_unsynced(self) -> Iterator[None]:
         """Meanwhile the system decides when Redis' log goes to the disk, which Postgres' is on, too."""
-        self.redis.config_set("appendfsync", "no")
-        try:
+        with self._redis_set({"appendfsync": "no"}):
             yield
-        finally:
-            self.redis.config_set("appendfsync", REDIS["appendfsync"])
 
     @contextmanager
     def slow_commands(self) -> Iterator[list[tuple[bytes, float]]]:
         """In the end, what took Redis longer than 0.05 ms meanwhile, and how many ms."""
-        names = ("slowlog-log-slower-than", "slowlog-max-len")
-        before = {name: self.redis.config_get(name)[name] for name in names}
-        for name, value in zip(names, (_SLOW_US, _MOST_SLOW), strict=True):
-            self.redis.config_set(name, value)
-        self.redis.slowlog_reset()
         found: list[tuple[bytes, float]] = []
-        try:
+        with self._redis_set({"slowlog-log-slower-than": _SLOW_US, "slowlog-max-len": _MOST_SLOW}):
+            self.redis.slowlog_reset()
             yield found
             found += [(e["command"], e["duration"] / 1000) for e in self.redis.slowlog_get(_MOST_SLOW)]
+
+    @contextmanager
+    def _redis_set(self, options: Mapping[str, str | int]) -> Iterator[None]:
+        """Meanwhile; then as it was before."""
+        before = {name: self.redis.config_get(name)[name] for name in options}
+        for name, value in options.items():
+            self.redis.config_set(name, value)
+        try:
+            yield
         finally:
             for name, value in before.items():
                 self.redis.config_set(name, value)
