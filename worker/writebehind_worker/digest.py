@@ -18,13 +18,14 @@ from typing import Any
 
 import msgspec
 from msgspec import Raw
+from msgspec.structs import astuple
 
 from writebehind.message import Op
 
 from . import row_lines
 from .catalog import Catalog
 from .frozen import FrozenBatch
-from .plain_shape import Key, PlainMessage, PlainShape, Values, find_plain_shape, values_of
+from .plain_shape import Key, PlainMessage, PlainShape, Values, find_plain_shape
 from .received import DEFAULT_TTL_S, receive
 from .resolve import MustAsk, Write, never_ask, resolve
 from .row_lines import CHUNK, Row, as_lines
@@ -202,8 +203,7 @@ class _Reading:
         try:
             shape = _shape(self._table(first.table), first.op, tuple(_decode_columns(first.data)))
             messages = list(map(shape.message_reader(first.table), items))
-            values = [m.data for m in messages]
-            self._add(shape, [m.id for m in messages], list(map(values_of, values)) if shape.adds else values)
+            self._add(shape, [m.id for m in messages], list(map(astuple, [m.data for m in messages])))
         except _ODD:
             return False
         self._count[first.table] += len(messages)
@@ -252,11 +252,11 @@ class _Reading:
             return
         shape = _shape(table, op, tuple(_decode_columns(texts[0])))
         try:
-            values = list(map(shape.read, texts))
+            values = list(map(astuple, map(shape.read, texts)))
         except msgspec.ValidationError:  # not all have these columns
             self._read_mixed(table, op, keys, texts)
         else:
-            self._add(shape, keys, list(map(values_of, values)) if shape.adds else values)
+            self._add(shape, keys, values)
 
     def _read_mixed(self, table: Table, op: Op, keys: Sequence[Key], texts: Sequence[Raw]) -> None:
         decode: Callable[[Raw], Mapping[str, Any]] = _decode_columns
@@ -271,7 +271,7 @@ class _Reading:
         for shape, (own, values) in found.items():
             self._add(shape, own, values)
 
-    def _add(self, shape: PlainShape, keys: Sequence[Key], values: Sequence[Any]) -> None:
+    def _add(self, shape: PlainShape, keys: Sequence[Key], values: Sequence[Values]) -> None:
         if not shape.has_plain(keys):
             raise _Odd
         if shape.adds:

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Raw
-from msgspec.structs import astuple
 
 from writebehind.message import MAX_TTL_S, Op
 
@@ -28,11 +27,12 @@ _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 class PlainMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
     """The wire format but for what is rare: a key of several columns, a retry, packed columns."""
 
+    # In the order in which the library sends them: msgspec then finds each at once (3% of the time of reading).
+    seq: Annotated[int, Meta(gt=0)] | None = None
     table: str
     id: Key
-    data: Any = Raw(b"")
     op: Op = "put"
-    seq: Annotated[int, Meta(gt=0)] | None = None
+    data: Any = Raw(b"")
     key: str | None = None
     ttl: Annotated[int, Meta(ge=1, le=MAX_TTL_S)] | None = None
     v: Literal[1, 2, 3] = 1
@@ -43,7 +43,7 @@ class PlainMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, gc=
 class PlainShape(msgspec.Struct, frozen=True, eq=False):
     """What all writes with this operation and these columns have in common.
 
-    ``read`` makes values of a message's `data`; it raises where other columns are given, or for an
+    ``read`` makes a struct of a message's `data`, its fields the `Values`; it raises where other columns are given, or for an
     increment other values. ``copies``: COPY reads the columns' JSON texts as they are, if they are scalars.
     """
 
@@ -60,7 +60,7 @@ class PlainShape(msgspec.Struct, frozen=True, eq=False):
         return self.group.table
 
     def message_reader(self, name: str) -> Callable[[bytes], Any]:
-        """Reads whole messages of this shape, that call the table so: `PlainMessage` with values as ``data``.
+        """Reads whole messages of this shape, that call the table so: `PlainMessage` with such a struct as ``data``.
 
         It takes two thirds of the time of reading a message and then its `data`.
         """
@@ -146,8 +146,3 @@ def _data_of(op: Op, columns: tuple[str, ...]) -> type[msgspec.Struct]:
     fields = [(f"c{i}", kind) for i in range(len(columns))]
     names = {f"c{i}": name for i, name in enumerate(columns)}
     return msgspec.defstruct("Data", fields, rename=names, forbid_unknown_fields=True, gc=False)
-
-
-def values_of(read: Any) -> Values:
-    """What `PlainShape.read` has read, as values; they may be that already."""
-    return read if type(read) is tuple else astuple(read)

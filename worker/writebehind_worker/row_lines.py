@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from .plain_shape import Key, Values, values_of
+from .plain_shape import Key, Values
 
 COPIED_FROM = 500
 """So many rows are worth a COPY, which takes two more round trips."""
@@ -25,16 +25,16 @@ _SAMPLE = 10  # rows
 Line = bytes
 """For ``COPY … (FORMAT csv, NULL 'null')``, the key first, without its end."""
 
-Row = Line | Values | msgspec.Struct
-"""As a line, or the values of its columns: what `PlainShape.read` makes of them, too."""
+Row = Line | Values
+"""As a line, or the values of its columns."""
 
 _encoder = msgspec.json.Encoder()
 _decode = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
-def as_lines(keys: Sequence[Key], values: Sequence[Row]) -> Sequence[Row]:
+def as_lines(keys: Sequence[Key], values: Sequence[Values]) -> Sequence[Row]:
     """A line for each row; its values where they may mean something else there, or are large."""
-    rows = [(key, *values_of(row)) for key, row in zip(keys, values, strict=True)]
+    rows = [(key, *row) for key, row in zip(keys, values, strict=True)]
     if _are_large(rows[:: len(rows) // _SAMPLE + 1]):
         return values
     text = _encoder.encode_lines(rows)
@@ -60,14 +60,15 @@ def _is_plain(text: bytes, rows: int) -> bool:
 
 def all_as_lines(rows: Mapping[Key, Row]) -> Iterator[tuple[Key, Row]]:
     """Those too that are none yet, where they can be."""
-    keys = [key for key, row in rows.items() if type(row) is not bytes]
+    values = {key: row for key, row in rows.items() if not isinstance(row, bytes)}
+    keys = [*values]
     for start in range(0, len(keys), CHUNK):
         those = keys[start : start + CHUNK]
-        yield from zip(those, as_lines(those, [rows[key] for key in those]), strict=True)
+        yield from zip(those, as_lines(those, [values[key] for key in those]), strict=True)
 
 
 def with_key(key: Key, row: Row) -> Sequence[object]:
     """The values, the key's first: what is JSON as `msgspec.Raw`."""
     if isinstance(row, bytes):
         return _decode(b"[%b]" % row)
-    return key, *values_of(row)
+    return key, *row
