@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from writebehind.message import Op
 from writebehind_worker.received import Fault, Message
-from writebehind_worker.settle import Latest, Settlement, settlements, still_shown
+from writebehind_worker.settle import Latest, Seqs, Settlement, settlements, still_shown
 
 
 def message(position: int, key: str | None, seq: int | None, ttl_s: int = 60, op: Op = "put") -> Message:
@@ -95,18 +95,14 @@ def test_each_key_is_told_of_its_last_applied_and_its_last_rejected_seq(
         assert settlement.ttl_s == writes[(applied or mine)[-1 if applied else 0]][2]
 
 
-def latest(**seqs: int) -> Latest:
-    return {key: (seq, 60, True) for key, seq in seqs.items()}
-
-
 def test_an_entry_that_a_later_frozen_batch_changes_is_left_to_that_one() -> None:
     a, b = Settlement("a", 60, applied_seq=1), Settlement("b", 60, applied_seq=2)
-    assert list(still_shown([a, b], [{}, latest(c=3), latest(a=4)])) == [b]
+    assert list(still_shown([a, b], [{}, {"c": 3}, {"a": 4}])) == [b]
 
 
 def test_an_entry_is_settled_by_the_last_of_the_writes_that_are_frozen() -> None:
     """A unit that is flushed in parts is among the later ones itself."""
-    unit = latest(a=7, b=3)
+    unit: Seqs = {"a": 7, "b": 3}
     first, last = [Settlement("a", 60, applied_seq=2)], [Settlement("a", 60, applied_seq=7)]
     assert list(still_shown(first, [unit])) == []
     assert list(still_shown(last, [unit])) == last
@@ -115,4 +111,30 @@ def test_an_entry_is_settled_by_the_last_of_the_writes_that_are_frozen() -> None
 def test_that_a_write_was_rejected_is_told_at_once() -> None:
     """The later write's entry may be of it: the entry has to be made dirty."""
     rejected = [Settlement("a", 60, applied_seq=1, rejected_seq=2)]
-    assert list(still_shown(rejected, [latest(a=4)])) == rejected
+    assert list(still_shown(rejected, [{"a": 4}])) == rejected
+
+
+SENT = st.tuples(st.sampled_from("abc"), st.sampled_from([60, 90]), st.booleans())  # key, ttl, is it a put
+
+
+@given(st.lists(st.lists(st.tuples(st.lists(SENT), st.booleans()))))
+def test_what_is_known_of_each_entry_is_its_last_message_however_they_came(
+    batches: list[list[tuple[list[tuple[str, int, bool]], bool]]],
+) -> None:
+    """Of batches that join, each read in chunks; where a chunk is of one kind, that may be said once."""
+    whole, seq = Latest(), 0
+    expected: dict[str, Settlement] = {}
+    for chunks in batches:
+        batch = Latest()
+        for sent, is_short in chunks:
+            keys, kinds = [key for key, _, _ in sent], [(ttl, is_put) for _, ttl, is_put in sent]
+            seqs = range(seq + 1, seq + 1 + len(sent))
+            seq += len(sent)
+            batch.add(keys, seqs, kinds[0] if is_short and len(set(kinds)) == 1 else kinds)
+            expected |= {
+                key: Settlement(key, ttl, n, is_put=is_put)
+                for n, key, (ttl, is_put) in zip(seqs, keys, kinds, strict=True)
+            }
+        whole.add_all(batch)
+    assert {s.cache_key: s for s in whole.settlements()} == expected
+    assert whole.seqs == {key: s.applied_seq for key, s in expected.items()}

@@ -29,7 +29,7 @@ from .plain_shape import Key, PlainMessage, PlainShape, Values, find_plain_shape
 from .received import DEFAULT_TTL_S, receive
 from .resolve import MustAsk, Write, never_ask, resolve
 from .row_lines import CHUNK, Row, as_lines
-from .settle import Latest, Settlement
+from .settle import Kind, Latest, Settlement
 from .table import Table
 
 Rows = dict[PlainShape, dict[Key, Row]]
@@ -96,11 +96,7 @@ class Digest:
         """What the cache must hear once all of it is in Postgres."""
         if self.is_closed:
             return self._settlements
-        return [
-            Settlement(key, ttl_s, seq, is_put=is_put)
-            for key, (seq, ttl_s, is_put) in self.latest.items()
-            if key is not None
-        ]
+        return list(self.latest.settlements())
 
     @property
     def is_closed(self) -> bool:
@@ -112,7 +108,7 @@ class Digest:
         if not self.is_closed:
             self._settlements = self.settlements
             self._keys = {shape: tuple(rows) for shape, rows in self.rows.items()}
-            self.rows, self.latest = {}, {}
+            self.rows, self.latest = {}, Latest()
 
     def land(self) -> None:
         """It is in Postgres: what Redis must hear of it is kept."""
@@ -136,7 +132,7 @@ class Digest:
             return False
         for shape, rows in later.rows.items():
             self.rows.setdefault(shape, {}).update(sums.get(shape, rows))
-        self.latest |= later.latest
+        self.latest.add_all(later.latest)
         self.seqs += later.seqs
         self.messages += later.messages
         return True
@@ -161,7 +157,7 @@ def _digest(batch: FrozenBatch, catalog: Catalog) -> Digest:
         found.take(batch.items[start : start + CHUNK])
     seqs = found.seqs
     ascend = all(map(lt, seqs, seqs[1:]))
-    if None in found.latest or not ascend or (seqs and seqs[-1] > batch.clock):
+    if None in found.latest.seqs or not ascend or (seqs and seqs[-1] > batch.clock):
         raise _Odd
     rows = found.rows()
     odd_rows = _take_mixed(rows)
@@ -183,7 +179,7 @@ class _Reading:
         self._last: dict[PlainShape, dict[Key, Any]] = defaultdict(dict)
         self._deltas: dict[PlainShape, dict[Key, list[Values]]] = {}
         self._count: Counter[str] = Counter()
-        self.latest: Latest = {}
+        self.latest = Latest()
         self.seqs: list[int] = []
         self.odd_tables: set[int] = set()
 
@@ -229,10 +225,16 @@ class _Reading:
         self._stamp(messages)
 
     def _stamp(self, messages: Sequence[PlainMessage]) -> None:
-        self.latest |= {
-            m.key: (m.seq, m.ttl or DEFAULT_TTL_S, m.op == "put") for m in messages if m.seq is not None
-        }
-        self.seqs += [m.seq for m in messages if m.seq is not None]
+        ours = [m for m in messages if m.seq is not None]
+        seqs = [m.seq for m in ours if m.seq is not None]
+        ttls, ops = [m.ttl for m in ours], [m.op for m in ours]
+        kinds: Kind | Sequence[Kind]
+        if _are_alike(ttls) and _are_alike(ops):
+            kinds = _kind(ttls[0], ops[0])
+        else:
+            kinds = list(map(_kind, ttls, ops))
+        self.latest.add([m.key for m in ours], seqs, kinds)
+        self.seqs += seqs
 
     def _table(self, name: str) -> Table:
         table = self._tables.get(name)
@@ -303,6 +305,14 @@ class _Reading:
     def messages(self) -> Counter[str]:
         """How many, by table."""
         return Counter({self._tables[name].full_name: count for name, count in self._count.items()})
+
+
+def _are_alike(values: Sequence[object]) -> bool:
+    return len(values) > 0 and values.count(values[0]) == len(values)
+
+
+def _kind(ttl_s: int | None, op: Op) -> Kind:
+    return ttl_s or DEFAULT_TTL_S, op == "put"
 
 
 def _shape(table: Table, op: Op, names: tuple[str, ...]) -> PlainShape:

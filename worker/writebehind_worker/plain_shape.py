@@ -27,7 +27,7 @@ _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 class PlainMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
     """The wire format but for what is rare: a key of several columns, a retry, packed columns."""
 
-    # In the order in which the library sends them: msgspec then finds each at once (3% of the time of reading).
+    # As the library orders them: msgspec finds each at once then, for 3% less of the time of reading.
     seq: Annotated[int, Meta(gt=0)] | None = None
     table: str
     id: Key
@@ -43,8 +43,9 @@ class PlainMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, gc=
 class PlainShape(msgspec.Struct, frozen=True, eq=False):
     """What all writes with this operation and these columns have in common.
 
-    ``read`` makes a struct of a message's `data`, its fields the `Values`; it raises where other columns are given, or for an
-    increment other values. ``copies``: COPY reads the columns' JSON texts as they are, if they are scalars.
+    ``read`` makes a struct of a message's `data`, its fields the `Values`; it raises where other columns are
+    given, or for an increment other values. ``copies``: COPY reads the columns' JSON texts as they are, if
+    they are scalars.
     """
 
     group: Group
@@ -60,7 +61,7 @@ class PlainShape(msgspec.Struct, frozen=True, eq=False):
         return self.group.table
 
     def message_reader(self, name: str) -> Callable[[bytes], Any]:
-        """Reads whole messages of this shape, that call the table so: `PlainMessage` with such a struct as ``data``.
+        """Reads whole messages of this shape, that call the table so: ``data`` is what ``read`` makes.
 
         It takes two thirds of the time of reading a message and then its `data`.
         """

@@ -11,7 +11,7 @@ from .digest import Digest
 from .execution import Statement
 from .frozen import FrozenBatch
 from .prepared import Prepared
-from .settle import Latest, Settlement, settlements
+from .settle import Seqs, Settlement, settlements
 
 _PAYS_FROM = 1.5  # writes a row, from which it is better to wait for more of them
 
@@ -65,9 +65,9 @@ class Unit:
         return settlements(self.batches[0].messages, buried)
 
     @property
-    def latest(self) -> Latest:
+    def latest(self) -> Seqs:
         """The last message to each cache entry; empty where it is not at hand."""
-        return {} if self.digest is None else self.digest.latest
+        return {} if self.digest is None else self.digest.latest.seqs
 
     @property
     def rows(self) -> int:
