@@ -65,6 +65,11 @@ def repeated_by(pair: RedisPair, tally: Tally, database: TallyDatabase) -> set[i
     return database.applied() & tally.pending(pair.on_replica, database.ledger("recent_batches"))
 
 
+def lost_by(pair: RedisPair, tally: Tally, database: TallyDatabase) -> set[int]:
+    """What was accepted, and is neither in Postgres nor on the replica."""
+    return set(tally.ticks) - database.applied() - tally.pending(pair.on_replica)
+
+
 def finish(options: dict[str, Any], tally: Tally) -> RunningWorker:
     """A worker takes over and does all there is to do."""
     with RunningWorker(**options) as worker:
@@ -80,11 +85,12 @@ def test_a_redis_replica_that_lags_is_promoted_under_load(
     redis_pair: RedisPair, options: dict[str, Any], tally: Tally, database: TallyDatabase
 ) -> None:
     with capture_logs() as logs, RunningWorker(**options) as worker:
-        slow_down(database, 0.1)  # so that many writes wait
+        slow_down(database, 0.3)  # so that many writes wait, also where the producer is slow
         tally.start()
         tally.wait_for(100)
         redis_pair.lag()
         wait_until(lambda: len(repeated_by(redis_pair, tally, database)) > 20)
+        wait_until(lambda: len(lost_by(redis_pair, tally, database)) > 20)  # more than a batch
 
         redis_pair.primary.kill()
         wait_until(lambda: has_ended(worker))

@@ -29,13 +29,13 @@ from .plain_shape import Key, PlainMessage, PlainShape, Values, find_plain_shape
 from .received import DEFAULT_TTL_S, receive
 from .resolve import MustAsk, Write, never_ask, resolve
 from .row_lines import CHUNK, Row, as_lines
-from .settle import Kind, Latest, Settlement
+from .settle import Latest, Settlement
 from .table import Table
 
 Rows = dict[PlainShape, dict[Key, Row]]
 
 
-class _Message(PlainMessage, forbid_unknown_fields=True, gc=False):
+class _Message(PlainMessage, kw_only=True, forbid_unknown_fields=True, gc=False):
     data: Raw = Raw(b"")
     packed: Raw = Raw(b"")
     unpacked: int | None = None
@@ -176,7 +176,7 @@ class _Reading:
     def __init__(self, catalog: Catalog, may_copy: bool) -> None:
         self._catalog, self._may_copy = catalog, may_copy
         self._tables: dict[str, Table] = {}
-        self._last: dict[PlainShape, dict[Key, Any]] = defaultdict(dict)
+        self._last: dict[PlainShape, dict[Key, Row]] = defaultdict(dict)
         self._deltas: dict[PlainShape, dict[Key, list[Values]]] = {}
         self._count: Counter[str] = Counter()
         self.latest = Latest()
@@ -226,13 +226,12 @@ class _Reading:
 
     def _stamp(self, messages: Sequence[PlainMessage]) -> None:
         ours = [m for m in messages if m.seq is not None]
+        if not ours:
+            return
         seqs = [m.seq for m in ours if m.seq is not None]
-        ttls, ops = [m.ttl for m in ours], [m.op for m in ours]
-        kinds: Kind | Sequence[Kind]
-        if _are_alike(ttls) and _are_alike(ops):
-            kinds = _kind(ttls[0], ops[0])
-        else:
-            kinds = list(map(_kind, ttls, ops))
+        ttls, puts = [m.ttl or DEFAULT_TTL_S for m in ours], [m.op == "put" for m in ours]
+        are_alike = ttls.count(ttls[0]) == puts.count(puts[0]) == len(ours)
+        kinds = (ttls[0], puts[0]) if are_alike else list(zip(ttls, puts, strict=True))
         self.latest.add([m.key for m in ours], seqs, kinds)
         self.seqs += seqs
 
@@ -305,14 +304,6 @@ class _Reading:
     def messages(self) -> Counter[str]:
         """How many, by table."""
         return Counter({self._tables[name].full_name: count for name, count in self._count.items()})
-
-
-def _are_alike(values: Sequence[object]) -> bool:
-    return len(values) > 0 and values.count(values[0]) == len(values)
-
-
-def _kind(ttl_s: int | None, op: Op) -> Kind:
-    return ttl_s or DEFAULT_TTL_S, op == "put"
 
 
 def _shape(table: Table, op: Op, names: tuple[str, ...]) -> PlainShape:

@@ -31,7 +31,7 @@ class Settlement(msgspec.Struct, gc=False):
 class Latest:
     """Of some messages, the last one that changed each cache entry.
 
-    Mostly all are of one kind: to keep that once, and no tuple for each message, takes a tenth off reading.
+    Mostly all are of one kind: to keep that once, and no tuple for each, takes a tenth off reading them.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Latest:
         """Of the last messages."""
         return self._seqs
 
-    def add(self, keys: Collection[str | None], seqs: Iterable[int], kinds: Kind | Sequence[Kind]) -> None:
+    def add(self, keys: Collection[str | None], seqs: Iterable[int], kinds: Kind | list[Kind]) -> None:
         """Later messages, oldest first; ``kinds``: that of all of them, or of each."""
         if isinstance(kinds, tuple):
             self._add_kind(keys, kinds)
