@@ -15,14 +15,14 @@ import redis
 from click.testing import CliRunner
 from tests.support.cluster import Cluster, client, cluster, options
 from tests.support.fleets import RunningFleet
-from tests.support.sharded import Run, killed_after, run
+from tests.support.sharded import Run, divided_in_time, killed_after, run
 from tests.support.workers import ROOT, RunningWorker, WorkerProcess
 
 from writebehind import RedisRefused, RedisUnavailable, WriteBehind
 from writebehind.address import read_address
 from writebehind.keys import QueueKeys
 from writebehind.shards import shard_keys
-from writebehind_worker import resharding, whole_pause
+from writebehind_worker import former_shards, resharding, whole_pause
 from writebehind_worker.cli import cli
 from writebehind_worker.config import Config
 from writebehind_worker.doctor_redis import examine_redis
@@ -318,6 +318,32 @@ def test_a_pause_that_is_over_holds_no_shard_up_though_a_worker_writes_it_to_one
         wait_until(lambda: client.get(second.paused) is not None)
         run("resume")
         wait_until(lambda: applied() == 30)
+
+
+def test_a_pause_and_its_end_come_to_a_closed_shard_that_gets_raw_writes(
+    client: redis.Redis,
+    options: dict[str, Any],
+    keys: QueueKeys,
+    sender: Sender,
+    applied: Applied,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(former_shards, "_EVERY_S", 0.1)
+    with RunningFleet(**options) as fleet:
+        former = divided_in_time(client, keys, 3)[0]
+        divided_in_time(client, keys, 1)
+        fleet.fleet._former._add([3])
+        sender.send(10, former.queue)
+        wait_until(lambda: applied() == 10 and former.queue in fleet.owned())
+        run("pause", "--reason", "a migration")
+        wait_until(lambda: client.get(former.paused) is not None)
+        sender.send(10, former.queue)
+        time.sleep(1)  # nothing tells that nothing comes
+        assert applied() == 10
+        assert "a migration" in run("status", queue=former.queue)
+        run("resume")
+        wait_until(lambda: applied() == 20)
 
 
 def test_no_copy_of_an_earlier_pause_ends_a_later_one(

@@ -25,6 +25,7 @@ from writebehind.keys import QueueKeys
 from writebehind.shards import shard_keys
 from writebehind_worker.resharding import divide, layout_of
 from writebehind_worker.testing.wait import wait_until
+from writebehind_worker.whole_pause import pause_all
 
 __all__ = ["client", "cluster", "rows", "run"]  # fixtures
 
@@ -151,6 +152,25 @@ def test_lost_steps_elsewhere_are_found_soon(
         wait_until(lambda: layout_of(client, keys).number > number, SOON_S)
         wait_until(lambda: value(rows, LOST) == 2, SOON_S)
         new.put("rows", 1, {"v": 2}).wait(SOON_S)
+
+
+def test_that_a_pause_is_over_comes_to_the_other_shards(
+    cluster: Cluster,
+    client: redis.Redis,
+    keys: QueueKeys,
+    options: dict[str, Any],
+    rows: psycopg.Connection[Any],
+) -> None:
+    options["redis_url"] += f"?socket_timeout={TIMEOUT_S}"
+    there, *elsewhere = divided_in_time(client, keys, FORMER)
+    with RunningFleet(**options) as fleet:
+        wait_until(lambda: fleet.owned() == {one.queue for one in (keys, there, *elsewhere)})
+        pause_all(client, keys, "a migration")
+        for id, one in enumerate(elsewhere):
+            client.lpush(one.queue, json.dumps({"table": "rows", "id": id, "data": {"v": 1}}))
+        with silent(cluster, cluster.node_of(there.clock)):
+            client.delete(keys.paused)  # whoever resumed was killed before it came to the shards
+            wait_until(lambda: value(rows, 0) == value(rows, 1) == 1, SOON_S)
 
 
 def test_raw_writes_to_a_former_shard_there_hold_up_no_other_work_of_the_workers(

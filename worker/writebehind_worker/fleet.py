@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -206,14 +206,20 @@ class Fleet:
             reason = heard.errors.get(first) or redis.ConnectionError(f"no answer of {first.queue}'s node")
             if not self._needs_nothing(client, layout, heard.clocks):
                 raise reason
+            copy_to_shards(hasty, self._keys, self._who_hear(layout, heard.silent))
             return _Kept(layout, heard.silent, one_line(reason))
         layout = self._checked_layout(client, layout, heard.clocks)
         if layout.draining:
             still_draining(client, self._keys, layout)
         else:
             mend(client, self._keys, layout)
-        copy_to_shards(client, self._keys, layout)
+        copy_to_shards(hasty, self._keys, self._who_hear(layout, ()))
         return _Kept(layout)
+
+    def _who_hear(self, layout: Layout, silent: Collection[QueueKeys]) -> Sequence[QueueKeys]:
+        """All that a pause, and its end, has to be told: closed shards, too, that hold something."""
+        closed = [keys for keys in self._former.left if keys not in self._former.silent]
+        return [keys for keys in dict.fromkeys((*served(self._keys, layout), *closed)) if keys not in silent]
 
     def _needs_nothing(self, client: Redis, layout: Layout, clocks: Clocks) -> bool:
         """Whether nothing has to be done about shards before they are served, as far as is heard of them.

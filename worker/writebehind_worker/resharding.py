@@ -14,7 +14,7 @@ the clock of each shard.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
@@ -154,7 +154,7 @@ def still_draining(client: Redis, keys: QueueKeys, layout: Layout) -> int:
         step.mark(keys)
     waiting = sum(waiting_of(client, one, str(layout.number)) for one in _former(keys, layout))
     if waiting == 0 and all(closed):
-        copy_to_shards(client, keys, layout)
+        copy_to_shards(client, keys, served(keys, layout))
         for one in shard_keys(keys.queue, layout.shards):
             step("let go", one.clock, one.applied)
         step("end")
@@ -179,7 +179,7 @@ def mend(client: Redis, keys: QueueKeys, layout: Layout) -> None:
         if is_behind:
             step.open(one, _since(client, keys), stamp(number, layout.shards, layout.moves))
         if not layout.draining and (is_behind or hold):
-            copy_to_shards(client, keys, layout)
+            copy_to_shards(client, keys, served(keys, layout))
             step("let go", one.clock, one.applied)
 
 
@@ -209,7 +209,7 @@ def _since(client: Redis, keys: QueueKeys) -> int:
     return number_in(cast(bytes | None, client.hget(keys.layout, "since")), f"since of {keys.layout}")
 
 
-def copy_to_shards(client: Redis, keys: QueueKeys, layout: Layout) -> None:
+def copy_to_shards(client: Redis, keys: QueueKeys, queues: Iterable[QueueKeys]) -> None:
     """A pause of the queue is one of its shards, and its end is one: on a cluster each has to know.
 
     Whoever does that may be killed within, so that all do it again. Returns when each is seen to know: a
@@ -217,7 +217,7 @@ def copy_to_shards(client: Redis, keys: QueueKeys, layout: Layout) -> None:
     """
     if not is_clustered(client):
         return
-    shards = [one for one in served(keys, layout) if one != keys]
+    shards = [one for one in queues if one != keys]
     while shards and _copy_once(client, keys, shards):
         pass
 

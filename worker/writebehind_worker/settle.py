@@ -31,7 +31,7 @@ class Settlement(msgspec.Struct, gc=False):
 class Latest:
     """Of some messages, the last one that changed each cache entry.
 
-    Mostly all are of one kind: to keep that once, and no tuple for each, takes a tenth off reading them.
+    Mostly all are of one kind: to keep that once, and no tuple for each, takes 6% off reading them.
     """
 
     def __init__(self) -> None:

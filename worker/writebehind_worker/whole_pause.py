@@ -22,7 +22,7 @@ def pause_all(client: Redis, keys: QueueKeys, reason: str) -> Sequence[QueueKeys
     pause(client, keys, reason)
     while True:
         layout = layout_of(client, keys)
-        copy_to_shards(client, keys, layout)
+        copy_to_shards(client, keys, served(keys, layout))
         if layout_of(client, keys) == layout:
             return served(keys, layout)
 
