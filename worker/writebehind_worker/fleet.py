@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -73,9 +73,10 @@ class _View:
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """The layout; shards that are not begun with, for they could not be asked, and why."""
+    """The layout; closed shards that hold something; the silent ones, which are not begun with, and why."""
 
     layout: Layout
+    closed: Sequence[QueueKeys] = ()
     silent: frozenset[QueueKeys] = frozenset()
     reason: str | None = None
 
@@ -166,7 +167,7 @@ class Fleet:
         self._raise_what_ended_one()
         try:
             kept = self._kept(link.client, hasty.client)
-            view = self._look(link.client, kept.layout)
+            view = self._look(link.client, kept)
             asked = [] if view.is_alone else [keys for keys in view.queues if keys not in kept.silent]
             free = self._free(hasty.client, asked, view.now_ms) if asked else []
         except REDIS_ERRORS as error:
@@ -201,25 +202,38 @@ class Fleet:
             self._tell(error)
             if not isinstance(error, NotOurs):
                 raise error
+        closed = self._told_closed(hasty, layout)
         if heard.silent:
             first = min(heard.silent, key=lambda one: one.queue)
             reason = heard.errors.get(first) or redis.ConnectionError(f"no answer of {first.queue}'s node")
             if not self._needs_nothing(client, layout, heard.clocks):
                 raise reason
-            copy_to_shards(hasty, self._keys, self._who_hear(layout, heard.silent))
-            return _Kept(layout, heard.silent, one_line(reason))
+            others = [keys for keys in served(self._keys, layout) if keys not in heard.silent]
+            copy_to_shards(client, self._keys, others)
+            return _Kept(layout, closed, heard.silent, one_line(reason))
         layout = self._checked_layout(client, layout, heard.clocks)
         if layout.draining:
             still_draining(client, self._keys, layout)
         else:
             mend(client, self._keys, layout)
-        copy_to_shards(hasty, self._keys, self._who_hear(layout, ()))
-        return _Kept(layout)
+        copy_to_shards(client, self._keys, served(self._keys, layout))
+        return _Kept(layout, closed)
 
-    def _who_hear(self, layout: Layout, silent: Collection[QueueKeys]) -> Sequence[QueueKeys]:
-        """All that a pause, and its end, has to be told: closed shards, too, that hold something."""
-        closed = [keys for keys in self._former.left if keys not in self._former.silent]
-        return [keys for keys in dict.fromkeys((*served(self._keys, layout), *closed)) if keys not in silent]
+    def _told_closed(self, hasty: Redis, layout: Layout) -> Sequence[QueueKeys]:
+        """Closed shards that hold something, and know whether there is a pause: others are not served now."""
+        told: list[QueueKeys] = []
+        for one in self._former.left:
+            if one in self._former.silent or one in served(self._keys, layout):
+                continue
+            try:
+                copy_to_shards(hasty, self._keys, [one])
+            except redis.ResponseError as error:  # its key may be none of ours
+                self._tell(error)
+            except REDIS_ERRORS:
+                break  # each would be waited for; `FormerShards` finds out who is silent
+            else:
+                told.append(one)
+        return told
 
     def _needs_nothing(self, client: Redis, layout: Layout, clocks: Clocks) -> bool:
         """Whether nothing has to be done about shards before they are served, as far as is heard of them.
@@ -228,17 +242,17 @@ class Fleet:
         """
         if layout.closing is not None or layout.draining:
             return False
-        if self._config.shards not in (0, layout.shards) or client.exists(self._keys.paused):
+        if self._config.shards not in (0, layout.shards) or client.get(self._keys.paused) is not None:
             return False
         return not (self._former.suspects or suspects(layout, clocks))
 
-    def _look(self, client: Redis, layout: Layout) -> _View:
+    def _look(self, client: Redis, kept: _Kept) -> _View:
+        layout = kept.layout
         queues = served(self._keys, layout)
         # What former shards hold though all that they had accepted is in Postgres.
-        left = [keys for keys in self._former.left if keys not in queues]
-        if len(queues) == 1 and not left:
+        if len(queues) == 1 and set(self._former.left) <= set(queues):
             return _View(0, layout, (), queues, is_alone=True)
-        queues += [keys for keys in left if keys not in self._former.silent]
+        queues += [keys for keys in kept.closed if keys not in queues]
         # Longer where looks take long, or the others would count us in at one look, and not at the next one.
         ttl_s = self._config.lease_ttl_s + min(self._looked_s, _LONGEST_LOOK_S)
         ttl_ms = int(ttl_s * 1000) if self._is_fit() else 0
