@@ -222,9 +222,8 @@ class Fleet:
     def _told_closed(self, hasty: Redis, layout: Layout) -> Sequence[QueueKeys]:
         """Closed shards that hold something, and know whether there is a pause: others are not served now."""
         told: list[QueueKeys] = []
-        for one in self._former.left:
-            if one in self._former.silent or one in served(self._keys, layout):
-                continue
+        others = {*served(self._keys, layout), *self._former.silent}
+        for one in (one for one in self._former.left if one not in others):
             try:
                 copy_to_shards(hasty, self._keys, [one])
             except redis.ResponseError as error:  # its key may be none of ours
