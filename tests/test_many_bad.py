@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 import redis
+from bench.cpu import peak_mib
 from psycopg import errors as pg_errors
 from tests.support.bad_messages import TABLES, TYPES, Sample, huge, samples, typed_table
 from tests.support.part import WHOLE, sampled
@@ -19,13 +19,6 @@ from tests.support.workers import WorkerProcess
 from writebehind_worker.testing.wait import wait_until
 
 OF_PYTHON = re.compile(r"Traceback|<class|psycopg|msgspec|\bb'|\['|\{'")
-
-
-def read_peak_mib(worker: WorkerProcess) -> int:
-    """The greatest resident size that it has had: Linux keeps count."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{worker.pid}/status").read_text())
-    assert found is not None
-    return int(found[1]) // 1024
 
 
 @pytest.fixture
@@ -107,12 +100,12 @@ def test_every_good_one_lands_and_every_bad_one_is_kept_with_a_reason(
     with WorkerProcess(**options) as worker:
         push(redis_client, options["queue"], sent)
         wait_until_drained(redis_client, options["queue"], worker, timeout=240)
-        peak_mib, log = read_peak_mib(worker), worker.log
+        peak, log = peak_mib(worker.pid), worker.log
     check_rows(pg, sent)
     kinds = check_dead_letters(pg, sent)
     assert kinds >= {f"wrong {name}" for name in types}
     # A batch has 8 MiB at most, and four are in flight, each in a few forms; the interpreter has 50 MiB.
-    assert peak_mib < 250
+    assert peak < 250
     assert "Traceback" not in log
     assert len(re.findall('"event": "owner"', log)) == 1, log
 
@@ -125,11 +118,11 @@ def test_values_of_fifty_megabytes_land_or_are_kept_one_by_one(
     with WorkerProcess(**options, lease_ttl_s=10) as worker:
         push(redis_client, options["queue"], sent, at_once=1)
         wait_until_drained(redis_client, options["queue"], worker, timeout=240)
-        peak_mib, log = read_peak_mib(worker), worker.log
+        peak, log = peak_mib(worker.pid), worker.log
     check_rows(pg, sent)
     check_dead_letters(pg, sent)
     # The lease is renewed beside the longest of messages.
     assert len(re.findall('"event": "owner"', log)) == 1, log
     # One at a time is on its way to Postgres, in some eight forms, and two wait for it.
-    assert peak_mib < 1500
+    assert peak < 1500
     assert "Traceback" not in log

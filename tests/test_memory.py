@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 import redis
+from bench.cpu import peak_mib
 from tests.support.workers import WorkerProcess
 
 from writebehind_worker.embedded import EmbeddedServers
@@ -66,13 +65,6 @@ def resident_mib(worker: WorkerProcess) -> float:
     return int(shown.stdout) / 1024
 
 
-def most_resident_mib(worker: WorkerProcess) -> float:
-    """What it had at its highest."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{worker.pid}/status").read_text())
-    assert found is not None
-    return int(found[1]) / 1024
-
-
 def test_with_ten_million_items_pending_it_is_the_same_as_with_ten_thousand(
     deep: redis.Redis, options: dict[str, Any], queue: str
 ) -> None:
@@ -123,7 +115,7 @@ def test_of_hot_rows_a_transaction_may_have_two_thirds_of_what_is_held(
         idle = resident_mib(worker)
         deep.eval(_PUSH, 1, queue, str(total // len(items)), *items)
         wait_until(lambda: sum(flush["writes"] for flush in worker.events("flushed")) >= total, timeout=60)
-        grown = most_resident_mib(worker) - idle
+        grown = peak_mib(worker.pid) - idle
         most = max(flush["batches"] for flush in worker.events("flushed"))
     held = in_flight * batch_bytes
     batch = batch_size * len(items[0])
