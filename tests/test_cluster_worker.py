@@ -89,6 +89,25 @@ def applied(pg: psycopg.Connection[Any]) -> Applied:
     return applied
 
 
+def test_workers_find_the_queue_again_whose_slot_was_nobodys_for_a_while(
+    cluster: Cluster,
+    client: redis.Redis,
+    options: dict[str, Any],
+    keys: QueueKeys,
+    sender: Sender,
+    applied: Applied,
+) -> None:
+    divided_in_time(client, keys, 2)
+    with RunningFleet(**options) as fleet:
+        wait_until(lambda: len(fleet.owned()) == 3)
+        with cluster.slot_of_nobody(keys.clock):
+            wait_until(lambda: fleet.state.facts()["redis_up"] is False)
+            time.sleep(2)  # it looks a few times
+        wait_until(lambda: fleet.state.facts()["redis_up"] is True)
+        sender.send(10)
+        wait_until(lambda: applied() == 10)
+
+
 @pytest.mark.parametrize("way", ["at once", "key by key"])
 def test_a_worker_follows_the_slot_and_knows_that_nothing_is_lost(
     way: str,

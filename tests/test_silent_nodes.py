@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
@@ -23,7 +23,9 @@ from tests.support.sharded import Run, divided_in_time, rows, run
 from writebehind import WriteBehind
 from writebehind.keys import QueueKeys
 from writebehind.shards import shard_keys
+from writebehind_worker import fleet
 from writebehind_worker.resharding import divide, layout_of
+from writebehind_worker.shard_clocks import hear_clocks
 from writebehind_worker.testing.wait import wait_until
 from writebehind_worker.whole_pause import pause_all
 
@@ -32,7 +34,7 @@ __all__ = ["client", "cluster", "rows", "run"]  # fixtures
 SOON_S = 45
 """The node would otherwise be waited for again and again: minutes."""
 TIMEOUT_S, A_FEW = 2, 12
-"""Of a socket, and how many of it may pass: redis-py asks eight times, and other tests want the cores."""
+"""Of a socket, and how many of it may pass: fewer than where a node is asked eight times."""
 FORMER, LOST = 3, 2
 """Numbers of shards: one of the first is on the node that falls silent, none of the second."""
 
@@ -73,15 +75,24 @@ def options(cluster: Cluster, postgres_url: str, keys: QueueKeys) -> dict[str, A
 @contextmanager
 def silent(cluster: Cluster, place: int) -> Iterator[None]:
     """A node and its replica, which are there and do nothing."""
-    pids = [cluster.nodes[n].pid for n in (place, cluster.replica_of(place))]
-    for pid in pids:
-        assert pid is not None
-        os.kill(pid, signal.SIGSTOP)
-    try:
+    with hushable(cluster, place) as hush:
+        hush()
         yield
+
+
+@contextmanager
+def hushable(cluster: Cluster, place: int) -> Iterator[Callable[[], None]]:
+    """As `silent`, from when it is called."""
+    pids = [cast(int, cluster.nodes[n].pid) for n in (place, cluster.replica_of(place))]
+
+    def hush() -> None:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+
+    try:
+        yield hush
     finally:
         for pid in pids:
-            assert pid is not None
             os.kill(pid, signal.SIGCONT)
         wait_until(cluster.is_whole, 60)
 
@@ -171,6 +182,36 @@ def test_that_a_pause_is_over_comes_to_the_other_shards(
         with silent(cluster, cluster.node_of(there.clock)):
             client.delete(keys.paused)  # whoever resumed was killed before it came to the shards
             wait_until(lambda: value(rows, 0) == value(rows, 1) == 1, SOON_S)
+
+
+def test_a_node_that_falls_silent_within_a_look_holds_up_none_of_the_next_ones(
+    cluster: Cluster,
+    client: redis.Redis,
+    keys: QueueKeys,
+    options: dict[str, Any],
+    rows: psycopg.Connection[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options["redis_url"] += f"?socket_timeout={TIMEOUT_S}"
+    there, *elsewhere = divided_in_time(client, keys, FORMER)
+    others = {keys.queue, *(one.queue for one in elsewhere)}
+    with (
+        RunningFleet(**options) as first,
+        hushable(cluster, cluster.node_of(there.clock)) as hush,
+    ):
+        wait_until(lambda: first.owned() == {there.queue, *others})
+        looks = 0
+
+        def heard(*args: Any, **named: Any) -> Any:
+            nonlocal looks
+            found = hear_clocks(*args, **named)
+            if not looks:
+                hush()
+            looks += 1
+            return found
+
+        monkeypatch.setattr(fleet, "hear_clocks", heard)
+        wait_until(lambda: looks > 1, A_FEW * TIMEOUT_S)
 
 
 def test_raw_writes_to_a_former_shard_there_hold_up_no_other_work_of_the_workers(

@@ -87,6 +87,25 @@ class Cluster:
         )
         _wait(lambda: slot in _own_slots(self.clients[target]))
 
+    @contextmanager
+    def slot_of_nobody(self, key: str) -> Iterator[None]:
+        """No node has the slot of this key, as where one that died was forgotten; its keys stay."""
+        slot, place = key_slot(key.encode()), self.node_of(key)
+        owner: Any = self.clients[place]
+
+        def is_nobodys() -> bool:
+            for client in (owner, *self.clients):  # those that a word of the owner's has reached again, too
+                with suppress(redis.ResponseError):  # it has none
+                    client.execute_command("CLUSTER DELSLOTS", slot)
+            return all(_info(client)["cluster_slots_assigned"] == str(SLOTS - 1) for client in self.clients)
+
+        _wait(is_nobodys)
+        try:
+            yield
+        finally:
+            owner.execute_command("CLUSTER ADDSLOTS", slot)
+            _wait(self.is_whole)
+
     def other_primary(self, place: int) -> int:
         """The place of a primary that is not this one."""
         return next(n for n, c in enumerate(self.clients) if n != place and not _primary_of(c))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from redis import Redis
 from redis.exceptions import RedisClusterException
@@ -14,7 +14,7 @@ from redis.exceptions import RedisClusterException
 from writebehind.cluster import is_no_answer
 from writebehind.keys import QueueKeys
 
-from .nodes import SLOT_MOVES, is_clustered
+from .nodes import SLOT_MOVES, is_clustered, look_up
 
 Ask = Callable[[Any, QueueKeys], None]
 """Puts the questions about one queue, or shard, into a pipeline."""
@@ -49,8 +49,7 @@ def ask_nodes(client: Redis, queues: Sequence[QueueKeys], ask: Ask, *, follow: b
             found |= replies | (_answered(client, moved, ask) if moved else {})
     found = {one: told for one, told in found.items() if not _has_moved(told)}
     if len(found) < len(queues):
-        with suppress(RedisClusterException):
-            cast(Any, client).nodes_manager.initialize()
+        look_up(client)
     return Answers(found, took_s)
 
 

@@ -120,7 +120,7 @@ class Fleet:
         self._log = log.bind(queue=config.queue)
         self._keys = QueueKeys(config.queue)
         self._name = secrets.token_hex(8)
-        self._looked_s = 0.0  # how long the last look took
+        self._began, self._looked_s = 0.0, 0.0  # when this look began, how long the last one took
         self._serving: dict[str, _Serving] = {}
         self._spare = Spare(config, state)
         self._former = FormerShards(config, self._log)
@@ -150,26 +150,25 @@ class Fleet:
     def _work(self, stop: threading.Event, hurry: threading.Event) -> None:
         period_s = min(self._config.lease_ttl_s / 3, _LONGEST_PERIOD_S)
         try:
-            url = self._config.redis_url
-            with RedisLink(url) as link, RedisLink(url, at_most_s=NODE_TIMEOUT_S) as hasty:
+            # In no step of a look a node is waited for for long: it may fall silent between any two of them.
+            with RedisLink(self._config.redis_url, at_most_s=NODE_TIMEOUT_S) as link:
                 while not stop.is_set():
-                    began = time.monotonic()
-                    self._look_after(link, hasty if link.is_clustered else link, hurry)
-                    self._looked_s = time.monotonic() - began
+                    self._began = time.monotonic()
+                    self._look_after(link, hurry)
+                    self._looked_s = time.monotonic() - self._began
                     stop.wait(period_s)
                 self._leave(link)
         except BaseException as error:
             self._fatal = error
             stop.set()
 
-    def _look_after(self, link: RedisLink, hasty: RedisLink, hurry: threading.Event) -> None:
-        """``hasty`` waits for none of several nodes for long."""
+    def _look_after(self, link: RedisLink, hurry: threading.Event) -> None:
         self._raise_what_ended_one()
         try:
-            kept = self._kept(link.client, hasty.client)
+            kept = self._kept(link.client)
             view = self._look(link.client, kept)
             asked = [] if view.is_alone else [keys for keys in view.queues if keys not in kept.silent]
-            free = self._free(hasty.client, asked, view.now_ms) if asked else []
+            free = self._free(link.client, asked, view.now_ms) if asked else []
         except REDIS_ERRORS as error:
             self._redis_is(False, one_line(error))
             if isinstance(error, redis.ResponseError):
@@ -189,7 +188,7 @@ class Fleet:
             self._refused.add(one_line(error))
             self._log.warning("redis refuses to tell of shards: see docs/scaling.md", reason=one_line(error))
 
-    def _kept(self, client: Redis, hasty: Redis) -> _Kept:
+    def _kept(self, client: Redis) -> _Kept:
         """The layout, once all is done about it that has to be; with what is silent, if nothing had to.
 
         So a node of a cluster that does not answer keeps nobody from the shards of the others. Lost steps are
@@ -197,12 +196,12 @@ class Fleet:
         """
         layout = layout_of(client, self._keys)
         self._former.saw(layout)
-        heard = hear_clocks(hasty, self._keys, counts_served(layout) | self._former.suspects)
+        heard = hear_clocks(client, self._keys, counts_served(layout) | self._former.suspects)
         for error in heard.errors.values():
             self._tell(error)
             if not isinstance(error, NotOurs):
                 raise error
-        closed = self._told_closed(hasty, layout)
+        closed = self._told_closed(client, layout)
         if heard.silent:
             first = min(heard.silent, key=lambda one: one.queue)
             reason = heard.errors.get(first) or redis.ConnectionError(f"no answer of {first.queue}'s node")
@@ -219,13 +218,13 @@ class Fleet:
         copy_to_shards(client, self._keys, served(self._keys, layout))
         return _Kept(layout, closed)
 
-    def _told_closed(self, hasty: Redis, layout: Layout) -> Sequence[QueueKeys]:
+    def _told_closed(self, client: Redis, layout: Layout) -> Sequence[QueueKeys]:
         """Closed shards that hold something, and know whether there is a pause: others are not served now."""
         told: list[QueueKeys] = []
         others = {*served(self._keys, layout), *self._former.silent}
         for one in (one for one in self._former.left if one not in others):
             try:
-                copy_to_shards(hasty, self._keys, [one])
+                copy_to_shards(client, self._keys, [one])
             except redis.ResponseError as error:  # its key may be none of ours
                 self._tell(error)
             except REDIS_ERRORS:
@@ -253,7 +252,8 @@ class Fleet:
             return _View(0, layout, (), queues, is_alone=True)
         queues += [keys for keys in kept.closed if keys not in queues]
         # Longer where looks take long, or the others would count us in at one look, and not at the next one.
-        ttl_s = self._config.lease_ttl_s + min(self._looked_s, _LONGEST_LOOK_S)
+        took_s = max(self._looked_s, time.monotonic() - self._began)
+        ttl_s = self._config.lease_ttl_s + min(took_s, _LONGEST_LOOK_S)
         ttl_ms = int(ttl_s * 1000) if self._is_fit() else 0
         now_ms, *workers = _FLEET(client, [self._keys.fleet], [self._name, ttl_ms])
         return _View(

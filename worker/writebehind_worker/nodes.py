@@ -103,6 +103,12 @@ def home(client: Redis, clock: str) -> Redis:
     return node
 
 
+def look_up(client: Redis) -> None:
+    """Has a client of all nodes ask who has which slot. By itself it does not where it knows of nobody."""
+    with suppress(RedisClusterException):
+        cast(Any, client).nodes_manager.initialize()
+
+
 def is_clustered(client: Redis) -> bool:
     """Whether it is a client of all nodes."""
     return isinstance(cast(Any, client), RedisCluster)

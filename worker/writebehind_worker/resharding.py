@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from redis import Redis
+from redis.exceptions import SlotNotCoveredError
 
 from writebehind.keys import QueueKeys
 from writebehind.script import Argument, Script
@@ -27,7 +28,7 @@ from writebehind.shards import LAYOUT_FIELDS, Layout, read_layout, shard_keys, s
 
 from .cache_names import CacheNames
 from .errors import FatalError
-from .nodes import REDIS_ERRORS, home, is_clustered
+from .nodes import REDIS_ERRORS, home, is_clustered, look_up
 from .owned_queue import KEYS_VERSION
 from .pause import change_copy, copy_of, is_copy
 from .redis_number import number_in
@@ -62,6 +63,9 @@ def layout_of(client: Redis, keys: QueueKeys) -> Layout:
             f"{keys.layout} in Redis does not say into how many shards the queue is divided: {error}",
             "no program of ours writes that: find out what did, and restore it, or ask before you delete it",
         ) from error
+    except SlotNotCoveredError:
+        look_up(client)  # for the next time
+        raise
 
 
 def is_unused(client: Redis, keys: QueueKeys) -> bool:
