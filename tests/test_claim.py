@@ -6,19 +6,26 @@ import itertools
 import json
 import zlib
 from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.replica import started_in
 
 from writebehind.keys import QueueKeys
+from writebehind_worker.embedded import EmbeddedRedis
 from writebehind_worker.errors import OwnershipLost
 from writebehind_worker.frozen import FrozenBatch
 from writebehind_worker.lease import Lease
 from writebehind_worker.owned_queue import CONNECTIONS, OwnedQueue
+from writebehind_worker.redis_rights import missing
 from writebehind_worker.redis_server import RedisLink
 from writebehind_worker.settle import Settlement
+from writebehind_worker.testing.servers import FAST_REDIS
 
 
 def packed(number: int, table: str, size: int) -> bytes:
@@ -31,24 +38,36 @@ def packed(number: int, table: str, size: int) -> bytes:
 _sizes = st.lists(st.one_of(st.integers(1, 60), st.integers(900, 3000)), min_size=1, max_size=40)
 
 
+@pytest.fixture
+def url_without_sort(redis_url: str, redis_client: redis.Redis) -> Iterator[str]:
+    """Of a user with the rights of an earlier version."""
+    may = ["+@all", "-sort"]
+    redis_client.acl_setuser("no-sort", enabled=True, passwords="+secret", keys="*", commands=may)
+    yield redis_url.replace("//", "//no-sort:secret@", 1)
+    redis_client.acl_deluser("no-sort")
+
+
 @pytest.mark.parametrize("is_full", [False, True], ids=["", "full"])
+@pytest.mark.parametrize("sorts", [True, False], ids=["", "without SORT"])
 def test_every_item_comes_once_in_order_and_within_the_bounds(
-    redis_url: str, redis_client: redis.Redis, queue: str, is_full: bool
+    redis_url: str, url_without_sort: str, redis_client: redis.Redis, queue: str, is_full: bool, sorts: bool
 ) -> None:
-    """Large items and small ones take different ways."""
+    """Items are copied by Redis itself, or one by one where the user may not sort."""
     keys = QueueKeys(queue)
     numbers = itertools.count()
-    with RedisLink(redis_url) as link:
+    with RedisLink(redis_url if sorts else url_without_sort) as link:
         assert Lease(redis_client, keys, "token", "me", 60).take() is None
         link.open(CONNECTIONS)
         owned = OwnedQueue(link, keys, "token")
         owned.own(1, 0)
+        redis_client.config_resetstat()
         before = redis_client.config_get("maxmemory")["maxmemory"] or 0
 
         @settings(max_examples=100)
         @given(_sizes, st.integers(1, 30), st.integers(1, 6000))
         def check(sizes: list[int], most_items: int, most_bytes: int) -> None:
-            items = [(b"%d " % next(numbers)).ljust(size, b"x") for size in sizes]
+            # Some are numbers: Redis keeps them as such.
+            items = [b"%d" % next(numbers) + b"x" * max(0, size - 10) for size in sizes]
             redis_client.lpush(queue, *items)
             redis_client.config_set("maxmemory", 1 if is_full else before)
             left = list(items)
@@ -69,6 +88,24 @@ def test_every_item_comes_once_in_order_and_within_the_bounds(
             check()
         finally:
             redis_client.config_set("maxmemory", before)
+        assert ("cmdstat_sort" in redis_client.info("commandstats")) is sorts
+
+
+def test_a_server_that_calls_sort_otherwise_freezes_batches_too(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        server = EmbeddedRedis(tmp_path / "redis", options=FAST_REDIS | {"rename-command": 'SORT ""'})
+        started_in(stack, server)
+        client = stack.enter_context(redis.Redis.from_url(server.url))
+        link = stack.enter_context(RedisLink(server.url))
+        keys = QueueKeys("queue")
+        assert Lease(client, keys, "token", "me", 60).take() is None
+        owned = OwnedQueue(link, keys, "token")
+        owned.own(1, 0)
+        client.lpush("queue", *range(5))
+        batch = owned.claim(3, 100, 0.0)
+        assert isinstance(batch, FrozenBatch)
+        assert batch.items == [b"0", b"1", b"2"] and client.lrange("queue", 0, -1) == [b"4", b"3"]
+        assert "SORT queue" in missing(client, keys)
 
 
 def test_what_is_packed_counts_as_it_is_unpacked(

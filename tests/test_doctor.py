@@ -431,7 +431,7 @@ def test_each_right_of_the_worker_s_user_is_missed_by_name(
         assert missing(client, keys) == []
 
 
-@pytest.mark.parametrize("right", ["+lmove", "+info", "+eval", "+zadd"])
+@pytest.mark.parametrize("right", ["+sort", "+info", "+eval", "+zadd"])
 def test_a_right_that_is_missing_in_redis(
     right: str, sound: EmbeddedServers, redis_admin: redis.Redis, urls: dict[str, Any]
 ) -> None:

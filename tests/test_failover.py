@@ -18,6 +18,11 @@ from tests.support.tally import TABLES, WRITES, Tally, TallyDatabase, numbers
 from tests.support.workers import RunningWorker, flags
 
 from writebehind import OutcomeUnknown
+from writebehind.keys import QueueKeys
+from writebehind_worker.frozen import FrozenBatch
+from writebehind_worker.lease import Lease
+from writebehind_worker.owned_queue import CONNECTIONS, OwnedQueue
+from writebehind_worker.redis_server import RedisLink
 from writebehind_worker.testing.proxy import Proxy, proxied_url
 from writebehind_worker.testing.wait import wait_until
 
@@ -79,6 +84,28 @@ def finish(options: dict[str, Any], tally: Tally) -> RunningWorker:
 
 
 # Redis.
+
+
+def test_a_batch_is_frozen_on_a_replica_alike_which_is_not_sent_its_items_again(
+    redis_pair: RedisPair, queue: str
+) -> None:
+    keys = QueueKeys(queue)
+    items = [b"%d" % n if n % 3 else b"%d " % n + b"x" * 5000 for n in range(300)]
+    primary, replica = redis_pair.on_primary, redis_pair.on_replica
+    with RedisLink(redis_pair.url) as link:
+        assert Lease(primary, keys, "token", "me", 60).take() is None
+        link.open(CONNECTIONS)
+        owned = OwnedQueue(link, keys, "token")
+        owned.own(1, 0)
+        primary.lpush(queue, *items)
+        redis_pair.catch_up()
+        before = redis_pair.offset()
+        batch = owned.claim(200, 1 << 20, 0.0)
+        assert isinstance(batch, FrozenBatch)
+        redis_pair.catch_up()
+        assert redis_pair.offset() - before < 5000
+    assert batch.items == items[:200] == replica.lrange(keys.processing(batch.id), 0, -1)
+    assert replica.lrange(queue, 0, -1) == items[:199:-1]
 
 
 def test_a_redis_replica_that_lags_is_promoted_under_load(

@@ -53,9 +53,13 @@ class RedisPair:
         found: dict[str, Any] = client.info("replication")
         return found
 
+    def offset(self) -> int:
+        """Bytes that the primary has had for its replica."""
+        return int(self._replication(self.on_primary)["master_repl_offset"])
+
     def catch_up(self) -> None:
         """Until the replica has all that the primary had when this was called."""
-        offset = self._replication(self.on_primary)["master_repl_offset"]
+        offset = self.offset()
         wait_until(lambda: self._replication(self.on_replica)["slave_repl_offset"] >= offset)
 
     def lag(self) -> None:

@@ -26,7 +26,7 @@ def needed(keys: QueueKeys) -> list[Sequence[str]]:
         ("LRANGE", queue, "0", "-1"),
         ("LTRIM", queue, "0", "-1"),
         ("BLMOVE", queue, queue, "RIGHT", "RIGHT", "1"),
-        ("LMOVE", queue, batch, "RIGHT", "RIGHT"),
+        ("SORT", queue, "BY", "nosort", "STORE", batch),
         ("GET", keys.lease),
         ("SET", keys.lease, ""),
         ("DEL", keys.lease),

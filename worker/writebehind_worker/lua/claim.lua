@@ -11,8 +11,7 @@
 --         or {'ok', now µs, seq of the clock, items, their bytes}. The items are read by LRANGE, in the same round trip: as a script's
 --         answer they cost Redis a third more.
 
-local CHUNK = 1000 -- unpack fails near 8,000
-local LARGE = 1000 -- bytes of an item
+local CHUNK, CHUNK_BYTES = 1000, 1024 * 1024 -- looked at together, the bytes about; unpack fails near 8,000
 local TAIL, MOST_UNPACKED = 160, 64 * 1024 * 1024 -- as received.py and frame.py have them
 
 local find, match, sub = string.find, string.match, string.sub
@@ -64,38 +63,38 @@ for _, command in ipairs({{'RPUSH', KEYS[7], ''}, {'LTRIM', KEYS[1], 0, 0}, {'RP
 end
 
 local clock = state[1] or '0'
-local taken, bytes = 0, 0
-local is_large = #redis.call('LINDEX', KEYS[1], -1) > LARGE
--- A user that was set up for an earlier version may lack LMOVE.
-if is_large and redis.acl_check_cmd('LMOVE', KEYS[1], KEYS[7], 'RIGHT', 'RIGHT') then
-  -- One by one: copied, they would be written to the append-only file once more (8 kB: 0.6 of the time).
-  while taken < math.min(most, length) do
-    local size = weight(redis.call('LMOVE', KEYS[1], KEYS[7], 'RIGHT', 'RIGHT'))
-    if bytes + size > room and taken > 0 then
-      redis.call('LMOVE', KEYS[7], KEYS[1], 'RIGHT', 'RIGHT') -- back to where it was
-      break
-    end
-    bytes = bytes + size
-    taken = taken + 1
+local taken, bytes, is_over = 0, 0, false
+local each = #redis.call('LINDEX', KEYS[1], -1) -- bytes of an item, as far as is known
+most = math.min(most, length)
+while taken < most and not is_over do
+  local want = math.min(CHUNK, most - taken, math.floor(CHUNK_BYTES / (each + 1)) + 1)
+  local items = redis.call('LRANGE', KEYS[1], -(taken + want), -(taken + 1))
+  local size = 0
+  for i = want, 1, -1 do
+    local weighs = weight(items[i])
+    is_over = bytes + weighs > room and taken > 0
+    if is_over then break end
+    bytes, taken, size = bytes + weighs, taken + 1, size + #items[i]
   end
-else
-  while taken < math.min(most, length) do
-    local want = math.min(CHUNK, most - taken, length - taken)
-    local items = redis.call('LRANGE', KEYS[1], -(taken + want), -(taken + 1))
-    local chunk, size = {}, 0
-    for i = #items, 1, -1 do
-      local weighs = weight(items[i])
-      if bytes + weighs > room and taken > 0 then break end
-      bytes = bytes + weighs
-      taken = taken + 1
-      size = size + 1
-      chunk[size] = items[i]
-    end
-    if size > 0 then redis.call('RPUSH', KEYS[7], unpack(chunk)) end
-    if size < #items then break end
-  end
-  redis.call('LTRIM', KEYS[1], 0, -(taken + 1))
+  each = math.floor(size / want)
 end
+
+-- By Redis itself: replicas and the append-only file hear of that, and not of each item once more, as by RPUSH.
+local function are_copied()
+  local sort = {'SORT', KEYS[1], 'BY', 'nosort', 'LIMIT', 0, taken, 'DESC', 'STORE', KEYS[7]}
+  -- A user that was set up for an earlier version may lack it; and a server, where it was renamed.
+  local is_known, may = pcall(redis.acl_check_cmd, unpack(sort))
+  return is_known and may and redis.call(unpack(sort)) == taken
+end
+
+if not are_copied() then
+  for first = 1, taken, CHUNK do
+    local items, chunk = redis.call('LRANGE', KEYS[1], -math.min(taken, first + CHUNK - 1), -first), {}
+    for i = #items, 1, -1 do chunk[#chunk + 1] = items[i] end
+    redis.call('RPUSH', KEYS[7], unpack(chunk))
+  end
+end
+redis.call('LTRIM', KEYS[1], 0, -(taken + 1))
 redis.call('RPUSH', KEYS[2], ARGV[5])
 local left = tonumber(state[3] or '') or 0 -- of what was there as the queue was closed: see mark.lua
 if left > 0 then redis.call('HSET', KEYS[6], 'left', math.max(0, left - taken), 'last', ARGV[5]) end
