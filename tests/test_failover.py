@@ -272,7 +272,7 @@ def test_an_old_primary_that_was_paused_comes_back_and_nothing_takes_effect_twic
         cut_off = {**options, "redis_url": proxied_url(redis_pair.primary.url, way.port)}
         cut_off["batch_bytes"] = 2000  # several transactions
         with CrashingWorker(None, flags(**cut_off)) as former:
-            slow_down(database, 0.05)
+            slow_down(database, 0.3)
             tally.tick(100)
             wait_until(database.applied)
             redis_pair.lag()
