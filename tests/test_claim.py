@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.support.replica import started_in
 
@@ -65,6 +65,9 @@ def test_every_item_comes_once_in_order_and_within_the_bounds(
 
         @settings(max_examples=100)
         @given(_sizes, st.integers(1, 30), st.integers(1, 6000))
+        @example([1] * 2500, 2300, 1 << 20)
+        @example([5, *[100_000] * 60, *[5] * 100], 150, 4 << 20)
+        @example([5] * 100 + [100_000] * 60, 150, 4 << 20)
         def check(sizes: list[int], most_items: int, most_bytes: int) -> None:
             # Some are numbers: Redis keeps them as such.
             items = [b"%d" % next(numbers) + b"x" * max(0, size - 10) for size in sizes]

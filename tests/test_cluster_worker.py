@@ -352,7 +352,7 @@ def test_a_pause_and_its_end_come_to_a_closed_shard_that_gets_raw_writes(
     with RunningFleet(**options) as fleet:
         former = divided_in_time(client, keys, 3)[0]
         divided_in_time(client, keys, 1)
-        wait_until(lambda: fleet.owned() == {keys.queue})  # nobody works the former ones off any more
+        wait_until(lambda: {*fleet.fleet._serving} == fleet.owned() == {keys.queue})  # no former one
         fleet.fleet._former._add([3])
         sender.send(10, former.queue)
         wait_until(lambda: applied() == 10 and former.queue in fleet.owned())

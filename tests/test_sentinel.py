@@ -77,7 +77,7 @@ def test_a_primary_that_is_killed_under_load_loses_nothing_that_was_replicated(
         sentinels.kill_primary()
         later = finish(sentinels, tally)
         worker.wait_for_role("owner")
-    # What the first primary had not replicated, and was sent again, is a new write to the second.
+    # What the first primary had not replicated, and was sent again, is a new write: docs/guarantees.md.
     applied = database.applied(tally.resent)
     assert len(tally.resent) <= 3 and replicated | later <= applied
     database.check(applied, tally.resent)
@@ -154,7 +154,7 @@ def test_a_paused_primary_that_comes_back_is_not_written_to(
         sentinels.resume_primary()
         wait_until(lambda: sentinels.role(first) == "slave", 40, 0.05)
         later = finish(sentinels, tally)
-    # What the first primary had not replicated, and was sent again, is a new write to the second.
+    # What the first primary had not replicated, and was sent again, is a new write: docs/guarantees.md.
     applied = database.applied(tally.resent)
     assert len(tally.resent) <= 3 and replicated | later <= applied
     database.check(applied, tally.resent)

@@ -24,8 +24,9 @@ from writebehind import WriteBehind
 from writebehind.keys import QueueKeys
 from writebehind.shards import shard_keys
 from writebehind_worker import fleet
-from writebehind_worker.resharding import divide, layout_of
-from writebehind_worker.shard_clocks import hear_clocks
+from writebehind_worker.redis_server import RedisLink
+from writebehind_worker.resharding import copy_to_shards, divide, layout_of
+from writebehind_worker.shard_clocks import NODE_TIMEOUT_S, hear_clocks
 from writebehind_worker.testing.wait import wait_until
 from writebehind_worker.whole_pause import pause_all
 
@@ -212,6 +213,21 @@ def test_a_node_that_falls_silent_within_a_look_holds_up_none_of_the_next_ones(
 
         monkeypatch.setattr(fleet, "hear_clocks", heard)
         wait_until(lambda: looks > 1, A_FEW * TIMEOUT_S)
+
+
+def test_a_silent_node_is_not_waited_for_by_each_of_its_shards(
+    cluster: Cluster, keys: QueueKeys, options: dict[str, Any]
+) -> None:
+    place = cluster.node_of(shard_keys(keys.queue, FORMER)[0].clock)
+    there = [one for one in shard_keys(keys.queue, 96) if cluster.node_of(one.clock) == place]
+    assert len(there) > A_FEW * TIMEOUT_S
+    with RedisLink(options["redis_url"], at_most_s=NODE_TIMEOUT_S) as link:
+        client = link.client
+        with silent(cluster, place):
+            began = time.monotonic()
+            with pytest.raises((redis.TimeoutError, redis.ConnectionError)):
+                copy_to_shards(client, keys, there)
+            assert time.monotonic() - began < A_FEW * TIMEOUT_S * NODE_TIMEOUT_S
 
 
 def test_raw_writes_to_a_former_shard_there_hold_up_no_other_work_of_the_workers(

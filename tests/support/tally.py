@@ -50,7 +50,7 @@ class Tally:
     """A producer that re-sends for as long as Redis is away.
 
     ``ticks``: receipts of what was accepted. ``count`` numbers them, in the order in which they are sent.
-    ``resent``: those whose call was sent more than once.
+    ``resent``: those whose call may have been sent more than once; a new connection counts, too.
     """
 
     def __init__(self, redis_url: str, queue: str) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from redis import Redis
-from redis.exceptions import RedisClusterException
+from redis.exceptions import ClusterDownError, RedisClusterException
 
 from writebehind.cluster import is_no_answer
 from writebehind.keys import QueueKeys
@@ -48,9 +48,26 @@ def ask_nodes(client: Redis, queues: Sequence[QueueKeys], ask: Ask, *, follow: b
             moved = [one for one, told in replies.items() if _has_moved(told)] if follow else []
             found |= replies | (_answered(client, moved, ask) if moved else {})
     found = {one: told for one, told in found.items() if not _has_moved(told)}
-    if len(found) < len(queues):
+    is_down = any(isinstance(reply, ClusterDownError) for told in found.values() for reply in told)
+    if is_down or len(found) < len(queues):  # another one may have the slot by now
         look_up(client)
     return Answers(found, took_s)
+
+
+def ask_all(client: Redis, queues: Sequence[QueueKeys], ask: Ask) -> Mapping[QueueKeys, Sequence[Any]]:
+    """What each answers; raises where one does not.
+
+    Of a pipeline of all nodes redis-py sends what gets no answer again, command by command: a node that is
+    silent would be waited for as often as it has queues.
+    """
+    found = dict(ask_nodes(client, queues, ask, follow=True).replies)
+    for one in queues:
+        if one not in found:  # as patiently as the client is; if it comes back, so are the others there
+            found |= _asked(client, [one], ask)
+    for reply in (reply for told in found.values() for reply in told):
+        if isinstance(reply, Exception):
+            raise reply
+    return found
 
 
 def _answered(client: Redis, queues: Sequence[QueueKeys], ask: Ask) -> dict[QueueKeys, Sequence[Any]]:

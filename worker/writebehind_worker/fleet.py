@@ -121,6 +121,7 @@ class Fleet:
         self._keys = QueueKeys(config.queue)
         self._name = secrets.token_hex(8)
         self._began, self._looked_s = 0.0, 0.0  # when this look began, how long the last one took
+        self._failed_looks = 0  # since the last one that did not
         self._serving: dict[str, _Serving] = {}
         self._spare = Spare(config, state)
         self._former = FormerShards(config, self._log)
@@ -173,9 +174,12 @@ class Fleet:
             self._redis_is(False, one_line(error))
             if isinstance(error, redis.ResponseError):
                 self._tell(error)
-            if not self._serving and self._mode is None:
+            self._failed_looks += 1
+            # On a cluster one may fail by chance; and served alone a divided queue is not known as such.
+            if not self._serving and self._mode is None and self._failed_looks > link.is_clustered:
                 self._serve_alone(hurry)  # it tells what is wrong, and goes on by itself
             return
+        self._failed_looks = 0
         self._redis_is(kept.reason is None, kept.reason)
         if view.is_alone:
             self._serve_alone(hurry, "alone again" if view.layout.number else "alone")
@@ -253,7 +257,8 @@ class Fleet:
         queues += [keys for keys in kept.closed if keys not in queues]
         # Longer where looks take long, or the others would count us in at one look, and not at the next one.
         took_s = max(self._looked_s, time.monotonic() - self._began)
-        ttl_s = self._config.lease_ttl_s + min(took_s, _LONGEST_LOOK_S)
+        varies_s = 2 * NODE_TIMEOUT_S if kept.silent else 0  # whom redis-py asks who has which slot
+        ttl_s = self._config.lease_ttl_s + min(took_s + varies_s, _LONGEST_LOOK_S)
         ttl_ms = int(ttl_s * 1000) if self._is_fit() else 0
         now_ms, *workers = _FLEET(client, [self._keys.fleet], [self._name, ttl_ms])
         return _View(

@@ -33,6 +33,8 @@ SLOT_MOVES = (AskError, TryAgainError)
 
 _ATTEMPTS, _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 8, 0.05, 0.5
 
+_NoSlots = IndexError  # what redis-py raises where none of the nodes has any
+
 Options = Mapping[str, Any]
 
 
@@ -79,6 +81,8 @@ def all_nodes(address: Address, options: Options, attempts: int = _ATTEMPTS) -> 
         client = RedisCluster(startup_nodes=seeds, require_full_coverage=False, **given, **_tls(address))
     except RedisClusterException as error:
         raise ConnectionError(explained(error)) from error
+    except _NoSlots as error:
+        raise ConnectionError("no node of the cluster has slots") from error
     client.set_retry(Retry(pauses, attempts))
     return client
 
@@ -105,7 +109,7 @@ def home(client: Redis, clock: str) -> Redis:
 
 def look_up(client: Redis) -> None:
     """Has a client of all nodes ask who has which slot. By itself it does not where it knows of nobody."""
-    with suppress(RedisClusterException):
+    with suppress(RedisClusterException, _NoSlots):
         cast(Any, client).nodes_manager.initialize()
 
 

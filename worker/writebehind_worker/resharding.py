@@ -26,6 +26,7 @@ from writebehind.keys import QueueKeys
 from writebehind.script import Argument, Script
 from writebehind.shards import LAYOUT_FIELDS, Layout, read_layout, shard_keys, stamp
 
+from .answers import ask_all
 from .cache_names import CacheNames
 from .errors import FatalError
 from .nodes import REDIS_ERRORS, home, is_clustered, look_up
@@ -173,12 +174,10 @@ def mend(client: Redis, keys: QueueKeys, layout: Layout) -> None:
     shards = shard_keys(keys.queue, layout.shards)
     if layout.closing is not None or not layout.number:
         return
-    with client.pipeline(transaction=False) as pipe:
-        for one in shards:
-            pipe.hmget(one.clock, "division", "hold")
-        told = pipe.execute()
+    told = ask_all(client, shards, lambda pipe, one: pipe.hmget(one.clock, "division", "hold"))
     step = _Steps(client, keys, layout.draining, layout.shards, layout.number)
-    for number, (one, (division, hold)) in enumerate(zip(shards, told, strict=True)):
+    for number, one in enumerate(shards):
+        ((division, hold),) = told[one]
         is_behind = number_in(division, f"division of {one.clock}") < layout.number
         if is_behind:
             step.open(one, _since(client, keys), stamp(number, layout.shards, layout.moves))
@@ -228,14 +227,11 @@ def copy_to_shards(client: Redis, keys: QueueKeys, queues: Iterable[QueueKeys]) 
 
 def _copy_once(client: Redis, keys: QueueKeys, shards: Sequence[QueueKeys]) -> bool:
     """Whether there was something to be done."""
-    with client.pipeline(transaction=False) as pipe:
-        for one in shards:
-            pipe.get(one.paused)
-        told = pipe.execute()
+    told = ask_all(client, shards, lambda pipe, one: pipe.get(one.paused))
     # Asked after the copies: where there is none now, they are of an earlier one.
     whole = cast(bytes | None, client.get(keys.paused))
     wanted = None if whole is None else copy_of(whole)
-    copies = [(one, read) for one, read in zip(shards, told, strict=True) if read is None or is_copy(read)]
+    copies = [(one, read) for one, (read,) in told.items() if read is None or is_copy(read)]
     others = [(one, read) for one, read in copies if read != wanted]
     for one, read in others:
         change_copy(client, one, read, wanted)

@@ -11,7 +11,7 @@
 --         or {'ok', now µs, seq of the clock, items, their bytes}. The items are read by LRANGE, in the same round trip: as a script's
 --         answer they cost Redis a third more.
 
-local CHUNK, CHUNK_BYTES = 1000, 1024 * 1024 -- looked at together, the bytes about; unpack fails near 8,000
+local FIRST, CHUNK, CHUNK_BYTES = 16, 1000, 256 * 1024 -- looked at together: more while they are small; unpack fails near 8,000
 local TAIL, MOST_UNPACKED = 160, 64 * 1024 * 1024 -- as received.py and frame.py have them
 
 local find, match, sub = string.find, string.match, string.sub
@@ -64,10 +64,10 @@ end
 
 local clock = state[1] or '0'
 local taken, bytes, is_over = 0, 0, false
-local each = #redis.call('LINDEX', KEYS[1], -1) -- bytes of an item, as far as is known
+local chunk = FIRST
 most = math.min(most, length)
 while taken < most and not is_over do
-  local want = math.min(CHUNK, most - taken, math.floor(CHUNK_BYTES / (each + 1)) + 1)
+  local want = math.min(chunk, most - taken)
   local items = redis.call('LRANGE', KEYS[1], -(taken + want), -(taken + 1))
   local size = 0
   for i = want, 1, -1 do
@@ -76,22 +76,25 @@ while taken < most and not is_over do
     if is_over then break end
     bytes, taken, size = bytes + weighs, taken + 1, size + #items[i]
   end
-  each = math.floor(size / want)
+  if size < CHUNK_BYTES then chunk = math.min(CHUNK, chunk * 4) end
+  if size > CHUNK_BYTES * 4 then chunk = math.ceil(chunk / 4) end
 end
 
 -- By Redis itself: replicas and the append-only file hear of that, and not of each item once more, as by RPUSH.
-local function are_copied()
-  local sort = {'SORT', KEYS[1], 'BY', 'nosort', 'LIMIT', 0, taken, 'DESC', 'STORE', KEYS[7]}
-  -- A user that was set up for an earlier version may lack it; and a server, where it was renamed.
-  local is_known, may = pcall(redis.acl_check_cmd, unpack(sort))
-  return is_known and may and redis.call(unpack(sort)) == taken
-end
-
-if not are_copied() then
+local sort = {'SORT', KEYS[1], 'BY', 'nosort', 'LIMIT', 0, taken, 'DESC', 'STORE', KEYS[7]}
+-- A user that was set up for an earlier version may lack it; and a server, where it was renamed.
+local is_known, may = pcall(redis.acl_check_cmd, unpack(sort))
+if is_known and may then
+  local copied = redis.call(unpack(sort))
+  if copied ~= taken then
+    redis.call('UNLINK', KEYS[7])
+    return redis.error_reply('SORT has copied ' .. copied .. ' of ' .. taken .. ' items: this is no Redis that the worker knows')
+  end
+else
   for first = 1, taken, CHUNK do
-    local items, chunk = redis.call('LRANGE', KEYS[1], -math.min(taken, first + CHUNK - 1), -first), {}
-    for i = #items, 1, -1 do chunk[#chunk + 1] = items[i] end
-    redis.call('RPUSH', KEYS[7], unpack(chunk))
+    local items, those = redis.call('LRANGE', KEYS[1], -math.min(taken, first + CHUNK - 1), -first), {}
+    for i = #items, 1, -1 do those[#those + 1] = items[i] end
+    redis.call('RPUSH', KEYS[7], unpack(those))
   end
 end
 redis.call('LTRIM', KEYS[1], 0, -(taken + 1))
