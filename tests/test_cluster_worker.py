@@ -7,13 +7,14 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 import pytest
 import redis
 from click.testing import CliRunner
-from tests.support.cluster import Cluster, client, cluster, options
+from redis.exceptions import ClusterDownError
+from tests.support.cluster import Cluster, client, cluster, one_node, options
 from tests.support.fleets import RunningFleet
 from tests.support.sharded import Run, divided_in_time, killed_after, run
 from tests.support.workers import ROOT, RunningWorker, WorkerProcess
@@ -23,10 +24,11 @@ from writebehind.address import read_address
 from writebehind.keys import QueueKeys
 from writebehind.shards import shard_keys
 from writebehind_worker import former_shards, resharding, whole_pause
+from writebehind_worker.answers import ask_nodes
 from writebehind_worker.cli import cli
 from writebehind_worker.config import Config
 from writebehind_worker.doctor_redis import examine_redis
-from writebehind_worker.nodes import has_moved, identity
+from writebehind_worker.nodes import all_nodes, has_moved, identity, look_up, slot_of
 from writebehind_worker.pause import change_copy, copy_of, resume
 from writebehind_worker.resharding import divide, layout_of, still_draining
 from writebehind_worker.testing.wait import wait_until
@@ -106,6 +108,24 @@ def test_workers_find_the_queue_again_whose_slot_was_nobodys_for_a_while(
         wait_until(lambda: fleet.state.facts()["redis_up"] is True)
         sender.send(10)
         wait_until(lambda: applied() == 10)
+
+
+def test_a_node_that_serves_a_slot_no_more_is_not_believed_to_have_it(keys: QueueKeys) -> None:
+    with one_node() as node:
+        address = read_address(f"redis+cluster://127.0.0.1:{node.connection_pool.connection_kwargs['port']}")
+        clustered = all_nodes(address, {}, attempts=0)
+        client, manager = cast(redis.Redis, clustered), clustered.nodes_manager
+        ask: Any = node.execute_command
+        ask("CLUSTER DELSLOTS", slot_of(keys.clock))
+        assert slot_of(keys.clock) in manager.slots_cache
+        (reply,) = ask_nodes(client, [keys], lambda pipe, one: pipe.get(one.epoch)).replies[keys]
+        assert isinstance(reply, ClusterDownError)
+        assert slot_of(keys.clock) not in manager.slots_cache  # it has asked
+        ask("CLUSTER FLUSHSLOTS")
+        look_up(client)
+        with pytest.raises(redis.ConnectionError, match="no node of the cluster has slots"):
+            all_nodes(address, {})
+        clustered.close()
 
 
 @pytest.mark.parametrize("way", ["at once", "key by key"])
