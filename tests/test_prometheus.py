@@ -8,7 +8,7 @@ import urllib.request
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 import psycopg
@@ -257,12 +257,17 @@ def test_a_real_prometheus_sees_a_fleet_that_is_well_and_one_that_is_not(
         divide(redis_client, QueueKeys(queue), 3)
         wait_until(lambda: owners() == {"": 1, ":1of3": 1, ":2of3": 1, ":3of3": 1})
         wait_until(lambda: is_quiet("WritebehindDeadLetters"), message="former shards are missed")
-        wait_until(lambda: prometheus.firing()["WritebehindDeadLetters"]["labels"]["queue"] == queue)
+
+        def whose() -> Any:
+            found = prometheus.firing().get("WritebehindDeadLetters")  # for a moment it may be nobody's
+            return found and found["labels"]["queue"]
+
+        wait_until(lambda: whose() == queue)
 
 
 def _fires(prometheus: Prometheus, name: str) -> dict[str, Any]:
-    wait_until(lambda: name in prometheus.firing(), timeout=20, message=f"{name} did not fire")
-    return prometheus.firing()[name]
+    found = wait_until(lambda: prometheus.firing().get(name), timeout=20, message=f"{name} did not fire")
+    return cast(dict[str, Any], found)
 
 
 def _is(prometheus: Prometheus, metric: str, queue: str, value: float) -> bool:
