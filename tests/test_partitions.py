@@ -41,6 +41,7 @@ def letters(rows: Rows) -> Counter[object]:
 
 
 def retry_all(rows: Rows) -> None:
+    wait_until(lambda: not rows.client.exists(rows.keys.inflight))  # their batch is finished
     names = ("redis_url", "postgres_url", "queue")
     servers = [part for name in names for part in (SETTINGS[name].flag, rows.options[name])]
     result = CliRunner().invoke(cli, ["dead", "retry", "--all", *servers])
