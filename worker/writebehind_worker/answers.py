@@ -64,10 +64,15 @@ def ask_all(client: Redis, queues: Sequence[QueueKeys], ask: Ask) -> Mapping[Que
     for one in queues:
         if one not in found:  # as patiently as the client is; if it comes back, so are the others there
             found |= _asked(client, [one], ask)
-    for reply in (reply for told in found.values() for reply in told):
+    raise_first(found)
+    return found
+
+
+def raise_first(replies: Mapping[QueueKeys, Sequence[Any]]) -> None:
+    """Raises the first error that is a reply."""
+    for reply in (reply for told in replies.values() for reply in told):
         if isinstance(reply, Exception):
             raise reply
-    return found
 
 
 def _answered(client: Redis, queues: Sequence[QueueKeys], ask: Ask) -> dict[QueueKeys, Sequence[Any]]:

@@ -23,7 +23,7 @@ from writebehind.keys import QueueKeys
 from writebehind.script import Script
 from writebehind.shards import Layout
 
-from .answers import ask_nodes
+from .answers import ask_nodes, raise_first
 from .config import Config, one_line
 from .errors import FatalError
 from .former_shards import FormerShards
@@ -308,9 +308,7 @@ class Fleet:
     def _free(self, client: Redis, queues: Sequence[QueueKeys], now_ms: int) -> list[str]:
         """Those whose lease nobody holds; none of a node that does not answer."""
         told = ask_nodes(client, queues, lambda pipe, keys: pipe.get(keys.lease)).replies
-        for (lease,) in told.values():
-            if isinstance(lease, Exception):
-                raise lease
+        raise_first(told)
         ends = {keys: read_lease(lease)[1] or 0 for keys, (lease,) in told.items()}
         return [keys.queue for keys in queues if keys in ends and ends[keys] < now_ms]
 

@@ -11,7 +11,7 @@ from redis import Redis, RedisError
 from writebehind.keys import QueueKeys
 from writebehind.shards import shard_keys
 
-from .answers import ask_nodes
+from .answers import ask_all, ask_nodes
 from .redis_number import NotOurs, number_in
 
 Clocks = Mapping[int, Sequence["Clock"]]
@@ -56,18 +56,15 @@ class Heard:
 def read_clocks(client: Redis, keys: QueueKeys, counts: Iterable[int]) -> Clocks:
     """Of the shards of each of these numbers. Raises where one does not answer."""
     every = _every(keys, counts)
-    with client.pipeline(transaction=False) as pipe:
-        for one in (one for those in every.values() for one in those):
-            _ask(pipe, one)
-        told = iter(pipe.execute())
-    return {shards: [_clock(keys, one, next(told)) for one in those] for shards, those in every.items()}
+    told = ask_all(client, [one for those in every.values() for one in those], _ask)
+    return {shards: [_clock(keys, one, *told[one]) for one in those] for shards, those in every.items()}
 
 
 def hear_clocks(client: Redis, keys: QueueKeys, counts: Iterable[int], *, contents: bool = False) -> Heard:
     """Each node is asked once: of one that does not answer nothing is heard. ``contents``: what they hold."""
     every = _every(keys, counts)
     shards = [one for those in every.values() for one in those]
-    answers = ask_nodes(client, shards, _ask_all if contents else _ask, follow=True)
+    answers = ask_nodes(client, shards, _ask_with_contents if contents else _ask, follow=True)
     found: dict[QueueKeys, Clock] = {}
     errors: dict[QueueKeys, Exception] = {}
     for one, replies in answers.replies.items():
@@ -89,7 +86,7 @@ def _ask(pipe: Any, one: QueueKeys) -> None:
     pipe.hmget(one.clock, "division", "shard", "seq", "into")
 
 
-def _ask_all(pipe: Any, one: QueueKeys) -> None:
+def _ask_with_contents(pipe: Any, one: QueueKeys) -> None:
     _ask(pipe, one)
     pipe.llen(one.queue).llen(one.inflight)
 
