@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 import redis
 from tests.support.crashing_worker import CrashingWorker
+from tests.support.owners import owning
 from tests.support.workers import RunningWorker, Workload, flags
 
 from writebehind import WriteRejected
 from writebehind.keys import QueueKeys
-from writebehind_worker.lease import Lease
-from writebehind_worker.owned_queue import CONNECTIONS, OwnedQueue
-from writebehind_worker.redis_server import RedisLink
+from writebehind_worker.owned_queue import OwnedQueue
 from writebehind_worker.tenure import MANY_ENTRIES
 
 
@@ -112,11 +111,7 @@ def test_only_the_owner_tells_and_never_less_than_before(
     def committed() -> object:
         return redis_client.hget(keys.clock, "committed")
 
-    with RedisLink(redis_url) as link:
-        assert Lease(redis_client, keys, "token", "me", 60).take() is None
-        link.open(CONNECTIONS)
-        owned = OwnedQueue(link, keys, "token")
-        owned.own(1, 0)
+    with owning(redis_url, keys) as owned:
         owned.announce(7)
         assert committed() == b"7"
         owned.announce(5)

@@ -14,16 +14,14 @@ import pytest
 import redis
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tests.support.owners import owning
 from tests.support.replica import started_in
 
 from writebehind.keys import QueueKeys
 from writebehind_worker.embedded import EmbeddedRedis
 from writebehind_worker.errors import OwnershipLost
 from writebehind_worker.frozen import FrozenBatch
-from writebehind_worker.lease import Lease
-from writebehind_worker.owned_queue import CONNECTIONS, OwnedQueue
 from writebehind_worker.redis_rights import missing
-from writebehind_worker.redis_server import RedisLink
 from writebehind_worker.settle import Settlement
 from writebehind_worker.testing.servers import FAST_REDIS
 
@@ -55,11 +53,7 @@ def test_every_item_comes_once_in_order_and_within_the_bounds(
     """Items are copied by Redis itself, or one by one where the user may not sort."""
     keys = QueueKeys(queue)
     numbers = itertools.count()
-    with RedisLink(redis_url if sorts else url_without_sort) as link:
-        assert Lease(redis_client, keys, "token", "me", 60).take() is None
-        link.open(CONNECTIONS)
-        owned = OwnedQueue(link, keys, "token")
-        owned.own(1, 0)
+    with owning(redis_url if sorts else url_without_sort, keys) as owned:
         redis_client.config_resetstat()
         before = redis_client.config_get("maxmemory")["maxmemory"] or 0
 
@@ -99,11 +93,8 @@ def test_a_server_that_calls_sort_otherwise_freezes_batches_too(tmp_path: Path) 
         server = EmbeddedRedis(tmp_path / "redis", options=FAST_REDIS | {"rename-command": 'SORT ""'})
         started_in(stack, server)
         client = stack.enter_context(redis.Redis.from_url(server.url))
-        link = stack.enter_context(RedisLink(server.url))
         keys = QueueKeys("queue")
-        assert Lease(client, keys, "token", "me", 60).take() is None
-        owned = OwnedQueue(link, keys, "token")
-        owned.own(1, 0)
+        owned = stack.enter_context(owning(server.url, keys))
         client.lpush("queue", *range(5))
         batch = owned.claim(3, 100, 0.0)
         assert isinstance(batch, FrozenBatch)
@@ -116,11 +107,7 @@ def test_what_is_packed_counts_as_it_is_unpacked(
 ) -> None:
     keys = QueueKeys(queue)
     numbers = itertools.count()
-    with RedisLink(redis_url) as link:
-        assert Lease(redis_client, keys, "token", "me", 60).take() is None
-        link.open(CONNECTIONS)
-        owned = OwnedQueue(link, keys, "token")
-        owned.own(1, 0)
+    with owning(redis_url, keys) as owned:
         kinds = st.one_of(
             st.integers(1, 5000).map(lambda size: (False, size)),
             st.integers(1, 5000).map(lambda size: (True, size)),
@@ -172,11 +159,7 @@ def test_what_is_not_unpacked_counts_as_it_is(
     redis_url: str, redis_client: redis.Redis, queue: str, item: bytes
 ) -> None:
     keys = QueueKeys(queue)
-    with RedisLink(redis_url) as link:
-        assert Lease(redis_client, keys, "token", "me", 60).take() is None
-        link.open(CONNECTIONS)
-        owned = OwnedQueue(link, keys, "token")
-        owned.own(1, 0)
+    with owning(redis_url, keys) as owned:
         redis_client.lpush(queue, item)
         batch = owned.claim(10, 100, 0.0)
         assert isinstance(batch, FrozenBatch)
@@ -189,10 +172,7 @@ def test_entries_are_settled_by_the_call_that_acknowledges_if_it_is_the_owners(
     keys = QueueKeys(queue)
     redis_client.hset(f"{queue}:row", mapping={"@seq": "7", "name": "x"})
     entries = [Settlement(f"{queue}:row", 60, applied_seq=7)]
-    with RedisLink(redis_url) as link:
-        assert Lease(redis_client, keys, "token", "me", 60).take() is None
-        owned = OwnedQueue(link, keys, "token")
-        owned.own(1, 0)
+    with owning(redis_url, keys) as owned:
         redis_client.lpush(queue, "first", "second")
         first, second = (owned.claim(1, 1000, 0.0) for _ in range(2))
         assert isinstance(first, FrozenBatch)

@@ -29,7 +29,8 @@ from writebehind_worker.cli import cli
 from writebehind_worker.config import Config
 from writebehind_worker.doctor_redis import examine_redis
 from writebehind_worker.nodes import all_nodes, has_moved, identity, look_up, slot_of
-from writebehind_worker.pause import change_copy, copy_of, resume
+from writebehind_worker.owned_queue import OwnedQueue
+from writebehind_worker.pause import Pause, change_copy, copy_of, resume
 from writebehind_worker.resharding import divide, layout_of, still_draining
 from writebehind_worker.testing.wait import wait_until
 from writebehind_worker.whole_pause import pause_all, resume_all
@@ -103,8 +104,8 @@ def test_workers_find_the_queue_again_whose_slot_was_nobodys_for_a_while(
     with RunningFleet(**options) as fleet:
         wait_until(lambda: len(fleet.owned()) == 3)
         with cluster.slot_of_nobody(keys.clock):
-            wait_until(lambda: fleet.state.facts()["redis_up"] is False)
-            time.sleep(2)  # it looks a few times
+            wait_until(lambda: fleet.fleet._failed_looks > 3)
+            assert fleet.state.facts()["redis_up"] is False
         wait_until(lambda: fleet.state.facts()["redis_up"] is True)
         sender.send(10)
         wait_until(lambda: applied() == 10)
@@ -368,9 +369,19 @@ def test_a_pause_and_its_end_come_to_a_closed_shard_that_gets_raw_writes(
     run: Run,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    former, answers = shard_keys(keys.queue, 3)[0], list[object]()
+    ask = OwnedQueue.claim
+
+    def claim(owned: OwnedQueue, *given: Any) -> Any:
+        answer = ask(owned, *given)
+        if owned._keys == former:
+            answers.append(answer)
+        return answer
+
+    monkeypatch.setattr(OwnedQueue, "claim", claim)
     monkeypatch.setattr(former_shards, "_EVERY_S", 0.1)
     with RunningFleet(**options) as fleet:
-        former = divided_in_time(client, keys, 3)[0]
+        divided_in_time(client, keys, 3)
         divided_in_time(client, keys, 1)
         wait_until(lambda: {*fleet.fleet._serving} == fleet.owned() == {keys.queue})  # no former one
         fleet.fleet._former._add([3])
@@ -379,8 +390,9 @@ def test_a_pause_and_its_end_come_to_a_closed_shard_that_gets_raw_writes(
         run("pause", "--reason", "a migration")
         wait_until(lambda: client.get(former.paused) is not None)
         sender.send(10, former.queue)
-        time.sleep(1)  # nothing tells that nothing comes
-        assert applied() == 10
+        answers.clear()
+        wait_until(lambda: len(answers) > 2)
+        assert {type(answer) for answer in answers} == {Pause} and applied() == 10
         assert "a migration" in run("status", queue=former.queue)
         run("resume")
         wait_until(lambda: applied() == 20)

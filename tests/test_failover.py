@@ -13,6 +13,7 @@ import redis
 from structlog.testing import capture_logs
 from tests.conftest import SCHEMA
 from tests.support.crashing_worker import CrashingWorker
+from tests.support.owners import owning
 from tests.support.replica import PostgresPair, RedisPair
 from tests.support.tally import TABLES, WRITES, Tally, TallyDatabase, numbers
 from tests.support.workers import RunningWorker, flags
@@ -20,9 +21,6 @@ from tests.support.workers import RunningWorker, flags
 from writebehind import OutcomeUnknown
 from writebehind.keys import QueueKeys
 from writebehind_worker.frozen import FrozenBatch
-from writebehind_worker.lease import Lease
-from writebehind_worker.owned_queue import CONNECTIONS, OwnedQueue
-from writebehind_worker.redis_server import RedisLink
 from writebehind_worker.testing.proxy import Proxy, proxied_url
 from writebehind_worker.testing.wait import wait_until
 
@@ -92,11 +90,7 @@ def test_a_batch_is_frozen_on_a_replica_alike_which_is_not_sent_its_items_again(
     keys = QueueKeys(queue)
     items = [b"%d" % n if n % 3 else b"%d " % n + b"x" * 5000 for n in range(300)]
     primary, replica = redis_pair.on_primary, redis_pair.on_replica
-    with RedisLink(redis_pair.url) as link:
-        assert Lease(primary, keys, "token", "me", 60).take() is None
-        link.open(CONNECTIONS)
-        owned = OwnedQueue(link, keys, "token")
-        owned.own(1, 0)
+    with owning(redis_pair.url, keys) as owned:
         primary.lpush(queue, *items)
         redis_pair.catch_up()
         before = redis_pair.offset()

@@ -73,6 +73,12 @@ def options(cluster: Cluster, postgres_url: str, keys: QueueKeys) -> dict[str, A
     return {"redis_url": url, "postgres_url": postgres_url, "queue": keys.queue, "lease_ttl_s": 1.0}
 
 
+@pytest.fixture
+def quick(options: dict[str, Any]) -> dict[str, Any]:
+    """Waits less for each reply."""
+    return options | {"redis_url": f"{options['redis_url']}?socket_timeout={TIMEOUT_S}"}
+
+
 @contextmanager
 def silent(cluster: Cluster, place: int) -> Iterator[None]:
     """A node and its replica, which are there and do nothing."""
@@ -116,15 +122,14 @@ def test_workers_that_come_later_or_take_over_soon_serve_the_shards_of_the_other
     cluster: Cluster,
     client: redis.Redis,
     keys: QueueKeys,
-    options: dict[str, Any],
+    quick: dict[str, Any],
     rows: psycopg.Connection[Any],
 ) -> None:
-    options["redis_url"] += f"?socket_timeout={TIMEOUT_S}"
     there, *elsewhere = divided_in_time(client, keys, FORMER)
     others = {keys.queue, *(one.queue for one in elsewhere)}
-    with RunningFleet(**options) as first:
+    with RunningFleet(**quick) as first:
         wait_until(lambda: first.owned() == {there.queue, *others})
-        with silent(cluster, cluster.node_of(there.clock)), RunningFleet(**options) as later:
+        with silent(cluster, cluster.node_of(there.clock)), RunningFleet(**quick) as later:
             wait_until(lambda: bool(later.owned()), A_FEW * TIMEOUT_S)
             wait_until(lambda: later.state.facts()["redis_up"] is False)  # it tells that not all is well
             assert counted_in(client, keys, 2) > 0.7
@@ -170,12 +175,11 @@ def test_that_a_pause_is_over_comes_to_the_other_shards(
     cluster: Cluster,
     client: redis.Redis,
     keys: QueueKeys,
-    options: dict[str, Any],
+    quick: dict[str, Any],
     rows: psycopg.Connection[Any],
 ) -> None:
-    options["redis_url"] += f"?socket_timeout={TIMEOUT_S}"
     there, *elsewhere = divided_in_time(client, keys, FORMER)
-    with RunningFleet(**options) as fleet:
+    with RunningFleet(**quick) as fleet:
         wait_until(lambda: fleet.owned() == {one.queue for one in (keys, there, *elsewhere)})
         pause_all(client, keys, "a migration")
         for id, one in enumerate(elsewhere):
@@ -189,15 +193,14 @@ def test_a_node_that_falls_silent_within_a_look_holds_up_none_of_the_next_ones(
     cluster: Cluster,
     client: redis.Redis,
     keys: QueueKeys,
-    options: dict[str, Any],
+    quick: dict[str, Any],
     rows: psycopg.Connection[Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    options["redis_url"] += f"?socket_timeout={TIMEOUT_S}"
     there, *elsewhere = divided_in_time(client, keys, FORMER)
     others = {keys.queue, *(one.queue for one in elsewhere)}
     with (
-        RunningFleet(**options) as first,
+        RunningFleet(**quick) as first,
         hushable(cluster, cluster.node_of(there.clock)) as hush,
     ):
         wait_until(lambda: first.owned() == {there.queue, *others})
@@ -285,12 +288,12 @@ def test_the_queue_goes_on_without_a_break_while_its_worker_leaves_a_former_shar
     cluster: Cluster,
     client: redis.Redis,
     keys: QueueKeys,
-    options: dict[str, Any],
+    quick: dict[str, Any],
     rows: psycopg.Connection[Any],
 ) -> None:
     first, *_ = divided_in_time(client, keys, FORMER)
     divided_in_time(client, keys, 1)
-    with RunningFleet(**options | {"redis_url": f"{options['redis_url']}?socket_timeout=2"}) as fleet:
+    with RunningFleet(**quick) as fleet:
         fleet.fleet._former._add([FORMER])
         client.lpush(first.queue, json.dumps({"table": "rows", "id": 1, "data": {"v": 1}}))
         wait_until(lambda: fleet.owned() == {keys.queue, first.queue})
