@@ -184,6 +184,8 @@ def test_each_query_finds_something_in_a_real_prometheus(
         load.add(100)
         load.wait_until_done()
         wait_until(lambda: prometheus.query(f'writebehind_lease_held{{queue="{queue}"}} == 1'))
+        # By what is recorded, or there would be no change to be seen.
+        wait_until(lambda: prometheus.query(f'job_queue:writebehind_epoch:max{{queue="{queue}"}} > 0'))
         # Ends its connections: the queue is owned anew, which is what is tried again and marked.
         for client in load.redis.client_list():
             if client["cmd"].startswith("blmove"):
